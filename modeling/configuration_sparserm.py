@@ -1,0 +1,167 @@
+"""Configuration of a SparseRM reward model."""
+
+import copy
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from .backbone_sparserm import POOLINGS, REPRESENTATION_NORMS
+
+FEATURES = ("projection", "activation", "both")
+HEAD_TYPES = ("linear", "mlp")
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_sparserm.SparseRMConfig",
+    "AutoModel": "modeling_sparserm.SparseRMForSequenceClassification",
+    "AutoModelForSequenceClassification": "modeling_sparserm.SparseRMForSequenceClassification",
+}
+
+
+def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
+    """The fields in which transformers 4 looks for what transformers 5 keeps in `rope_parameters`.
+
+    Without them transformers 4 silently takes its own defaults, and every score of more than one token is wrong.
+
+    Args:
+        base: A base model's configuration as a dict.
+    """
+    rope = base.get("rope_parameters") or {}
+    local = rope.get("sliding_attention") or {}
+    rope = rope.get("full_attention", rope)
+    if "rope_theta" not in rope:
+        return {}
+    theta, fraction = rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    if base["model_type"] == "phi3":  # checks that exactly these three are there
+        scaling = {key: scaling[key] for key in ("rope_type", "short_factor", "long_factor") if key in scaling}
+        scaling["type"] = scaling.pop("rope_type", "default")
+    fields: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
+    if scaling.get("rope_type", scaling.get("type", "default")) == "default":
+        fields["rope_scaling"] = None
+    if "partial_rotary_factor" in rope:
+        fields["partial_rotary_factor"] = fraction
+    if base["model_type"] == "gpt_neox":
+        fields |= {"rotary_emb_base": theta, "rotary_pct": fraction}
+    if "rope_theta" in local:
+        fields["rope_local_base_freq"] = local["rope_theta"]
+    return fields
+
+
+class SparseRMConfig(PretrainedConfig):
+    """Everything that a SparseRM model is, but its weights.
+
+    Args:
+        base_config: Configuration of the base model, already cut after `layer`. Not named `text_config`: trainers
+            write `pad_token_id` through `get_text_config()`, and it must land here, at the top.
+        base_model_name_or_path: Hub id or folder of the base model.
+        base_model_revision: Commit of the base model on the Hub that the model was trained on.
+        layer: Decoder layers that are kept; the residual stream after the last of them is read.
+        pooling: `last`, `mean` or `response_mean`.
+        response_marker_ids: Token ids of the chat template's assistant header, for `response_mean`.
+        representation_norm: `rms` divides each token by its root mean square before pooling; `none` does not.
+        features: What is read of each selected latent: the `projection` of the representation on its decoder
+            direction, its pooled `activation`, or `both`.
+        latents: Ids, in the SAE, of the selected latents, those that fire more on chosen responses first.
+        latent_sides: For each selected latent, `chosen` or `rejected`: where it fires more.
+        latent_separations: For each selected latent, its share of chosen minus its share of rejected responses.
+        head_type: `linear` or `mlp`.
+        head_hidden_size: Width of the hidden layer of the `mlp` head.
+        sae: Shape of the embedded SAE: the arguments of `SparseAutoencoder`. None where it holds none.
+        sae_source: Where the SAE came from: source, release, sae_id, repo, revision, hook_name, neuronpedia_id.
+        reward_mean: Mean reward of the training responses.
+        reward_std: Standard deviation of the reward over the training responses.
+        reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is preferred.
+        steering: Factor for each steered latent, by its id as a string: the distance of its features from their
+            training mean is multiplied by it. 0 drops the latent.
+        slim: Whether the checkpoint leaves out the base model, to be loaded from `base_model_name_or_path`.
+
+    Raises:
+        ValueError: An unknown pooling, norm, kind of features or head.
+    """
+
+    model_type = "sparserm"
+    sub_configs = {"base_config": AutoConfig}
+    _auto_class = "AutoConfig"
+
+    def __init__(
+        self,
+        base_config: PretrainedConfig | dict[str, Any] | None = None,
+        base_model_name_or_path: str = "",
+        base_model_revision: str | None = None,
+        layer: int = 0,
+        pooling: str = "response_mean",
+        response_marker_ids: list[int] | None = None,
+        representation_norm: str = "rms",
+        features: str = "projection",
+        latents: list[int] | None = None,
+        latent_sides: list[str] | None = None,
+        latent_separations: list[float] | None = None,
+        head_type: str = "linear",
+        head_hidden_size: int = 512,
+        sae: dict[str, Any] | None = None,
+        sae_source: dict[str, Any] | None = None,
+        reward_mean: float = 0.0,
+        reward_std: float = 1.0,
+        reward_temperature: float = 1.0,
+        steering: dict[str, float] | None = None,
+        slim: bool = False,
+        **kwargs: Any,
+    ):
+        for value, known, what in (
+            (pooling, POOLINGS, "pooling"),
+            (representation_norm, REPRESENTATION_NORMS, "representation_norm"),
+            (features, FEATURES, "features"),
+            (head_type, HEAD_TYPES, "head_type"),
+        ):
+            if value not in known:
+                raise ValueError(f"{what} is {value!r}, but must be one of {', '.join(known)}.")
+        if isinstance(base_config, dict):
+            base_config = CONFIG_MAPPING[base_config["model_type"]](**base_config)
+        if base_config is not None:
+            # A copy: setting this configuration's attention implementation sets that of `base_config` too, and a
+            # running base model whose own configuration changed under it would mask its padding no longer.
+            base_config = copy.deepcopy(base_config)
+            for name in ("hidden_size", "vocab_size", "tie_word_embeddings", "max_position_embeddings"):
+                kwargs.setdefault(name, getattr(base_config, name, None))
+            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+                kwargs.setdefault(name, getattr(base_config, name, None))
+        kwargs.setdefault("num_labels", 1)
+        kwargs.setdefault("id2label", {0: "reward"})
+        kwargs.setdefault("label2id", {"reward": 0})
+        # Otherwise the text-classification pipeline puts the reward through a sigmoid.
+        kwargs.setdefault("problem_type", "regression")
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        self.base_config = base_config
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        self.layer = layer
+        self.pooling = pooling
+        self.response_marker_ids = response_marker_ids or []
+        self.representation_norm = representation_norm
+        self.features = features
+        self.latents = latents or []
+        self.latent_sides = latent_sides or []
+        self.latent_separations = latent_separations or []
+        self.head_type = head_type
+        self.head_hidden_size = head_hidden_size
+        self.sae = sae
+        self.sae_source = sae_source or {}
+        self.reward_mean = reward_mean
+        self.reward_std = reward_std
+        self.reward_temperature = reward_temperature
+        self.steering = steering or {}
+        self.slim = slim
+        super().__init__(**kwargs)
+
+    @property
+    def num_features(self) -> int:
+        """Number of features that the head reads: one or two for each selected latent."""
+        return len(self.latents) * (2 if self.features == "both" else 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as transformers 4 and 5 both read it."""
+        output = super().to_dict()
+        if isinstance(output.get("base_config"), dict):
+            output["base_config"] |= legacy_rope_fields(output["base_config"])
+            output["base_config"].pop("_name_or_path", None)  # a folder of the machine that it was trained on
+        return output

@@ -1,0 +1,270 @@
+"""The SparseRM reward model: frozen base model, embedded sparse autoencoder (SAE), reward head."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .autoencoder_sparserm import SparseAutoencoder
+from .backbone_sparserm import (
+    load_cut_base_model,
+    pool_activations,
+    pool_representations,
+    pooled_tokens,
+    remove_final_norm,
+    residual_stream,
+)
+from .configuration_sparserm import SparseRMConfig
+
+# What `from_pretrained` passes on to the base model of a slim checkpoint.
+BASE_LOADING_ARGUMENTS = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "force_download",
+    "local_files_only",
+    "max_memory",
+    "proxies",
+    "token",
+)
+
+
+def build_head(config: SparseRMConfig) -> nn.Module:
+    """The reward head, (B, num_features) to (B, 1)."""
+    if config.head_type == "linear":
+        return nn.Linear(config.num_features, 1)
+    return nn.Sequential(
+        nn.Linear(config.num_features, config.head_hidden_size), nn.ReLU(), nn.Linear(config.head_hidden_size, 1)
+    )
+
+
+class SparseRMForSequenceClassification(PreTrainedModel):
+    """A reward model that reads the features of a sparse autoencoder out of a frozen base model.
+
+    The method is SparseRM (AAAI 2026, arXiv 2511.07896). With the linear head the reward is exactly
+    `bias + sum of weight_i * feature_i` over the features of the selected latents.
+
+    Attributes:
+        model: The base model, cut after `config.layer` layers. Frozen, always in eval mode.
+        sae: The embedded SAE; None in a slim checkpoint that does not need it.
+        directions: (K, d_model) decoder directions of the selected latents.
+        feature_mean: (F,) mean of each feature over the training responses: what a text without any pooled token
+            gets, and what steering moves a feature towards.
+        score: The head.
+    """
+
+    config_class = SparseRMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _auto_class = "AutoModelForSequenceClassification"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["sae", "score", "directions", "feature_mean"]
+
+    def __init__(self, config: SparseRMConfig, base_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        if base_model is not None:
+            self.model = base_model
+        elif config.slim:
+            self.model = nn.Identity()  # `from_pretrained` puts the base model here
+        else:
+            self.model = remove_final_norm(AutoModel.from_config(config.base_config))
+        self._no_split_modules = list(getattr(self.model, "_no_split_modules", None) or [])
+        self.sae = SparseAutoencoder(**config.sae) if config.sae else None
+        self.register_buffer("directions", torch.zeros(len(config.latents), config.hidden_size or 0))
+        self.register_buffer("feature_mean", torch.zeros(config.num_features))
+        self.score = build_head(config)
+        self.post_init()
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Leave only the head trainable. `from_pretrained` makes everything it loads trainable."""
+        self.requires_grad_(False)
+        self.score.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "SparseRMForSequenceClassification":
+        """Set the head's mode; the base model stays in eval mode whatever is asked for."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base model's token embedding."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the base model's token embedding."""
+        self.model.set_input_embeddings(value)
+
+    def attention_mask_from_padding(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Which tokens (B, T) are text, told from the pad tokens at either end.
+
+        Raises:
+            ValueError: This cannot be told: there is no pad token, or it may itself begin or end a text.
+        """
+        pad = self.config.pad_token_id
+        if pad is None:
+            if input_ids.shape[0] == 1:
+                return torch.ones_like(input_ids)
+            raise ValueError("Padding cannot be told from text without a pad token: pass attention_mask.")
+        text = input_ids != pad
+        mask = (text.cumsum(-1) > 0) & (text.flip(-1).cumsum(-1).flip(-1) > 0)
+        eos = self.config.eos_token_id
+        if pad in (eos if isinstance(eos, list) else [eos, self.config.bos_token_id]) and not mask.all():
+            raise ValueError(
+                f"The pad token ({pad}) is also the end-of-text or begin-of-text token, so that padding cannot be "
+                "told from text: pass attention_mask."
+            )
+        return mask.long()
+
+    def extract_features(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the head reads: (B, F) float32, one or two features for each selected latent.
+
+        With `features="both"` all projections come first, then all activations.
+        """
+        if attention_mask is None:
+            if input_ids is None:
+                raise ValueError("With inputs_embeds padding cannot be told from text: pass attention_mask.")
+            attention_mask = self.attention_mask_from_padding(input_ids)
+        hidden = residual_stream(self.model, input_ids, attention_mask, inputs_embeds)  # (B, T, d_model)
+        pooled = pooled_tokens(input_ids, attention_mask, self.config.pooling, self.config.response_marker_ids)
+        pooled = pooled.to(hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):  # it would round the projections to bfloat16
+            z = pool_representations(hidden, pooled, self.config.representation_norm)
+            activations = None if self.config.features == "projection" else self._activations(hidden, pooled)
+            return self.combine_features(z, activations, pooled.any(-1, keepdim=True))
+
+    def _activations(self, hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """Pooled activations (B, K) of the selected latents."""
+        if self.config.slim:
+            return pool_activations(hidden, pooled, self.sae)
+        if self.sae.elementwise:
+            return pool_activations(hidden, pooled, self.sae.keep(self.config.latents))
+        return pool_activations(hidden, pooled, self.sae)[:, self.config.latents]
+
+    def combine_features(
+        self, z: torch.Tensor, activations: torch.Tensor | None, has_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Representations to what the head reads, steered.
+
+        Args:
+            z: (B, d_model) pooled representations, in float32.
+            activations: (B, K) pooled activations of the selected latents; None where the head reads none.
+            has_tokens: (B, 1) bool: whether any token was pooled.
+        """
+        features = [] if self.config.features == "activation" else [z @ self.directions.to(z).T]
+        if activations is not None:
+            features.append(activations)
+        raw = torch.cat(features, dim=-1)  # (B, F)
+        mean = self.feature_mean.to(raw)
+        if self.config.steering:
+            factors = [self.config.steering.get(str(latent), 1.0) for latent in self.config.latents]
+            raw = mean + raw.new_tensor(factors * len(features)) * (raw - mean)
+        return torch.where(has_tokens, raw, mean)
+
+    def reward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, F) features to (B, 1) rewards, in float32 under any autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.score(features.to(next(self.score.parameters()).dtype)).float()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **ignored: Any,
+    ) -> SequenceClassifierOutput:
+        """Score sequences.
+
+        Args:
+            input_ids: (B, T) token ids.
+            attention_mask: (B, T), nonzero where a token is text. Where it is left out, pad tokens at either end
+                are taken for padding.
+            inputs_embeds: (B, T, d_model), instead of `input_ids`.
+            ignored: What trainers pass besides: `position_ids` (always counted from the mask), `labels`,
+                `use_cache`, `return_dict` and the like.
+
+        Returns:
+            `logits` of shape (B, 1): the rewards, in float32 under any autocast.
+
+        Raises:
+            ValueError: No mask where padding cannot be told from text.
+        """
+        features = self.extract_features(input_ids, attention_mask, inputs_embeds)
+        return SequenceClassifierOutput(logits=self.reward(features))
+
+    def to_slim(self) -> "SparseRMForSequenceClassification":
+        """The same model as a slim one: its checkpoint holds the head and the selected latents' rows only.
+
+        Raises:
+            ValueError: The features are activations of a TopK SAE, which need every latent's encoder.
+        """
+        if self.config.slim:
+            return self
+        config = copy.deepcopy(self.config)
+        config.slim = True
+        sae = self.sae.keep(config.latents) if config.features != "projection" else None
+        config.sae = sae.spec() if sae else None
+        slim = SparseRMForSequenceClassification(config, base_model=self.model)
+        slim.sae = sae
+        slim.directions = self.directions
+        slim.feature_mean = self.feature_mean
+        slim.score = self.score
+        return slim.eval()
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save the checkpoint with its code; a slim model leaves the base model out."""
+        if self.config.slim and kwargs.get("state_dict") is None:
+            state = self.state_dict()
+            kwargs["state_dict"] = {name: value for name, value in state.items() if not name.startswith("model.")}
+        super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint, self-contained or slim, as any transformers model is loaded.
+
+        Raises:
+            ValueError: The checkpoint lacks some of its weights.
+            OSError: The base model of a slim checkpoint cannot be found.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        for_base = {name: kwargs[name] for name in BASE_LOADING_ARGUMENTS if name in kwargs}
+        for_base["dtype"] = kwargs.get("dtype", kwargs.get("torch_dtype", "auto"))
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ValueError(
+                f"The checkpoint {str(pretrained_model_name_or_path)!r} lacks {len(missing)} of its tensors, among "
+                f"them {missing[0]!r}: it is incomplete, save or download it anew."
+            )
+        if model.config.slim:
+            model.model = cls._load_base_model(model.config, for_base)
+            model._no_split_modules = list(model.model._no_split_modules or [])
+        model.freeze()
+        model.eval()
+        return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _load_base_model(config: SparseRMConfig, arguments: dict[str, Any]) -> PreTrainedModel:
+        name = config.base_model_name_or_path
+        try:
+            return load_cut_base_model(name, config.layer, revision=config.base_model_revision, **arguments)
+        except OSError as error:
+            raise OSError(
+                f"This checkpoint is slim: it needs its base model {name!r} (revision "
+                f"{config.base_model_revision or 'not pinned'}), which cannot be loaded. Name where it is now with "
+                "from_pretrained(..., base_model_name_or_path=...)."
+            ) from error

@@ -1,0 +1,80 @@
+"""Base models: from the Hub, a folder, or a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from .checkpoints import replacing_folder, save_tokenizer
+from .errors import SparseRMError
+
+logger = logging.getLogger(__name__)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a base model is named by a GGUF file."""
+    return name.endswith(".gguf")
+
+
+def materialise_gguf(path: Path, cache_dir: Path) -> str:
+    """Unpack a GGUF file, once, into an ordinary model folder in the cache, in bfloat16.
+
+    Args:
+        path: The GGUF file.
+        cache_dir: The folder is made here, named after the file and its size.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SparseRMError: The file is missing, or the package `gguf` is.
+    """
+    if not path.is_file():
+        raise SparseRMError(f"There is no GGUF file {path}.")
+    folder = cache_dir / "base_models" / f"{path.stem}-{path.stat().st_size}"
+    if (folder / "config.json").is_file():
+        return str(folder)
+    logger.info("Unpacking %s into %s", path, folder)
+    kwargs = {"gguf_file": path.name, "dtype": torch.bfloat16}
+    try:
+        try:  # transformers 5 keeps the weights packed unless told otherwise; transformers 4 knows no other way
+            from transformers.utils.quantization_config import GgufConfig
+
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, quantization_config=GgufConfig(dequantize=True), **kwargs
+            )
+        except ImportError:
+            model = AutoModelForCausalLM.from_pretrained(path.parent, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except ImportError as error:
+        raise SparseRMError(f"{path} is read with the package gguf: pip install 'sparserm-hf[demo]'.") from error
+    # Unpacked by now, but still marked as quantised, which saving would refuse.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with replacing_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
+    return str(folder)
+
+
+def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
+    """Load a base model, in the type it was published in.
+
+    Raises:
+        SparseRMError: It cannot be found or loaded.
+    """
+    config = Path(name) / "config.json"
+    if Path(name).exists() and not config.is_file():
+        raise SparseRMError(f"{name!r} is not a model folder: it has no config.json.")
+    if config.is_file() and "model_type" not in json.loads(config.read_text()):
+        raise SparseRMError(f"{name!r} is not a model folder: its config.json names no model_type.")
+    try:
+        return AutoModel.from_pretrained(name, revision=revision, dtype="auto")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason}") from error

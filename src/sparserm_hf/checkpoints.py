@@ -1,0 +1,73 @@
+"""A checkpoint folder: may it be written to, the tokenizer that goes into it, all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from .errors import SparseRMError
+
+
+def check_output_dir(folder: Path) -> None:
+    """Raise a `SparseRMError` unless a checkpoint may be written to the folder: it is new, empty, or holds a SparseRM."""
+    if folder.is_file():
+        raise SparseRMError(f"The output folder {str(folder)!r} is a file; name a folder.")
+    config = folder / "config.json"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        is_ours = json.loads(config.read_text()).get("model_type") == "sparserm"
+    except (OSError, ValueError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        raise SparseRMError(
+            f"The output folder {str(folder)!r} holds something else than a SparseRM model; name a new one or empty it."
+        )
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; when the block ends well, its files take the place of those there.
+
+    A block that fails leaves `folder` as it was. Files of other names stay, but for weights of an earlier checkpoint.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if not folder.exists():
+            temporary.rename(folder)
+            return
+        new = {file.name for file in temporary.iterdir()}
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+        for file in folder.iterdir():
+            if ".safetensors" in file.suffixes and file.name not in new:
+                file.unlink()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer so that transformers 4 reads it too.
+
+    transformers 5 names the class `TokenizersBackend` and keeps additional special tokens in a list, neither of which
+    transformers 4 understands; it understands what is written here, and so does transformers 5.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for name in ("is_local", "local_files_only", "name_or_path"):  # of the machine that it was saved on
+        config.pop(name, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n")

@@ -1,0 +1,36 @@
+"""Accuracy and margins of rewards on preference pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from ..head import pair_accuracy
+
+
+@dataclass(frozen=True)
+class PairMetrics:
+    """What rewards do on N pairs.
+
+    Attributes:
+        pairs: N.
+        accuracy: Share of pairs whose chosen response has the higher reward; a tie counts one half.
+        low: Lower end of the accuracy's 95% interval (Wilson).
+        high: Upper end.
+        margin: Mean reward difference, chosen minus rejected.
+    """
+
+    pairs: int
+    accuracy: float
+    low: float
+    high: float
+    margin: float
+
+
+def pair_metrics(margins: np.ndarray) -> PairMetrics:
+    """Measure (N,) reward differences, chosen minus rejected."""
+    accuracy = pair_accuracy(margins)
+    interval = binomtest(round(accuracy * len(margins)), len(margins)).proportion_ci(method="wilson")
+    return PairMetrics(len(margins), accuracy, interval.low, interval.high, float(margins.mean()))

@@ -1,0 +1,270 @@
+"""The reward head: fitted to preference pairs, regularised by cross-validation inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from .errors import SparseRMError
+
+LOSSES = ("margin", "bradley_terry", "bce")
+# From strong to weak. The features are standardised and the loss is a mean over pairs, so that the same values fit
+# any number of pairs.
+L2_PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """Features of N preference pairs: both (N, F)."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+    def rows(self, index: np.ndarray) -> PairFeatures:
+        """Some of the pairs."""
+        return PairFeatures(self.chosen[index], self.rejected[index])
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a head is fitted to.
+
+    Attributes:
+        loss: With d the reward difference and m the pair's margin: `margin` is max(0, gamma + m - d),
+            `bradley_terry` is -log sigmoid(d - m), `bce` the cross-entropy of telling chosen from rejected
+            responses one by one.
+        gamma: The margin that every pair must keep, for `margin`.
+        margins: (N,) margin of each pair on top of it, in units of reward.
+    """
+
+    loss: str
+    gamma: float
+    margins: np.ndarray
+
+    def rows(self, index: np.ndarray) -> Objective:
+        """The objective for some of the pairs."""
+        return replace(self, margins=self.margins[index])
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head on raw, unstandardised features: one affine layer, or two with a ReLU between them.
+
+    Attributes:
+        layers: (weight, bias) of each layer; the last has one output.
+        l2: Chosen L2 penalty of a linear head.
+        validation_accuracy: Accuracy on the pairs held out while the penalty (linear) or the number of epochs (MLP)
+            was chosen.
+    """
+
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    l2: float | None
+    validation_accuracy: float | None
+
+    def rewards(self, features: np.ndarray) -> np.ndarray:
+        """(N, F) features to (N,) rewards."""
+        x = features
+        for i, (weight, bias) in enumerate(self.layers):
+            x = (np.maximum(x, 0.0) if i else x) @ weight.T + bias
+        return x[:, 0]
+
+
+def pair_accuracy(margins: np.ndarray) -> float:
+    """Share of pairs whose reward difference is positive; a tie counts one half."""
+    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))
+
+
+def _standardization(features: PairFeatures) -> tuple[np.ndarray, np.ndarray]:
+    both = np.concatenate([features.chosen, features.rejected])
+    deviation = both.std(0)
+    # A feature that never changes carries nothing; its weight becomes zero, not a division by zero.
+    return both.mean(0), np.where(deviation > 1e-8, deviation, np.inf)
+
+
+def _fit_margin(differences: np.ndarray, thresholds: np.ndarray, l2: float, start: np.ndarray | None) -> np.ndarray:
+    """Minimise mean(max(0, thresholds - D w)) + l2/2 |w|^2 through its dual, a quadratic inside a box.
+
+    With one a_i in [0, 1/N] a pair, w = D^T a / l2 and the dual maximises a.thresholds - l2/2 |w|^2.
+    """
+    n = len(differences)
+
+    def dual(a: np.ndarray) -> tuple[float, np.ndarray]:
+        w = differences.T @ a / l2
+        return 0.5 * l2 * w @ w - thresholds @ a, differences @ w - thresholds
+
+    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-14, "gtol": 1e-7, "maxcor": 20}
+    start = np.zeros(n) if start is None else start
+    return minimize(dual, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0 / n)] * n, options=options).x
+
+
+def _fit_logistic(signed: np.ndarray, offsets: np.ndarray, l2: float, penalised: np.ndarray, start: np.ndarray | None) -> np.ndarray:
+    """Minimise mean(log(1 + exp(offsets - X w))) + l2/2 |w|^2 over the penalised entries of w."""
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        z = signed @ w - offsets
+        shrunk = l2 * penalised * w
+        return np.logaddexp(0.0, -z).mean() + 0.5 * w @ shrunk, shrunk - expit(-z) @ signed / len(z)
+
+    start = np.zeros(signed.shape[1]) if start is None else start
+    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-14, "gtol": 1e-7, "maxcor": 20}
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+
+
+def fit_linear_path(features: PairFeatures, objective: Objective, penalties: tuple[float, ...]) -> list[FittedHead]:
+    """Fit a linear head to convergence for each L2 penalty, each fit starting where the last one ended.
+
+    The bias makes the mean reward of the training responses zero, but for `bce`, which has a bias of its own.
+
+    Args:
+        features: (N, F) raw features of the pairs.
+        objective: Loss and margins.
+        penalties: From strong to weak.
+    """
+    mean, deviation = _standardization(features)
+    chosen, rejected = (features.chosen - mean) / deviation, (features.rejected - mean) / deviation
+    heads, start = [], None
+    for l2 in penalties:
+        bias = 0.0
+        if objective.loss == "margin":
+            start = _fit_margin(chosen - rejected, objective.gamma + objective.margins, l2, start)
+            w = (chosen - rejected).T @ start / l2
+        elif objective.loss == "bradley_terry":
+            start = w = _fit_logistic(chosen - rejected, objective.margins, l2, np.ones(chosen.shape[1]), start)
+        else:
+            ones = np.ones((len(chosen), 1))
+            signed = np.block([[chosen, ones], [-rejected, -ones]])
+            penalised = np.append(np.ones(chosen.shape[1]), 0.0)
+            start = _fit_logistic(signed, np.zeros(len(signed)), l2, penalised, start)
+            w, bias = start[:-1], start[-1]
+        weight = w / deviation
+        heads.append(FittedHead(((weight[None, :], np.array([bias - weight @ mean])),), l2, None))
+    return heads
+
+
+def group_folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """A fold number for each pair; the pairs of one prompt share it, so that none is judged on a prompt it has seen."""
+    names, prompt = np.unique(groups, return_inverse=True)
+    return np.random.default_rng(seed).permutation(len(names))[prompt] % folds
+
+
+def fit_linear_head(
+    features_for: Callable[[np.ndarray], PairFeatures],
+    objective: Objective,
+    groups: np.ndarray,
+    seed: int,
+    folds: int = 5,
+) -> FittedHead:
+    """Fit a linear head whose L2 penalty is chosen by cross-validation inside the training pairs.
+
+    The penalty with the best accuracy over all held-out pairs wins; ties go to the stronger one.
+
+    Args:
+        features_for: From the numbers of the pairs that may be looked at to the features of all N pairs. Called once
+            a fold and once for all, so that whatever it selects is selected inside each fold.
+        objective: Loss and margins of all N pairs.
+        groups: (N,) number of each pair's prompt.
+        seed: For the folds.
+        folds: Number of folds; fewer where there are fewer prompts.
+    """
+    everything = np.arange(len(groups))
+    folds = min(folds, len(np.unique(groups)))
+    penalties, accuracy = L2_PENALTIES, None
+    if folds > 1:
+        fold_of = group_folds(groups, folds, seed)
+        correct = np.zeros(len(L2_PENALTIES))
+        for fold in range(folds):
+            train, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+            features = features_for(train)
+            test = features.rows(held_out)
+            for i, head in enumerate(fit_linear_path(features.rows(train), objective.rows(train), L2_PENALTIES)):
+                margins = head.rewards(test.chosen) - head.rewards(test.rejected)
+                correct[i] += pair_accuracy(margins) * len(held_out)
+        best = int(np.argmax(correct))
+        accuracy = float(correct[best] / len(groups))
+        penalties = L2_PENALTIES[: best + 1]
+    head = fit_linear_path(features_for(everything), objective, penalties)[-1]
+    return replace(head, validation_accuracy=accuracy)
+
+
+def fit_mlp_head(
+    features: PairFeatures,
+    objective: Objective,
+    groups: np.ndarray,
+    seed: int,
+    hidden_size: int = 512,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.1,
+    batch_size: int = 64,
+    max_epochs: int = 100,
+    patience: int = 10,
+) -> FittedHead:
+    """Fit an MLP with one hidden layer by AdamW, stopped early on a fifth of the prompts that it does not train on.
+
+    Args:
+        features: (N, F) raw features of the pairs.
+        objective: Loss and margins.
+        groups: (N,) number of each pair's prompt.
+        seed: For the weights, the order of the batches and the held-out prompts.
+        hidden_size: Width of the hidden layer.
+        learning_rate: AdamW's.
+        weight_decay: AdamW's.
+        batch_size: Pairs a step.
+        max_epochs: Most passes over the pairs.
+        patience: Passes without a better held-out loss before it stops.
+
+    Raises:
+        SparseRMError: All pairs have the same prompt, so that none can be held out.
+    """
+    fold_of = group_folds(groups, 5, seed)
+    train, held_out = np.flatnonzero(fold_of != 0), np.flatnonzero(fold_of == 0)
+    if not len(train):
+        raise SparseRMError("The MLP head holds some prompts out to know when to stop, but all pairs share one prompt.")
+    mean, deviation = _standardization(features.rows(train))
+    x = torch.from_numpy(np.stack([features.chosen, features.rejected]) - mean) / torch.from_numpy(deviation)
+    x = x.float()  # (2, N, F)
+    margins = torch.from_numpy(objective.margins).float()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(
+            torch.nn.Linear(x.shape[-1], hidden_size), torch.nn.ReLU(), torch.nn.Linear(hidden_size, 1)
+        )
+    optimizer = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=weight_decay)
+
+    def loss_of(index: torch.Tensor | np.ndarray) -> torch.Tensor:
+        rewards = net(x[:, index])[..., 0]  # (2, n)
+        return pair_loss(rewards[0], rewards[1], margins[index], objective)
+
+    best, best_loss, waited = {}, float("inf"), 0
+    for _ in range(max_epochs):
+        for step in torch.from_numpy(train)[torch.randperm(len(train), generator=generator)].split(batch_size):
+            optimizer.zero_grad()
+            loss_of(step).backward()
+            optimizer.step()
+        with torch.no_grad():
+            held_out_loss = loss_of(held_out).item()
+        waited += 1
+        if held_out_loss < best_loss:
+            best, best_loss, waited = {k: v.clone() for k, v in net.state_dict().items()}, held_out_loss, 0
+        if waited >= patience:
+            break
+    weights = {name: value.double().numpy() for name, value in best.items()}
+    first = weights["0.weight"] / deviation
+    layers = ((first, weights["0.bias"] - first @ mean), (weights["2.weight"], weights["2.bias"]))
+    head = FittedHead(layers, None, None)
+    test = features.rows(held_out)
+    return replace(head, validation_accuracy=pair_accuracy(head.rewards(test.chosen) - head.rewards(test.rejected)))
+
+
+def pair_loss(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """Mean loss of rewards (n,) and (n,), see `Objective`."""
+    if objective.loss == "margin":
+        return torch.relu(objective.gamma + margins - (chosen - rejected)).mean()
+    if objective.loss == "bradley_terry":
+        return -torch.nn.functional.logsigmoid(chosen - rejected - margins).mean()
+    return -torch.nn.functional.logsigmoid(torch.cat([chosen, -rejected])).mean()

@@ -1,0 +1,58 @@
+"""Which latents tell chosen from rejected responses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from .errors import SparseRMError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected latents.
+
+    Attributes:
+        latents: (2K,) ids: the K that fire more on chosen responses, largest separation first, then the K that fire
+            more on rejected ones, largest separation last.
+        separations: (2K,) for each, share of chosen minus share of rejected responses on which it fires.
+    """
+
+    latents: np.ndarray
+    separations: np.ndarray
+
+    @property
+    def sides(self) -> list[str]:
+        """`chosen` or `rejected` for each latent: where it fires more."""
+        half = len(self.latents) // 2
+        return ["chosen"] * half + ["rejected"] * half
+
+
+def select_latents(chosen: sparse.csr_matrix, rejected: sparse.csr_matrix, k: int) -> Selection:
+    """Select the K latents with the largest mu_w - mu_l and the K with the largest mu_l - mu_w.
+
+    mu_w is the share of chosen responses on which a latent fires, mu_l that of rejected ones (arXiv 2511.07896).
+    Latents that never fire cannot be selected; ties go to the latent with the smaller id.
+
+    Args:
+        chosen: (N, d_sae) activations of the chosen responses.
+        rejected: (N, d_sae) activations of the rejected responses.
+        k: Latents to select on either side.
+
+    Raises:
+        SparseRMError: Fewer than 2K latents fire at all.
+    """
+    mu_w = chosen.getnnz(axis=0) / chosen.shape[0]  # (d_sae,)
+    mu_l = rejected.getnnz(axis=0) / rejected.shape[0]
+    live = np.flatnonzero(mu_w + mu_l)
+    if k < 1 or 2 * k > len(live):
+        raise SparseRMError(
+            f"K = {k} asks for {2 * k} latents, but {len(live)} of the SAE's {chosen.shape[1]} fire on these pairs: "
+            f"choose K between 1 and {len(live) // 2}."
+        )
+    separation = (mu_w - mu_l)[live]
+    order = np.argsort(-separation, kind="stable")
+    picked = np.concatenate([order[:k], order[len(order) - k :]])
+    return Selection(live[picked], separation[picked])

@@ -1,0 +1,456 @@
+"""The method as one recipe: preference pairs, a base model and an SAE in, a reward model out."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from datasets import Dataset
+from huggingface_hub import HfApi
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .base_models import is_gguf, load_base_model, materialise_gguf
+from .checkpoints import check_output_dir, replacing_folder, save_tokenizer
+from .errors import SparseRMError
+from .evaluation.controls import Control, ControlInputs, fit_controls, random_directions, save_controls
+from .evaluation.metrics import PairMetrics, pair_metrics
+from .head import LOSSES, FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
+from .hub_cards.render import render_model_card
+from .modeling.backbone_sparserm import POOLINGS, REPRESENTATION_NORMS, cut_base_model
+from .modeling.configuration_sparserm import FEATURES, HEAD_TYPES, SparseRMConfig
+from .modeling.modeling_sparserm import SparseRMForSequenceClassification
+from .preferences import TokenizedPreferences, assistant_header_ids, prepare_tokenizer, tokenize_preferences
+from .representations import (
+    Pooling,
+    Representations,
+    collect_representations,
+    default_cache_dir,
+    preferred_dtype,
+)
+from .sae.formats import LoadedSAE, load_sae
+from .sae.presets import default_sae
+from .selection import Selection, select_latents
+
+logger = logging.getLogger(__name__)
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class SparseRMTrainingConfig:
+    """Everything that decides what model comes out. Each option is described once, in its `help`."""
+
+    output_dir: str = field(metadata={"help": "Folder that the model is written to."})
+    layer: int | None = _option(None, "Decoder layers of the base model to keep; by default where the SAE reads.")
+    pooling: Literal["response_mean", "mean", "last"] = _option(
+        "response_mean", "Tokens that are averaged: those of the response, all, or the last one alone."
+    )
+    representation_norm: Literal["rms", "none"] = _option(
+        "rms", "Divide each token by its root mean square before pooling, or take it as it is."
+    )
+    features: Literal["projection", "activation", "both"] = _option(
+        "projection", "What is read of each selected latent: projection on its decoder direction, activation, or both."
+    )
+    k: int = _option(128, "Latents selected on either side: K that fire more on chosen, K on rejected responses.")
+    head_type: Literal["linear", "mlp"] = _option("linear", "Head: linear, which is explained exactly, or an MLP.")
+    head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
+    loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss that the head is fitted with.")
+    gamma: float = _option(1.0, "Margin that every pair must keep, for the margin loss.")
+    max_length: int = _option(1024, "Most tokens of a text; longer pairs lose the start of their prompt.")
+    dtype: Literal["auto", "bfloat16", "float32"] = _option(
+        "auto", "Type the base model runs in: auto is bfloat16 where the hardware multiplies it, else float32."
+    )
+    cache_dir: str | None = _option(None, "Where representations are kept; by default sparserm in HF_HOME.")
+    controls: bool = _option(True, "Fit the controls too: dense representation, random directions, activations, length.")
+    slim: bool = _option(False, "Save the head and the selected latents only; the base model is loaded by its id.")
+    seed: int = _option(42, "Seed of all that is random.")
+    report_to: str = _option("none", "Trackers that get the metrics, separated by commas: wandb, tensorboard, ...")
+    push_to_hub: bool = _option(False, "Push the saved model to the Hub.")
+    hub_model_id: str | None = _option(None, "Repository on the Hub; by default the name of the output folder.")
+    hub_private_repo: bool = _option(False, "Make the repository private.")
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("pooling", POOLINGS),
+            ("representation_norm", REPRESENTATION_NORMS),
+            ("features", FEATURES),
+            ("head_type", HEAD_TYPES),
+            ("loss", LOSSES),
+            ("dtype", ("auto", "bfloat16", "float32")),
+        ):
+            if getattr(self, name) not in known:
+                raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
+        for name, least in (("k", 1), ("head_hidden_size", 1), ("max_length", 8), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+        if self.loss == "margin" and not self.gamma > 0:
+            raise SparseRMError(f"gamma is {self.gamma}, but must be above 0, or every head without weights is perfect.")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The reward model and its controls on the same pairs.
+
+    Attributes:
+        margins: (N,) reward differences by row name; the reward model's own row is `SparseRM`.
+    """
+
+    margins: dict[str, np.ndarray]
+
+    @property
+    def metrics(self) -> dict[str, PairMetrics]:
+        """Accuracy, interval and margin by row name."""
+        return {name: pair_metrics(margins) for name, margins in self.margins.items()}
+
+
+def evaluate_representations(
+    model: SparseRMForSequenceClassification,
+    controls: list[Control],
+    representations: Representations,
+    pairs: TokenizedPreferences,
+    latents: np.ndarray,
+) -> Evaluation:
+    """Score represented pairs with the model's own head, and with its controls.
+
+    Args:
+        model: The reward model.
+        controls: Its controls; those that read activations are left out where the representations hold none.
+        representations: Of `pairs.texts`.
+        pairs: The pairs.
+        latents: (2K,) columns of the selected latents in the representations' activations.
+    """
+    device = model.directions.device
+    z = torch.from_numpy(representations.pooled).to(device)
+    activations = None
+    if model.config.features != "projection":
+        activations = torch.from_numpy(representations.activations[:, latents].toarray()).to(device)
+    with torch.inference_mode():
+        features = model.combine_features(z, activations, (z != 0).any(-1, keepdim=True))
+        rewards = {"SparseRM": model.reward(features)[:, 0].double().cpu().numpy()}
+    lengths = np.array([len(text) for text in pairs.texts])
+    inputs = ControlInputs(representations, lengths, latents, model.directions.double().cpu().numpy())
+    for control in controls:
+        if control.reads != "activation" or representations.activations.shape[1]:
+            rewards[control.name] = control.head.rewards(inputs.read(control.reads))
+    return Evaluation({name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()})
+
+
+class SparseRMTrainer:
+    """Train a SparseRM reward model.
+
+    Args:
+        model: The base model: a Hub id, a folder, a GGUF file, or a transformers model (which is copied, not changed).
+        sae: The SAE: anything `load_sae` takes, or a `LoadedSAE`. By default the one that fits the base model.
+        args: The settings; by default the model goes to a folder named after the base model.
+        train_dataset: Preference pairs in any of TRL's formats.
+        eval_dataset: Preference pairs to evaluate on.
+        processing_class: The tokenizer; by default the base model's.
+        revision: Revision of the base model on the Hub; the commit is recorded whatever is given.
+
+    Raises:
+        SparseRMError: Something given is wrong. Nothing is written.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        sae: str | LoadedSAE | None = None,
+        args: SparseRMTrainingConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+    ):
+        self.base_name = model if isinstance(model, str) else model.config._name_or_path
+        self.args = args or SparseRMTrainingConfig(f"{Path(self.base_name).name}-SparseRM")
+        check_output_dir(Path(self.args.output_dir))
+        if train_dataset is None:
+            raise SparseRMError("train_dataset is missing: pass preference pairs, see load_preferences.")
+        self.state = PartialState()
+        if is_gguf(self.base_name):
+            with self.state.main_process_first():
+                self.base_name = materialise_gguf(Path(self.base_name), default_cache_dir())
+        base = load_base_model(self.base_name, revision) if isinstance(model, str) else copy.deepcopy(model)
+        text_config = base.config.get_text_config()
+        self.base_revision = getattr(base.config, "_commit_hash", None)
+        self.sae = sae if isinstance(sae, LoadedSAE) else load_sae(sae or default_sae(text_config, self.base_name))
+        self._check_fit(text_config.hidden_size, text_config.num_hidden_layers)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(self.base_name, revision=self.base_revision)
+        self.processing_class = prepare_tokenizer(tokenizer)
+        self.how = self._pooling()
+        self.train_pairs = self._tokenize(train_dataset, "training")
+        self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
+        self.base_model = cut_base_model(base, self.layer).eval().requires_grad_(False)
+        self.model: SparseRMForSequenceClassification | None = None
+        self.controls: list[Control] = []
+        self.metrics: dict[str, float] = {}
+
+    def _check_fit(self, hidden_size: int, depth: int) -> None:
+        """Set `self.layer`, and refuse an SAE that cannot belong to the base model."""
+        d_in = self.sae.autoencoder.d_in
+        if d_in != hidden_size:
+            raise SparseRMError(
+                f"The SAE reads {d_in} numbers a token, but the residual stream of {self.base_name!r} has "
+                f"{hidden_size}: it belongs to another base model."
+            )
+        layer = self.args.layer if self.args.layer is not None else self.sae.layer
+        if layer is None:
+            raise SparseRMError("The SAE does not say which layer it was trained on: name it with --layer.")
+        if self.sae.layer not in (None, layer):
+            raise SparseRMError(
+                f"--layer {layer} does not fit the SAE, which was trained on {self.sae.source['hook_name']}, that is "
+                f"layer {self.sae.layer}: leave --layer out or take another SAE."
+            )
+        if not 1 <= layer <= depth:
+            raise SparseRMError(f"Layer {layer} is out of range: {self.base_name!r} has layers 1 to {depth}.")
+        self.layer = layer
+
+    def _pooling(self) -> Pooling:
+        marker = assistant_header_ids(self.processing_class)
+        if self.args.pooling == "response_mean" and not marker:
+            raise SparseRMError(
+                "The chat template puts no tokens of its own before an answer, so that the response cannot be told "
+                "from the prompt: use --pooling mean or last."
+            )
+        return Pooling(self.args.pooling, self.args.representation_norm, marker)
+
+    def _tokenize(self, dataset: Dataset, what: str) -> TokenizedPreferences:
+        pairs = tokenize_preferences(dataset, self.processing_class, self.args.max_length)
+        if self.state.is_main_process:
+            logger.info("%s data: %s", what.capitalize(), pairs.summary())
+        return pairs
+
+    def train(self) -> dict[str, float]:
+        """Run the recipe; `self.model` is the reward model from then on.
+
+        Returns:
+            Seconds of each stage, accuracy on the pairs that were held out while the head was fitted, and, with an
+            evaluation set, the metrics of `evaluate`.
+
+        Raises:
+            SparseRMError: Too few pairs or live latents.
+        """
+        started = time.perf_counter()
+        if len(self.train_pairs) < 2:
+            raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
+        representations = self.represent(self.train_pairs)
+        represented = time.perf_counter()
+        head = self.fit_head("reward model")
+        selection = self.select(np.arange(len(self.train_pairs)))
+        self.model = self.assemble(selection, head)
+        if self.args.controls:
+            self.controls = fit_controls(
+                self.fit_head,
+                self.args.features,
+                representations.pooled.shape[1],
+                len(selection.latents),
+                self.args.seed,
+            )
+        fitted = time.perf_counter()
+        self.metrics = {
+            "train_pairs": len(self.train_pairs),
+            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "base_parameters": sum(p.numel() for p in self.base_model.parameters()),
+            "representation_seconds": represented - started,
+            "fit_seconds": fitted - represented,
+        }
+        if head.validation_accuracy is not None:
+            self.metrics["validation_accuracy"] = head.validation_accuracy
+        if self.eval_pairs is not None:
+            self.metrics |= flat_metrics(self.evaluate())
+        self._report()
+        return self.metrics
+
+    def evaluate(self, eval_dataset: Dataset | None = None) -> Evaluation:
+        """Evaluate the trained model and its controls.
+
+        Args:
+            eval_dataset: Preference pairs; by default the evaluation set given before.
+
+        Raises:
+            SparseRMError: Nothing is trained yet, or there are no pairs.
+        """
+        if self.model is None:
+            raise SparseRMError("There is no model to evaluate yet: call train() first.")
+        pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
+        if pairs is None:
+            raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
+        latents = np.array(self.model.config.latents)
+        return evaluate_representations(self.model, self.controls, self.represent(pairs), pairs, latents)
+
+    def represent(self, pairs: TokenizedPreferences) -> Representations:
+        """Representations of the texts of some pairs, from the cache where they are there."""
+        if pairs is self.train_pairs:
+            return self._train_representations
+        return self._collect(pairs)
+
+    @cached_property
+    def _train_representations(self) -> Representations:
+        return self._collect(self.train_pairs)
+
+    def _collect(self, pairs: TokenizedPreferences) -> Representations:
+        sae = self.sae.autoencoder.to(self.state.device)
+        cache = Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
+        return collect_representations(self._running_base_model, sae, pairs.texts, self.how, cache)
+
+    @cached_property
+    def _running_base_model(self) -> PreTrainedModel:
+        """The base model in the type it runs fastest in; a copy where that is not its own, which is what is saved."""
+        device = self.state.device
+        dtype = preferred_dtype(device) if self.args.dtype == "auto" else getattr(torch, self.args.dtype)
+        base_model = self.base_model.to(device)
+        return base_model if base_model.dtype == dtype else copy.deepcopy(base_model).to(dtype)
+
+    def select(self, train: np.ndarray) -> Selection:
+        """Select latents by some of the training pairs, named by their numbers."""
+        activations = self._train_representations.activations
+        chosen, rejected = np.array(self.train_pairs.chosen), np.array(self.train_pairs.rejected)
+        return select_latents(activations[chosen[train]], activations[rejected[train]], self.args.k)
+
+    def fit_head(self, reads: str) -> FittedHead:
+        """Fit a head to the training pairs.
+
+        Args:
+            reads: `reward model` for the model's own features, `random` for projections on random directions, or what
+                `ControlInputs.read` knows.
+        """
+        args, pairs = self.args, self.train_pairs
+        chosen, rejected = np.array(pairs.chosen), np.array(pairs.rejected)
+        groups = np.array(pairs.groups)
+        objective = Objective(args.loss, args.gamma, np.array(pairs.margins))
+
+        def features_for(train: np.ndarray) -> PairFeatures:
+            features = self._features(reads, train)
+            return PairFeatures(features[chosen], features[rejected])
+
+        if args.head_type == "linear":
+            return fit_linear_head(features_for, objective, groups, args.seed)
+        return fit_mlp_head(features_for(np.arange(len(pairs))), objective, groups, args.seed, args.head_hidden_size)
+
+    def _features(self, reads: str, train: np.ndarray) -> np.ndarray:
+        """(N, F) features of all training texts, selected by the given pairs only."""
+        representations = self._train_representations
+        if reads == "random":
+            directions = random_directions(representations.pooled.shape[1], 2 * self.args.k, self.args.seed)
+            return representations.pooled.astype(np.float64) @ directions.T
+        latents = self.select(train).latents
+        lengths = np.array([len(text) for text in self.train_pairs.texts])
+        directions = self.sae.autoencoder.W_dec[latents].double().cpu().numpy()
+        inputs = ControlInputs(representations, lengths, latents, directions)
+        if reads != "reward model":
+            return inputs.read(reads)
+        kinds = ("projection", "activation") if self.args.features == "both" else (self.args.features,)
+        return np.concatenate([inputs.read(kind) for kind in kinds], axis=1)
+
+    def assemble(self, selection: Selection, head: FittedHead) -> SparseRMForSequenceClassification:
+        """Put base model, SAE and fitted head together; the base model in the type it was published in."""
+        args, sae = self.args, self.sae.autoencoder
+        config = SparseRMConfig(
+            base_config=self.base_model.config,
+            base_model_name_or_path=self.base_name,
+            base_model_revision=self.base_revision,
+            layer=self.layer,
+            pooling=args.pooling,
+            response_marker_ids=self.how.response_marker_ids,
+            representation_norm=args.representation_norm,
+            features=args.features,
+            latents=selection.latents.tolist(),
+            latent_sides=selection.sides,
+            latent_separations=[round(float(s), 6) for s in selection.separations],
+            head_type=args.head_type,
+            head_hidden_size=args.head_hidden_size,
+            sae=sae.spec(),
+            sae_source=self.sae.source,
+            pad_token_id=self.processing_class.pad_token_id,
+            eos_token_id=self.processing_class.eos_token_id,
+            bos_token_id=self.processing_class.bos_token_id,
+        )
+        config._name_or_path = args.output_dir  # trainers load the tokenizer from it
+        features = self._features("reward model", np.arange(len(self.train_pairs)))
+        used = np.unique([*self.train_pairs.chosen, *self.train_pairs.rejected])
+        rewards = head.rewards(features[used])
+        config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
+        model = SparseRMForSequenceClassification(config, self.base_model)
+        model.config.dtype = self.base_model.dtype
+        model.sae = sae
+        model.directions = sae.W_dec[selection.latents].clone()
+        model.feature_mean = torch.from_numpy(features[used].mean(0)).float()
+        affine = [module for module in model.score.modules() if isinstance(module, torch.nn.Linear)]
+        with torch.no_grad():
+            for module, (weight, bias) in zip(affine, head.layers, strict=True):
+                module.weight.copy_(torch.from_numpy(weight))
+                module.bias.copy_(torch.from_numpy(bias))
+        model.freeze()
+        return model.to(self.state.device).eval()
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """Write model, tokenizer, controls and model card; a failure leaves what was there before."""
+        if self.model is None:
+            raise SparseRMError("There is no model to save yet: call train() first.")
+        if not self.state.is_main_process:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        check_output_dir(folder)
+        model = self.model.to_slim() if self.args.slim else self.model
+        with replacing_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            save_tokenizer(self.processing_class, temporary)
+            if self.controls:
+                save_controls(self.controls, temporary)
+            (temporary / "README.md").write_text(
+                render_model_card(self.args.hub_model_id or folder.name, model.config, asdict(self.args), self.metrics)
+            )
+
+    def push_to_hub(self, commit_message: str = "Add SparseRM reward model", **kwargs: Any) -> str:
+        """Save the model and upload the folder, tokenizer and card included.
+
+        Args:
+            commit_message: Of the commit on the Hub.
+            kwargs: Passed to `HfApi.upload_folder`.
+
+        Returns:
+            The address of the commit.
+        """
+        self.save_model()
+        folder = Path(self.args.output_dir)
+        api = HfApi()
+        repo = api.create_repo(
+            self.args.hub_model_id or folder.name, private=self.args.hub_private_repo, exist_ok=True
+        )
+        commit = api.upload_folder(
+            folder_path=folder, repo_id=repo.repo_id, commit_message=commit_message, **kwargs
+        )
+        return commit.commit_url
+
+    def _report(self) -> None:
+        trackers = [name.strip() for name in self.args.report_to.split(",")]
+        if trackers == ["none"]:
+            return
+        accelerator = Accelerator(log_with=trackers, project_dir=self.args.output_dir)
+        accelerator.init_trackers("sparserm", config={k: v for k, v in asdict(self.args).items() if v is not None})
+        accelerator.log(self.metrics)
+        accelerator.end_training()
+
+
+def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation as a flat dictionary, as trackers and model cards want it."""
+    flat: dict[str, float] = {}
+    for name, metrics in evaluation.metrics.items():
+        prefix = "eval" if name == "SparseRM" else f"eval_{name.replace(' ', '_').lower()}"
+        flat |= {
+            f"{prefix}_accuracy": metrics.accuracy,
+            f"{prefix}_accuracy_low": metrics.low,
+            f"{prefix}_accuracy_high": metrics.high,
+            f"{prefix}_margin": metrics.margin,
+        }
+    return flat | {"eval_pairs": next(iter(evaluation.metrics.values())).pairs}
