@@ -81,7 +81,7 @@ class SparseAutoencoder(nn.Module):
             shift = x.mean(dim=-1, keepdim=True)
             scale = x.std(dim=-1, keepdim=True)
             return (x - shift) / (scale + 1e-5), scale, shift
-        ones = x.new_ones(x.shape[:-1] + (1,))
+        ones = x.new_ones(*x.shape[:-1], 1)
         return x, ones, torch.zeros_like(ones)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:

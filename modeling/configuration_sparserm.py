@@ -70,7 +70,8 @@ class SparseRMConfig(PretrainedConfig):
         sae_source: Where the SAE came from: source, release, sae_id, repo, revision, hook_name, neuronpedia_id.
         reward_mean: Mean reward of the training responses.
         reward_std: Standard deviation of the reward over the training responses.
-        reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is preferred.
+        reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is
+            preferred. Not named `temperature`: transformers takes that for a setting of generation.
         steering: Factor for each steered latent, by its id as a string: the distance of its features from their
             training mean is multiplied by it. 0 drops the latent.
         slim: Whether the checkpoint leaves out the base model, to be loaded from `base_model_name_or_path`.
@@ -80,7 +81,7 @@ class SparseRMConfig(PretrainedConfig):
     """
 
     model_type = "sparserm"
-    sub_configs = {"base_config": AutoConfig}
+    sub_configs = {"base_config": AutoConfig}  # noqa: RUF012
     _auto_class = "AutoConfig"
 
     def __init__(

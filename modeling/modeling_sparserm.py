@@ -65,7 +65,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     _supports_flash_attn_2 = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["sae", "score", "directions", "feature_mean"]
+    _keep_in_fp32_modules_strict = ["sae", "score", "directions", "feature_mean"]  # noqa: RUF012
 
     def __init__(self, config: SparseRMConfig, base_model: PreTrainedModel | None = None):
         super().__init__(config)
@@ -240,7 +240,6 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         for_base = {name: kwargs[name] for name in BASE_LOADING_ARGUMENTS if name in kwargs}
-        for_base["dtype"] = kwargs.get("dtype", kwargs.get("torch_dtype", "auto"))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
@@ -251,6 +250,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
                 f"them {missing[0]!r}: it is incomplete, save or download it anew."
             )
         if model.config.slim:
+            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+            for_base["dtype"] = model.config.dtype if dtype in (None, "auto") else dtype
             model.model = cls._load_base_model(model.config, for_base)
             model._no_split_modules = list(model.model._no_split_modules or [])
         model.freeze()

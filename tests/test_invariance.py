@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tiny import ARCHITECTURES, BOS, EOS, PAD, tiny_reward_model, tiny_texts
 from transformers import AutoModelForSequenceClassification
-
-from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 
 
 def pad_batch(texts, side="right", extra=0, pad=PAD):
@@ -48,9 +47,9 @@ def test_score_depends_on_the_text_alone(architecture, pooling, tmp_path):
     model.save_pretrained(tmp_path)
     reloaded = SparseRMForSequenceClassification.from_pretrained(tmp_path)
     check(pad_batch(texts), scorer=reloaded)
-    assert all(
-        torch.equal(value, reloaded.state_dict()[name]) for name, value in model.state_dict().items()
-    ), "a reload must give the same bits"
+    assert all(torch.equal(value, reloaded.state_dict()[name]) for name, value in model.state_dict().items()), (
+        "a reload must give the same bits"
+    )
     half = SparseRMForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16 and half.score.weight.dtype == torch.float32
     assert half.directions.dtype == torch.float32 and half.sae.W_enc.dtype == torch.float32
@@ -79,9 +78,7 @@ def test_the_rightmost_attended_token_counts_not_the_number_of_them():
     model = tiny_reward_model(pooling="last")
     ids = torch.tensor([[BOS, 7, 8, 9, 10]])
     mask = torch.tensor([[0, 1, 1, 1, 1]])
-    torch.testing.assert_close(
-        model(ids, mask).logits, model(ids[:, 1:], mask[:, 1:]).logits, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(model(ids, mask).logits, model(ids[:, 1:], mask[:, 1:]).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "response_mean"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 D_MODEL, LAYERS, VOCAB, D_SAE = 32, 4, 96, 64
 PAD, BOS, EOS, HEADER = 0, 1, 2, [3, 4, 5]
@@ -39,7 +38,8 @@ _LLAMA3 = {
 # Nothing is left at its default that transformers 4 and 5 keep under different names.
 ARCHITECTURES: dict[str, dict] = {
     "llama": _GROUPED | {"rope_parameters": _LLAMA3},
-    "qwen2": _GROUPED | {"rope_parameters": _THETA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen2": _GROUPED
+    | {"rope_parameters": _THETA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     "qwen3": _GROUPED | {"rope_parameters": _THETA},
     "gemma2": _GROUPED | {"rope_parameters": _THETA, "sliding_window": 8, "query_pre_attn_scalar": 8},
     "gemma3_text": _GROUPED
@@ -71,7 +71,9 @@ def tiny_causal_lm(architecture: str = "llama", seed: int = 0) -> PreTrainedMode
     return model
 
 
-def tiny_sae(architecture: str = "topk", d_in: int = D_MODEL, d_sae: int = D_SAE, seed: int = 1, **kwargs) -> SparseAutoencoder:
+def tiny_sae(
+    architecture: str = "topk", d_in: int = D_MODEL, d_sae: int = D_SAE, seed: int = 1, **kwargs
+) -> SparseAutoencoder:
     """A random SAE of which about half of the latents fire."""
     generator = torch.Generator().manual_seed(seed)
     sae = SparseAutoencoder(d_in, d_sae, architecture, k=8 if architecture == "topk" else None, **kwargs)
@@ -133,7 +135,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE, pad_token: str | None = "<pad>") -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    chat_template: str | None = CHAT_TEMPLATE, pad_token: str | None = "<pad>"
+) -> PreTrainedTokenizerFast:
     """A word-level tokenizer: one id for each of a hundred words, with the usual special tokens."""
     specials = ["<pad>", "<bos>", "<eos>", "<|user|>", "<|assistant|>", "<|end|>", "<|system|>", "<unk>"]
     vocabulary = {word: i for i, word in enumerate(specials + [f"w{i}" for i in range(VOCAB - len(specials))])}

@@ -1,10 +1,32 @@
-"""Interpretable reward models from sparse autoencoders, native to Hugging Face."""
+"""Interpretable reward models from sparse autoencoders, native to Hugging Face.
+
+Importing the package registers the model with transformers' auto classes, so that checkpoints load without
+`trust_remote_code`.
+"""
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from .errors import SparseRMError
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
+from .preferences.files import load_preferences
+from .sae.formats import LoadedSAE, load_sae
+from .trainer import SparseRMTrainer
+from .training_config import SparseRMTrainingConfig
+from .version import __version__
 
-AutoConfig.register("sparserm", SparseRMConfig, exist_ok=True)
+__all__ = [
+    "LoadedSAE",
+    "SparseRMConfig",
+    "SparseRMError",
+    "SparseRMForSequenceClassification",
+    "SparseRMTrainer",
+    "SparseRMTrainingConfig",
+    "__version__",
+    "load_preferences",
+    "load_sae",
+]
+
+AutoConfig.register(SparseRMConfig.model_type, SparseRMConfig, exist_ok=True)
 AutoModel.register(SparseRMConfig, SparseRMForSequenceClassification, exist_ok=True)
 AutoModelForSequenceClassification.register(SparseRMConfig, SparseRMForSequenceClassification, exist_ok=True)

@@ -53,13 +53,24 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
     except ImportError as error:
         raise SparseRMError(f"{path} is read with the package gguf: pip install 'sparserm-hf[demo]'.") from error
     # Unpacked by now, but still marked as quantised, which saving would refuse.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         save_tokenizer(tokenizer, temporary)
     return str(folder)
+
+
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast a model's parameters, in place.
+
+    Not `model.to(dtype)`: that rounds the frequencies of the rotary embedding too, which `from_pretrained(dtype=...)`
+    leaves in float32, and so the saved model would score otherwise than the one that was trained.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from .errors import SparseRMError
 
 
 def check_output_dir(folder: Path) -> None:
-    """Raise a `SparseRMError` unless a checkpoint may be written to the folder: it is new, empty, or holds a SparseRM."""
+    """Raise a `SparseRMError` unless a checkpoint may be written there: it is new, empty, or holds a SparseRM."""
     if folder.is_file():
         raise SparseRMError(f"The output folder {str(folder)!r} is a file; name a folder.")
     config = folder / "config.json"
@@ -27,7 +27,7 @@ def check_output_dir(folder: Path) -> None:
         is_ours = False
     if not is_ours:
         raise SparseRMError(
-            f"The output folder {str(folder)!r} holds something else than a SparseRM model; name a new one or empty it."
+            f"The output folder {str(folder)!r} holds something else than a SparseRM; name a new one or empty it."
         )
 
 

@@ -102,7 +102,9 @@ def _fit_margin(differences: np.ndarray, thresholds: np.ndarray, l2: float, star
     return minimize(dual, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0 / n)] * n, options=options).x
 
 
-def _fit_logistic(signed: np.ndarray, offsets: np.ndarray, l2: float, penalised: np.ndarray, start: np.ndarray | None) -> np.ndarray:
+def _fit_logistic(
+    signed: np.ndarray, offsets: np.ndarray, l2: float, penalised: np.ndarray, start: np.ndarray | None
+) -> np.ndarray:
     """Minimise mean(log(1 + exp(offsets - X w))) + l2/2 |w|^2 over the penalised entries of w."""
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -147,7 +149,7 @@ def fit_linear_path(features: PairFeatures, objective: Objective, penalties: tup
 
 
 def group_folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A fold number for each pair; the pairs of one prompt share it, so that none is judged on a prompt it has seen."""
+    """A fold number for each pair; the pairs of one prompt share it: none is judged on a prompt it was fitted to."""
     names, prompt = np.unique(groups, return_inverse=True)
     return np.random.default_rng(seed).permutation(len(names))[prompt] % folds
 
@@ -173,7 +175,8 @@ def fit_linear_head(
     """
     everything = np.arange(len(groups))
     folds = min(folds, len(np.unique(groups)))
-    penalties, accuracy = L2_PENALTIES, None
+    penalties: tuple[float, ...] = L2_PENALTIES
+    accuracy = None
     if folds > 1:
         fold_of = group_folds(groups, folds, seed)
         correct = np.zeros(len(L2_PENALTIES))
@@ -223,7 +226,9 @@ def fit_mlp_head(
     fold_of = group_folds(groups, 5, seed)
     train, held_out = np.flatnonzero(fold_of != 0), np.flatnonzero(fold_of == 0)
     if not len(train):
-        raise SparseRMError("The MLP head holds some prompts out to know when to stop, but all pairs share one prompt.")
+        raise SparseRMError(
+            "The MLP head holds some prompts out to know when to stop, but all pairs share one prompt."
+        )
     mean, deviation = _standardization(features.rows(train))
     x = torch.from_numpy(np.stack([features.chosen, features.rejected]) - mean) / torch.from_numpy(deviation)
     x = x.float()  # (2, N, F)
@@ -261,7 +266,9 @@ def fit_mlp_head(
     return replace(head, validation_accuracy=pair_accuracy(head.rewards(test.chosen) - head.rewards(test.rejected)))
 
 
-def pair_loss(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor, objective: Objective) -> torch.Tensor:
+def pair_loss(
+    chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor, objective: Objective
+) -> torch.Tensor:
     """Mean loss of rewards (n,) and (n,), see `Objective`."""
     if objective.loss == "margin":
         return torch.relu(objective.gamma + margins - (chosen - rejected)).mean()

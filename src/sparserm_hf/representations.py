@@ -118,7 +118,11 @@ def pad_texts(texts: list[list[int]], device: torch.device) -> tuple[torch.Tenso
 
 
 def _compute_shard(
-    base_model: PreTrainedModel, sae: SparseAutoencoder, texts: list[list[int]], shard: list[list[int]], how: Pooling
+    base_model: PreTrainedModel,
+    sae: SparseAutoencoder | None,
+    texts: list[list[int]],
+    shard: list[list[int]],
+    how: Pooling,
 ) -> dict[str, torch.Tensor]:
     pooled_rows, activation_rows = [], []
     for batch in shard:
@@ -127,7 +131,7 @@ def _compute_shard(
             hidden = residual_stream(base_model, ids, mask)  # (B, T, d_model)
             pooled = pooled_tokens(ids, mask, how.pooling, how.response_marker_ids)  # (B, T)
             z = pool_representations(hidden, pooled, how.representation_norm)
-            activations = pool_activations(hidden, pooled, sae)
+            activations = pool_activations(hidden, pooled, sae) if sae else z[:, :0]
         finite = torch.isfinite(z).all(-1) & torch.isfinite(activations).all(-1)
         if not finite.all():
             worst = batch[int((~finite).nonzero()[0])]
@@ -167,7 +171,7 @@ def _read_shards(paths: list[Path], d_sae: int) -> Iterator[tuple[np.ndarray, sp
 
 def collect_representations(
     base_model: PreTrainedModel,
-    sae: SparseAutoencoder,
+    sae: SparseAutoencoder | None,
     texts: list[list[int]],
     how: Pooling,
     cache_dir: Path,
@@ -179,7 +183,8 @@ def collect_representations(
 
     Args:
         base_model: A cut base model, in eval mode on its device.
-        sae: The SAE of the layer that the base model is cut after, on the same device.
+        sae: The SAE of the layer that the base model is cut after, on the same device; without one there are no
+            activations.
         texts: Token ids, each text once.
         how: Pooling and normalisation.
         cache_dir: Where shards are kept, under a fingerprint of everything that changes them.
@@ -196,7 +201,7 @@ def collect_representations(
         "base_model": fingerprint_module(base_model),
         "base_config": {k: v for k, v in base_model.config.to_dict().items() if not k.startswith("_")},
         "torch": torch.__version__,
-        "sae": [fingerprint_module(sae), sae.spec()],
+        "sae": [fingerprint_module(sae), sae.spec()] if sae else None,
         "how": vars(how),
         "dtype": str(base_model.dtype),
         "device": base_model.device.type,
@@ -216,7 +221,11 @@ def collect_representations(
         logger.info("%d of %d shards are to be computed into %s", len(todo), len(mine), folder)
         size = {i: sum(lengths[j] for batch in shards[i] for j in batch) for i in todo}
         with tqdm(
-            total=sum(size.values()), desc="Representations", unit="tok", unit_scale=True, disable=not state.is_main_process
+            total=sum(size.values()),
+            desc="Representations",
+            unit="tok",
+            unit_scale=True,
+            disable=not state.is_main_process,
         ) as bar:
             for i in todo:
                 _write_shard(paths[i], _compute_shard(base_model, sae, texts, shards[i], how))
@@ -224,6 +233,6 @@ def collect_representations(
     else:
         logger.info("All representations come from the cache, %s", folder)
     state.wait_for_everyone()
-    pooled, activations = zip(*_read_shards(paths, sae.d_sae), strict=True)
+    pooled, activations = zip(*_read_shards(paths, sae.d_sae if sae else 0), strict=True)
     place = np.argsort([i for batch in batches for i in batch])  # from the order of the batches to that of the texts
     return Representations(np.concatenate(pooled)[place], sparse.vstack(activations, format="csr")[place])

@@ -44,8 +44,7 @@ def select_latents(chosen: sparse.csr_matrix, rejected: sparse.csr_matrix, k: in
     Raises:
         SparseRMError: Fewer than 2K latents fire at all.
     """
-    mu_w = chosen.getnnz(axis=0) / chosen.shape[0]  # (d_sae,)
-    mu_l = rejected.getnnz(axis=0) / rejected.shape[0]
+    mu_w, mu_l = (np.asarray((side > 0).mean(axis=0)).ravel() for side in (chosen, rejected))  # (d_sae,)
     live = np.flatnonzero(mu_w + mu_l)
     if k < 1 or 2 * k > len(live):
         raise SparseRMError(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +16,25 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .base_models import is_gguf, load_base_model, materialise_gguf
+from .base_models import cast_weights, is_gguf, load_base_model, materialise_gguf
 from .checkpoints import check_output_dir, replacing_folder, save_tokenizer
 from .errors import SparseRMError
-from .evaluation.controls import Control, ControlInputs, fit_controls, random_directions, save_controls
-from .evaluation.metrics import PairMetrics, pair_metrics
-from .head import LOSSES, FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
+from .evaluation.controls import (
+    CONTROLS_FILE,
+    Control,
+    ControlInputs,
+    fit_controls,
+    random_directions,
+    save_controls,
+)
+from .evaluation.evaluate import Evaluation, evaluate_representations
+from .head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
 from .hub_cards.render import render_model_card
-from .modeling.backbone_sparserm import POOLINGS, REPRESENTATION_NORMS, cut_base_model
-from .modeling.configuration_sparserm import FEATURES, HEAD_TYPES, SparseRMConfig
+from .modeling.backbone_sparserm import cut_base_model
+from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .preferences import TokenizedPreferences, assistant_header_ids, prepare_tokenizer, tokenize_preferences
+from .preferences.pairs import TokenizedPreferences, tokenize_preferences
+from .preferences.templates import assistant_header_ids, prepare_tokenizer
 from .representations import (
     Pooling,
     Representations,
@@ -38,111 +45,9 @@ from .representations import (
 from .sae.formats import LoadedSAE, load_sae
 from .sae.presets import default_sae
 from .selection import Selection, select_latents
+from .training_config import SparseRMTrainingConfig
 
 logger = logging.getLogger(__name__)
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass
-class SparseRMTrainingConfig:
-    """Everything that decides what model comes out. Each option is described once, in its `help`."""
-
-    output_dir: str = field(metadata={"help": "Folder that the model is written to."})
-    layer: int | None = _option(None, "Decoder layers of the base model to keep; by default where the SAE reads.")
-    pooling: Literal["response_mean", "mean", "last"] = _option(
-        "response_mean", "Tokens that are averaged: those of the response, all, or the last one alone."
-    )
-    representation_norm: Literal["rms", "none"] = _option(
-        "rms", "Divide each token by its root mean square before pooling, or take it as it is."
-    )
-    features: Literal["projection", "activation", "both"] = _option(
-        "projection", "What is read of each selected latent: projection on its decoder direction, activation, or both."
-    )
-    k: int = _option(128, "Latents selected on either side: K that fire more on chosen, K on rejected responses.")
-    head_type: Literal["linear", "mlp"] = _option("linear", "Head: linear, which is explained exactly, or an MLP.")
-    head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
-    loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss that the head is fitted with.")
-    gamma: float = _option(1.0, "Margin that every pair must keep, for the margin loss.")
-    max_length: int = _option(1024, "Most tokens of a text; longer pairs lose the start of their prompt.")
-    dtype: Literal["auto", "bfloat16", "float32"] = _option(
-        "auto", "Type the base model runs in: auto is bfloat16 where the hardware multiplies it, else float32."
-    )
-    cache_dir: str | None = _option(None, "Where representations are kept; by default sparserm in HF_HOME.")
-    controls: bool = _option(True, "Fit the controls too: dense representation, random directions, activations, length.")
-    slim: bool = _option(False, "Save the head and the selected latents only; the base model is loaded by its id.")
-    seed: int = _option(42, "Seed of all that is random.")
-    report_to: str = _option("none", "Trackers that get the metrics, separated by commas: wandb, tensorboard, ...")
-    push_to_hub: bool = _option(False, "Push the saved model to the Hub.")
-    hub_model_id: str | None = _option(None, "Repository on the Hub; by default the name of the output folder.")
-    hub_private_repo: bool = _option(False, "Make the repository private.")
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("pooling", POOLINGS),
-            ("representation_norm", REPRESENTATION_NORMS),
-            ("features", FEATURES),
-            ("head_type", HEAD_TYPES),
-            ("loss", LOSSES),
-            ("dtype", ("auto", "bfloat16", "float32")),
-        ):
-            if getattr(self, name) not in known:
-                raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
-        for name, least in (("k", 1), ("head_hidden_size", 1), ("max_length", 8), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        if self.loss == "margin" and not self.gamma > 0:
-            raise SparseRMError(f"gamma is {self.gamma}, but must be above 0, or every head without weights is perfect.")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The reward model and its controls on the same pairs.
-
-    Attributes:
-        margins: (N,) reward differences by row name; the reward model's own row is `SparseRM`.
-    """
-
-    margins: dict[str, np.ndarray]
-
-    @property
-    def metrics(self) -> dict[str, PairMetrics]:
-        """Accuracy, interval and margin by row name."""
-        return {name: pair_metrics(margins) for name, margins in self.margins.items()}
-
-
-def evaluate_representations(
-    model: SparseRMForSequenceClassification,
-    controls: list[Control],
-    representations: Representations,
-    pairs: TokenizedPreferences,
-    latents: np.ndarray,
-) -> Evaluation:
-    """Score represented pairs with the model's own head, and with its controls.
-
-    Args:
-        model: The reward model.
-        controls: Its controls; those that read activations are left out where the representations hold none.
-        representations: Of `pairs.texts`.
-        pairs: The pairs.
-        latents: (2K,) columns of the selected latents in the representations' activations.
-    """
-    device = model.directions.device
-    z = torch.from_numpy(representations.pooled).to(device)
-    activations = None
-    if model.config.features != "projection":
-        activations = torch.from_numpy(representations.activations[:, latents].toarray()).to(device)
-    with torch.inference_mode():
-        features = model.combine_features(z, activations, (z != 0).any(-1, keepdim=True))
-        rewards = {"SparseRM": model.reward(features)[:, 0].double().cpu().numpy()}
-    lengths = np.array([len(text) for text in pairs.texts])
-    inputs = ControlInputs(representations, lengths, latents, model.directions.double().cpu().numpy())
-    for control in controls:
-        if control.reads != "activation" or representations.activations.shape[1]:
-            rewards[control.name] = control.head.rewards(inputs.read(control.reads))
-    return Evaluation({name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()})
 
 
 class SparseRMTrainer:
@@ -190,9 +95,19 @@ class SparseRMTrainer:
         self.how = self._pooling()
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
-        self.base_model = cut_base_model(base, self.layer).eval().requires_grad_(False)
+        try:
+            base_model = cut_base_model(base, self.layer)
+        except ValueError as error:
+            raise SparseRMError(str(error)) from error
+        device = self.state.device
+        dtype = preferred_dtype(device) if self.args.dtype == "auto" else getattr(torch, self.args.dtype)
+        # What is saved is what was run, but a 16-bit base model that was run in float32 goes back without loss.
+        self.saved_dtype = base.dtype if base.dtype.itemsize == 2 else dtype
+        self.base_model = cast_weights(base_model.to(device), dtype).eval().requires_grad_(False)
         self.model: SparseRMForSequenceClassification | None = None
         self.controls: list[Control] = []
+        self._represented: dict[int, Representations] = {}
+        self.evaluation: Evaluation | None = None
         self.metrics: dict[str, float] = {}
 
     def _check_fit(self, hidden_size: int, depth: int) -> None:
@@ -244,6 +159,8 @@ class SparseRMTrainer:
         if len(self.train_pairs) < 2:
             raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
         representations = self.represent(self.train_pairs)
+        if self.eval_pairs is not None:
+            self.represent(self.eval_pairs)
         represented = time.perf_counter()
         head = self.fit_head("reward model")
         selection = self.select(np.arange(len(self.train_pairs)))
@@ -267,7 +184,8 @@ class SparseRMTrainer:
         if head.validation_accuracy is not None:
             self.metrics["validation_accuracy"] = head.validation_accuracy
         if self.eval_pairs is not None:
-            self.metrics |= flat_metrics(self.evaluate())
+            self.evaluation = self.evaluate()
+            self.metrics |= self.evaluation.flat()
         self._report()
         return self.metrics
 
@@ -289,31 +207,17 @@ class SparseRMTrainer:
         return evaluate_representations(self.model, self.controls, self.represent(pairs), pairs, latents)
 
     def represent(self, pairs: TokenizedPreferences) -> Representations:
-        """Representations of the texts of some pairs, from the cache where they are there."""
-        if pairs is self.train_pairs:
-            return self._train_representations
-        return self._collect(pairs)
-
-    @cached_property
-    def _train_representations(self) -> Representations:
-        return self._collect(self.train_pairs)
-
-    def _collect(self, pairs: TokenizedPreferences) -> Representations:
-        sae = self.sae.autoencoder.to(self.state.device)
-        cache = Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
-        return collect_representations(self._running_base_model, sae, pairs.texts, self.how, cache)
-
-    @cached_property
-    def _running_base_model(self) -> PreTrainedModel:
-        """The base model in the type it runs fastest in; a copy where that is not its own, which is what is saved."""
-        device = self.state.device
-        dtype = preferred_dtype(device) if self.args.dtype == "auto" else getattr(torch, self.args.dtype)
-        base_model = self.base_model.to(device)
-        return base_model if base_model.dtype == dtype else copy.deepcopy(base_model).to(dtype)
+        """Representations of the texts of some pairs: remembered, or from the cache, or computed."""
+        if id(pairs) not in self._represented:
+            cache = Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
+            self._represented[id(pairs)] = collect_representations(
+                self.base_model, self.sae.autoencoder.to(self.state.device), pairs.texts, self.how, cache
+            )
+        return self._represented[id(pairs)]
 
     def select(self, train: np.ndarray) -> Selection:
         """Select latents by some of the training pairs, named by their numbers."""
-        activations = self._train_representations.activations
+        activations = self.represent(self.train_pairs).activations
         chosen, rejected = np.array(self.train_pairs.chosen), np.array(self.train_pairs.rejected)
         return select_latents(activations[chosen[train]], activations[rejected[train]], self.args.k)
 
@@ -339,7 +243,7 @@ class SparseRMTrainer:
 
     def _features(self, reads: str, train: np.ndarray) -> np.ndarray:
         """(N, F) features of all training texts, selected by the given pairs only."""
-        representations = self._train_representations
+        representations = self.represent(self.train_pairs)
         if reads == "random":
             directions = random_directions(representations.pooled.shape[1], 2 * self.args.k, self.args.seed)
             return representations.pooled.astype(np.float64) @ directions.T
@@ -353,7 +257,7 @@ class SparseRMTrainer:
         return np.concatenate([inputs.read(kind) for kind in kinds], axis=1)
 
     def assemble(self, selection: Selection, head: FittedHead) -> SparseRMForSequenceClassification:
-        """Put base model, SAE and fitted head together; the base model in the type it was published in."""
+        """Put base model, SAE and fitted head together."""
         args, sae = self.args, self.sae.autoencoder
         config = SparseRMConfig(
             base_config=self.base_model.config,
@@ -380,8 +284,8 @@ class SparseRMTrainer:
         used = np.unique([*self.train_pairs.chosen, *self.train_pairs.rejected])
         rewards = head.rewards(features[used])
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
-        model = SparseRMForSequenceClassification(config, self.base_model)
-        model.config.dtype = self.base_model.dtype
+        model = SparseRMForSequenceClassification(config, cast_weights(self.base_model, self.saved_dtype))
+        model.config.dtype = self.saved_dtype
         model.sae = sae
         model.directions = sae.W_dec[selection.latents].clone()
         model.feature_mean = torch.from_numpy(features[used].mean(0)).float()
@@ -406,7 +310,7 @@ class SparseRMTrainer:
             model.save_pretrained(temporary)
             save_tokenizer(self.processing_class, temporary)
             if self.controls:
-                save_controls(self.controls, temporary)
+                save_controls(self.controls, temporary / CONTROLS_FILE)
             (temporary / "README.md").write_text(
                 render_model_card(self.args.hub_model_id or folder.name, model.config, asdict(self.args), self.metrics)
             )
@@ -427,9 +331,7 @@ class SparseRMTrainer:
         repo = api.create_repo(
             self.args.hub_model_id or folder.name, private=self.args.hub_private_repo, exist_ok=True
         )
-        commit = api.upload_folder(
-            folder_path=folder, repo_id=repo.repo_id, commit_message=commit_message, **kwargs
-        )
+        commit = api.upload_folder(folder_path=folder, repo_id=repo.repo_id, commit_message=commit_message, **kwargs)
         return commit.commit_url
 
     def _report(self) -> None:
@@ -440,17 +342,3 @@ class SparseRMTrainer:
         accelerator.init_trackers("sparserm", config={k: v for k, v in asdict(self.args).items() if v is not None})
         accelerator.log(self.metrics)
         accelerator.end_training()
-
-
-def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """An evaluation as a flat dictionary, as trackers and model cards want it."""
-    flat: dict[str, float] = {}
-    for name, metrics in evaluation.metrics.items():
-        prefix = "eval" if name == "SparseRM" else f"eval_{name.replace(' ', '_').lower()}"
-        flat |= {
-            f"{prefix}_accuracy": metrics.accuracy,
-            f"{prefix}_accuracy_low": metrics.low,
-            f"{prefix}_accuracy_high": metrics.high,
-            f"{prefix}_margin": metrics.margin,
-        }
-    return flat | {"eval_pairs": next(iter(evaluation.metrics.values())).pairs}

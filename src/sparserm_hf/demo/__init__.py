@@ -1,0 +1,1 @@
+"""The demo: a base model and preference data that need no hub."""

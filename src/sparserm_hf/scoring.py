@@ -1,0 +1,171 @@
+"""Score texts and pairs with a reward model: streaming, in the order of the input, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .errors import SparseRMError
+from .modeling.configuration_sparserm import SparseRMConfig
+from .modeling.modeling_sparserm import SparseRMForSequenceClassification
+from .preferences.pairs import split_prompt
+from .preferences.templates import Text, encode, join, keep_end
+from .representations import pad_texts, plan_batches
+
+CHUNK_ROWS = 512  # rows that are sorted by length and written together
+
+
+def load_reward_model(
+    name: str, device: torch.device, dtype: str = "auto", revision: str | None = None
+) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
+    """Load a SparseRM checkpoint and its tokenizer.
+
+    Raises:
+        SparseRMError: It is missing, broken or something else than a SparseRM.
+    """
+    try:
+        settings, _ = SparseRMConfig.get_config_dict(name, revision=revision)
+        if settings.get("model_type") != SparseRMConfig.model_type:
+            raise SparseRMError(f"it is a {settings.get('model_type')}, not a SparseRM reward model.")
+        model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason[0]}") from error
+    return model.to(device), tokenizer
+
+
+def score_token_ids(
+    model: SparseRMForSequenceClassification, texts: list[list[int]], max_tokens: int | None = None
+) -> list[float]:
+    """Rewards of texts, in batches of similar length.
+
+    Args:
+        model: The reward model.
+        texts: Token ids.
+        max_tokens: Most tokens of a batch, padding included; by the device where left out.
+    """
+    device = model.directions.device
+    rewards = [0.0] * len(texts)
+    for batch in plan_batches([len(t) for t in texts], max_tokens or (4096 if device.type == "cpu" else 32_768)):
+        ids, mask = pad_texts([texts[i] for i in batch], device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+        for i, reward in zip(batch, logits, strict=True):
+            rewards[i] = reward
+    return rewards
+
+
+def texts_of_row(row: dict[str, Any], number: int) -> dict[str, tuple[Text, Text]]:
+    """The (prompt, response) texts of an input row, by the name of the reward that each gets.
+
+    A row is a preference pair (`chosen`, `rejected`, perhaps `prompt`), a `prompt` with a `completion`, or a whole
+    `text` or `messages`.
+
+    Raises:
+        SparseRMError: It is none of these.
+    """
+    if "chosen" in row and "rejected" in row:
+        prompt, chosen, rejected = split_prompt(row, number)
+        return {"chosen_reward": (prompt, chosen), "rejected_reward": (prompt, rejected)}
+    if row.get("completion") is not None and row.get("prompt") is not None:
+        # Twice the same response passes through the same checks as a pair.
+        prompt, completion, _ = split_prompt(
+            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"]}, number
+        )
+        return {"reward": (prompt, completion)}
+    if isinstance(row.get("text"), str):
+        return {"reward": (row["text"][:0], row["text"])}
+    if isinstance(row.get("messages"), list):
+        prompt, messages, _ = split_prompt(
+            {"prompt": row["messages"][:-1], "chosen": row["messages"][-1:], "rejected": []}, number
+        )
+        return {"reward": (prompt, messages)}
+    raise SparseRMError(
+        f"Row {number} has the columns {', '.join(row) or 'none'}; to be scored it needs `text`, `messages`, `prompt` "
+        "and `completion`, or a preference pair `chosen` and `rejected`."
+    )
+
+
+def score_rows(
+    model: SparseRMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[dict[str, Any]],
+    max_length: int = 1024,
+    first_number: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Yield the input rows with their rewards added, in order.
+
+    Args:
+        model: The reward model.
+        tokenizer: Its tokenizer.
+        rows: Rows as `texts_of_row` takes them.
+        max_length: Longer texts lose the start of their prompt; where the response alone is longer, its start.
+        first_number: Number of the first row, for errors.
+    """
+    numbered = enumerate(rows, first_number)
+    while chunk := list(islice(numbered, CHUNK_ROWS)):
+        wanted = [texts_of_row(row, number) for number, row in chunk]
+        ids = [encode(tokenizer, join(prompt, response)) for texts in wanted for prompt, response in texts.values()]
+        ids = [keep_end(x, max_length, tokenizer.bos_token_id) for x in ids]
+        if empty := next((number for (number, _), x in zip(chunk, ids, strict=False) if not x), None):
+            raise SparseRMError(f"Row {empty} is an empty text: there is nothing to score.")
+        rewards = iter(score_token_ids(model, ids))
+        for (_, row), texts in zip(chunk, wanted, strict=True):
+            yield row | {name: next(rewards) for name in texts}
+
+
+def _fingerprint(parts: Iterable[str]) -> str:
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
+
+
+def score_to_file(
+    model: SparseRMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[dict[str, Any]],
+    output: Path,
+    identity: list[str],
+    max_length: int = 1024,
+) -> int:
+    """Score rows into a JSON Lines file; a run that was killed goes on where it stopped.
+
+    Until all rows are scored they are in `<output>.<fingerprint>.partial`, which only a run with the same identity
+    continues.
+
+    Args:
+        model: The reward model.
+        tokenizer: Its tokenizer.
+        rows: Rows as `texts_of_row` takes them, always in the same order.
+        output: The file to write.
+        identity: What decides the rewards: name of the model, of the input, settings.
+        max_length: See `score_rows`.
+
+    Returns:
+        The number of rows that were there from a run before.
+    """
+    partial = output.with_name(f"{output.name}.{_fingerprint(identity)}.partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = 0
+    if partial.exists():
+        # The last line may have been cut off by the kill.
+        whole = partial.read_bytes().rpartition(b"\n")[0:2]
+        partial.write_bytes(b"".join(whole))
+        done = whole[0].count(b"\n") + bool(whole[1])
+    with partial.open("a", encoding="utf-8") as file:
+        for row in score_rows(model, tokenizer, islice(rows, done, None), max_length, done + 1):
+            write_row(row, file)
+    partial.replace(output)
+    return done
+
+
+def write_row(row: dict[str, Any], file: TextIO) -> None:
+    """Write one row as a line of JSON, at once."""
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.flush()

@@ -1,0 +1,70 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import SparseRMError
+from .head import LOSSES
+from .modeling.backbone_sparserm import POOLINGS, REPRESENTATION_NORMS
+from .modeling.configuration_sparserm import FEATURES, HEAD_TYPES
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class SparseRMTrainingConfig:
+    """Everything that decides what model comes out. Each option is described once, in its `help`."""
+
+    output_dir: str = field(metadata={"help": "Folder that the model is written to."})
+    layer: int | None = _option(None, "Decoder layers of the base model to keep; by default where the SAE reads.")
+    pooling: Literal["response_mean", "mean", "last"] = _option(
+        "response_mean", "Tokens that are averaged: those of the response, all, or the last one alone."
+    )
+    representation_norm: Literal["rms", "none"] = _option(
+        "rms", "Divide each token by its root mean square before pooling, or take it as it is."
+    )
+    features: Literal["projection", "activation", "both"] = _option(
+        "projection", "What is read of each selected latent: projection on its decoder direction, activation, or both."
+    )
+    k: int = _option(128, "Latents selected on either side: K that fire more on chosen, K on rejected responses.")
+    head_type: Literal["linear", "mlp"] = _option("linear", "Head: linear, which is explained exactly, or an MLP.")
+    head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
+    loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss that the head is fitted with.")
+    gamma: float = _option(1.0, "Margin that every pair must keep, for the margin loss.")
+    max_length: int = _option(1024, "Most tokens of a text; longer pairs lose the start of their prompt.")
+    dtype: Literal["auto", "bfloat16", "float32"] = _option(
+        "auto", "Type the base model runs and is saved in: auto is bfloat16 where the hardware multiplies it, else float32."
+    )
+    cache_dir: str | None = _option(None, "Where representations are kept; by default sparserm in HF_HOME.")
+    controls: bool = _option(
+        True, "Fit the controls too: dense representation, random directions, activations, length."
+    )
+    slim: bool = _option(False, "Save the head and the selected latents only; the base model is loaded by its id.")
+    seed: int = _option(42, "Seed of all that is random.")
+    report_to: str = _option("none", "Trackers that get the metrics, separated by commas: wandb, tensorboard, ...")
+    push_to_hub: bool = _option(False, "Push the saved model to the Hub.")
+    hub_model_id: str | None = _option(None, "Repository on the Hub; by default the name of the output folder.")
+    hub_private_repo: bool = _option(False, "Make the repository private.")
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("pooling", POOLINGS),
+            ("representation_norm", REPRESENTATION_NORMS),
+            ("features", FEATURES),
+            ("head_type", HEAD_TYPES),
+            ("loss", LOSSES),
+            ("dtype", ("auto", "bfloat16", "float32")),
+        ):
+            if getattr(self, name) not in known:
+                raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
+        for name, least in (("k", 1), ("head_hidden_size", 1), ("max_length", 8), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+        if self.loss == "margin" and not self.gamma > 0:
+            raise SparseRMError(
+                f"gamma is {self.gamma}, but must be above 0, or every head without weights is perfect."
+            )

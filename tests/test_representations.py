@@ -1,0 +1,129 @@
+"""One pass of the base model: right, cached, resumable, and the same whatever interrupted it."""
+
+import numpy as np
+import pytest
+import torch
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, pooled_tokens
+from tiny import HEADER, tiny_causal_lm, tiny_sae, tiny_texts
+
+from sparserm_hf import representations
+from sparserm_hf.errors import SparseRMError
+from sparserm_hf.representations import Pooling, collect_representations, plan_batches
+
+HOW = Pooling("response_mean", "rms", HEADER)
+
+
+@pytest.fixture
+def base_model():
+    return cut_base_model(tiny_causal_lm(), 2)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(representations, "SHARD_TOKENS", 30)
+
+
+def collect(base_model, cache, texts=None, sae=None, how=HOW):
+    return collect_representations(base_model, sae or tiny_sae(), texts or tiny_texts(), how, cache, max_tokens=64)
+
+
+def test_it_equals_one_text_at_a_time(base_model, tmp_path, small_shards):
+    result = collect(base_model, tmp_path)
+    sae = tiny_sae()
+    for i, text in enumerate(tiny_texts()):
+        ids = torch.tensor([text])
+        with torch.no_grad():
+            hidden = base_model(ids).last_hidden_state[0]
+        tokens = hidden[pooled_tokens(ids, torch.ones_like(ids), "response_mean", HEADER)[0]]
+        rms = tokens.pow(2).mean(-1, keepdim=True).sqrt()
+        np.testing.assert_allclose(result.pooled[i], (tokens / rms).mean(0), rtol=1e-4, atol=1e-5)
+        expected = sae.encode(tokens).mean(0).numpy()
+        np.testing.assert_allclose(result.activations[i].toarray()[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def forbid(base_model):
+    """Make any run of the base model an error."""
+
+    def forward(*args, **kwargs):
+        raise AssertionError("the base model was run")
+
+    base_model.forward = forward
+
+
+def test_a_second_run_does_not_touch_the_base_model(base_model, tmp_path, small_shards):
+    first = collect(base_model, tmp_path)
+    forbid(base_model)
+    second = collect(base_model, tmp_path)
+    assert np.array_equal(first.pooled, second.pooled)
+    assert (first.activations != second.activations).nnz == 0
+
+
+def test_whatever_changes_the_result_changes_the_fingerprint(base_model, tmp_path, small_shards):
+    collect(base_model, tmp_path)
+    texts = tiny_texts()
+    variants = {
+        "texts": {"texts": [*texts[:-1], texts[-1] + [7]]},
+        "SAE": {"sae": tiny_sae(seed=9)},
+        "pooling": {"how": Pooling("mean", "rms", HEADER)},
+        "norm": {"how": Pooling("response_mean", "none", HEADER)},
+        "marker": {"how": Pooling("response_mean", "rms", HEADER[:2])},
+    }
+    for settings in variants.values():
+        collect(base_model, tmp_path, **settings)
+    collect(base_model.to(torch.bfloat16), tmp_path)
+    base_model.to(torch.float32).layers[1].mlp.down_proj.weight.data[0, 0] += 1
+    collect(base_model, tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(variants) + 3
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(base_model, tmp_path, small_shards, monkeypatch):
+    expected = collect(base_model, tmp_path / "undisturbed")
+    real, calls = representations._compute_shard, []
+
+    def dies_at_the_third(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(representations, "_compute_shard", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        collect(base_model, tmp_path / "killed")
+    resumed = collect(base_model, tmp_path / "killed")
+    (folder,) = (tmp_path / "killed").iterdir()
+    assert len(calls) == len(list(folder.iterdir())) + 1, "only the shard that died is computed again"
+    assert np.array_equal(resumed.pooled, expected.pooled)
+    assert (resumed.activations != expected.activations).nnz == 0
+
+
+def test_a_full_disk_leaves_nothing_half_written(base_model, tmp_path, small_shards, monkeypatch):
+    real = representations.save_file
+
+    def full_disk(tensors, path):
+        if "00002" in path.name:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        real(tensors, path)
+
+    monkeypatch.setattr(representations, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        collect(base_model, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    names = sorted(file.name[:5] for file in folder.iterdir())
+    assert names == ["00000", "00001"] and not list(folder.glob("*.tmp"))
+
+
+def test_nan_names_the_text_and_the_way_out(base_model, tmp_path):
+    base_model.embed_tokens.weight.data[95] = float("nan")
+    texts = [[1, 7, 8], [1, 95, 9, 9], [1, 7]]
+    with pytest.raises(SparseRMError, match=r"text 2 \(4 tokens\) is not finite.*dtype='float32'"):
+        collect(base_model, tmp_path, texts)
+
+
+def test_batches_hold_similar_lengths_within_the_budget():
+    lengths = np.random.default_rng(0).integers(1, 100, 200).tolist()
+    batches = plan_batches(lengths, 256)
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    padded = [max(lengths[i] for i in batch) * len(batch) for batch in batches]
+    assert max(padded) <= 256 and sum(padded) < 1.1 * sum(lengths)
+    assert plan_batches([500, 3], 256) == [[0], [1]], "a text longer than the budget goes alone"

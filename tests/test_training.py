@@ -1,0 +1,462 @@
+"""The recipe, the checkpoint it writes, and the command line around them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
+from sparserm_hf.checkpoints import replacing_folder, save_tokenizer
+from sparserm_hf.cli import main
+from sparserm_hf.sae.formats import LoadedSAE
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+def make_rows(count, seed=0):
+    """Chosen responses use the words w0 to w29 more often, rejected ones w30 to w59."""
+    rng = np.random.default_rng(seed)
+
+    def words(low, high, n):
+        return [f"w{i}" for i in rng.integers(low, high, n)]
+
+    rows = []
+    for _ in range(count):
+        sides = (words(0, 30, 6) + words(30, 60, 2), words(30, 60, 6) + words(0, 30, 2))
+        chosen, rejected = ([{"role": "assistant", "content": " ".join(rng.permutation(side))}] for side in sides)
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": " ".join(words(0, 60, 5))}],
+                "chosen": chosen,
+                "rejected": rejected,
+            }
+        )
+    return rows
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def save_sae(folder, hook=HOOK, sae=None):
+    sae = sae or tiny_sae("jumprelu")
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(sae.state_dict(), folder / "sae_weights.safetensors")
+    config = {"d_in": sae.d_in, "d_sae": sae.d_sae, "architecture": sae.architecture, "k": sae.k}
+    (folder / "cfg.json").write_text(json.dumps(config | {"metadata": {"hook_name": hook}}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A base model, an SAE and preference pairs on disk."""
+    root = tmp_path_factory.mktemp("world")
+    tiny_causal_lm().save_pretrained(root / "base")
+    save_tokenizer(tiny_tokenizer(), root / "base")
+    save_sae(root / "sae")
+    write_jsonl(root / "train.jsonl", make_rows(120))
+    write_jsonl(root / "test.jsonl", make_rows(60, seed=1))
+    return root
+
+
+def train_arguments(world, out, **changes):
+    arguments = {
+        "model": world / "base",
+        "sae": world / "sae",
+        "dataset": world / "train.jsonl",
+        "output_dir": out,
+        "cache_dir": world / "cache",
+        "k": 8,
+    } | changes
+    return [
+        "train",
+        *(part for name, value in arguments.items() if value is not None for part in (f"--{name}", str(value))),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    """A checkpoint that the command line has trained and evaluated."""
+    assert main(train_arguments(world, world / "model", eval_dataset=world / "test.jsonl")) == 0
+    return world / "model"
+
+
+def test_the_command_line_trains_saves_and_shows_the_controls(world, trained, capsys):
+    assert main(train_arguments(world, world / "model", eval_dataset=world / "test.jsonl")) == 0
+    shown = capsys.readouterr().out
+    for row in (
+        "SparseRM",
+        "dense representation",
+        "random directions",
+        "SAE activations",
+        "length alone",
+        "95% interval",
+    ):
+        assert row in shown
+    names = {file.name for file in trained.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= names
+    assert {
+        "modeling_sparserm.py",
+        "backbone_sparserm.py",
+        "configuration_sparserm.py",
+        "autoencoder_sparserm.py",
+    } <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    card = (trained / "README.md").read_text()
+    assert card.startswith("---\n") and "| dense representation |" in card and "60 held-out pairs" in card
+
+
+def test_it_learns_and_evaluate_prints_the_same_as_training(world, trained, capsys):
+    """To the last digit: casting the base model with `.to` once rounded its rotary frequencies, loading it did not."""
+    assert main(["evaluate", str(trained), str(world / "test.jsonl"), "--cache_dir", str(world / "cache")]) == 0
+    evaluated = capsys.readouterr().out
+    assert main(train_arguments(world, world / "again", eval_dataset=world / "test.jsonl")) == 0
+    in_training = capsys.readouterr().out
+    rows = [line for line in evaluated.splitlines() if "│" in line]
+    assert len(rows) == 5 and all(row in in_training for row in rows)
+    accuracy = float(rows[0].split("│")[2])
+    assert accuracy > 65, "the words decide, and even a random model sees them a little"
+
+
+def test_same_seed_same_model_bit_for_bit(world, trained, tmp_path):
+    assert (
+        main(
+            train_arguments(world, tmp_path / "fresh", eval_dataset=world / "test.jsonl", cache_dir=tmp_path / "cache")
+        )
+        == 0
+    )
+    for file in sorted(trained.iterdir()):
+        if file.name != "README.md":  # it has the folder's name
+            assert file.read_bytes() == (tmp_path / "fresh" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head_type": "mlp"},
+        {"head_type": "mlp", "loss": "bce", "features": "both"},
+        {"features": "activation", "loss": "bradley_terry"},
+        {"features": "both", "pooling": "mean", "representation_norm": "none"},
+        {"pooling": "last", "loss": "bce"},
+        {"slim": True, "features": "both"},
+        {"dtype": "bfloat16"},
+    ],
+)
+def test_what_is_saved_scores_as_what_was_trained(settings, world, tmp_path):
+    """The folded weights, reloaded and run on whole texts, give the rewards that the fitted head gave."""
+    args = SparseRMTrainingConfig(
+        str(tmp_path / "out"), k=8, cache_dir=str(world / "cache"), controls=False, **({"dtype": "float32"} | settings)
+    )
+    rows = make_rows(40)
+    trainer = SparseRMTrainer(
+        str(world / "base"), str(world / "sae"), args, Dataset.from_list(make_rows(120)), Dataset.from_list(rows)
+    )
+    trainer.train()
+    trainer.save_model()
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts = [tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False) for row in rows]
+    texts += [tokenizer.apply_chat_template(row["prompt"] + row["rejected"], tokenize=False) for row in rows]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    with torch.no_grad():
+        rewards = model(**batch).logits[:, 0].numpy()
+    margins = trainer.evaluation.margins["SparseRM"]
+    tolerance = 0.1 * margins.std() if settings.get("dtype") == "bfloat16" else 1e-3
+    np.testing.assert_allclose(rewards[:40] - rewards[40:], margins, rtol=0, atol=tolerance)
+    assert model.config.reward_std > 0 and abs(rewards.mean() - model.config.reward_mean) < 5 * model.config.reward_std
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainer.metrics["trainable_parameters"]
+
+
+def test_a_model_in_memory_is_copied_not_cut(world, tmp_path):
+    policy = tiny_causal_lm()
+    args = SparseRMTrainingConfig(str(tmp_path / "out"), k=8, cache_dir=str(tmp_path))
+    trainer = SparseRMTrainer(
+        policy,
+        LoadedSAE(tiny_sae(), {"hook_name": HOOK}),
+        args,
+        Dataset.from_list(make_rows(30)),
+        None,
+        tiny_tokenizer(),
+    )
+    trainer.train()
+    assert policy.config.num_hidden_layers == len(policy.model.layers) == 4
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_slim_is_small_loads_its_base_and_says_when_it_is_gone(world, trained, tmp_path):
+    arguments = train_arguments(world, tmp_path / "slim", slim=True)
+    assert main(arguments) == 0
+    with safe_open(tmp_path / "slim" / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == {"directions", "feature_mean", "score.weight", "score.bias"}
+    slim, full = (AutoModelForSequenceClassification.from_pretrained(path) for path in (tmp_path / "slim", trained))
+    ids = torch.tensor([[3, 9, 10, 5, 4, 20, 21, 5]])
+    assert torch.equal(slim(ids, torch.ones_like(ids)).logits, full(ids, torch.ones_like(ids)).logits)
+    assert not slim.training and slim.num_parameters(only_trainable=True) == full.num_parameters(only_trainable=True)
+    config = json.loads((tmp_path / "slim" / "config.json").read_text())
+    (tmp_path / "slim" / "config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": str(tmp_path / "gone")})
+    )
+    with pytest.raises(OSError, match=r"slim: it needs its base model .*gone.*base_model_name_or_path="):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "slim")
+    moved = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "slim", base_model_name_or_path=str(world / "base")
+    )
+    assert torch.equal(moved(ids, torch.ones_like(ids)).logits, full(ids, torch.ones_like(ids)).logits)
+
+
+def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, monkeypatch):
+    rows = make_rows(20, seed=5)
+    mixed = [
+        *rows[:10],
+        *({"id": i, "prompt": row["prompt"], "completion": row["chosen"]} for i, row in enumerate(rows[10:14])),
+        *({"messages": row["prompt"] + row["chosen"]} for row in rows[14:18]),
+        {"text": "w1 w2 w3"},
+    ]
+    source = write_jsonl(tmp_path / "in.jsonl", mixed)
+    assert main(["score", str(trained), source]) == 0
+    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [{k: v for k, v in row.items() if not k.endswith("reward")} for row in scored] == mixed
+    assert {"chosen_reward", "rejected_reward"} <= set(scored[0]) and all("reward" in row for row in scored[10:])
+    pairs = [row["chosen_reward"] > row["rejected_reward"] for row in scored[:10]]
+    assert sum(pairs) >= 7
+
+    from sparserm_hf import scoring
+
+    monkeypatch.setattr(scoring, "CHUNK_ROWS", 4)
+    real, calls = scoring.score_token_ids, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(scoring, "score_token_ids", dies)
+    out = tmp_path / "out.jsonl"
+    assert main(["score", str(trained), source, "--output", str(out)]) == 130
+    (partial,) = tmp_path.glob("out.jsonl.*.partial")
+    with partial.open("a") as file:
+        file.write('{"half a li')  # what a SIGKILL leaves
+    assert main(["score", str(trained), source, "--output", str(out)]) == 0
+    resumed = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row.keys() for row in resumed] == [row.keys() for row in scored]
+    for one, other in zip(resumed, scored, strict=True):
+        for name in ("reward", "chosen_reward", "rejected_reward"):
+            if name in one:
+                assert one[name] == pytest.approx(other[name], abs=1e-4)
+    assert not list(tmp_path.glob("*.partial"))
+    assert main(["score", str(trained), source, "--output", str(out)]) == 2, "nothing is overwritten"
+
+
+def bad_input_cases(world, tmp):
+    """Name: arguments, and what the one sentence must say."""
+    broken_base = tmp / "broken-base"
+    model = tiny_causal_lm()
+    model.get_decoder().embed_tokens.weight.data.fill_(float("nan"))
+    model.save_pretrained(broken_base)
+    save_tokenizer(tiny_tokenizer(), broken_base)
+    no_tokens = tmp / "no-pad"
+    tiny_causal_lm().save_pretrained(no_tokens)
+    bare = tiny_tokenizer(pad_token=None)
+    bare.eos_token = None
+    save_tokenizer(bare, no_tokens)
+    other = tmp / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    same = [row | {"rejected": row["chosen"]} for row in make_rows(3)]
+    deep = save_sae(tmp / "deep", "blocks.9.hook_resid_post")
+    write_jsonl(tmp / "missing.jsonl", [{"chosen": "a", "answer": "b"}])
+    (tmp / "empty.jsonl").write_text("")
+    (tmp / "broken.jsonl").write_text(json.dumps(make_rows(1)[0]) + "\n{oops\n")
+
+    def train(**changes):
+        return train_arguments(world, tmp / "out", **changes)
+
+    return {
+        "missing column": (train(dataset=tmp / "missing.jsonl"), "column 'rejected' is missing"),
+        "empty file": (train(dataset=tmp / "empty.jsonl"), "is empty"),
+        "broken line": (train(dataset=tmp / "broken.jsonl"), "line 2 is broken JSON"),
+        "identical pairs": (
+            train(dataset=write_jsonl(tmp / "same.jsonl", same)),
+            "3 chosen and rejected are identical",
+        ),
+        "one pair": (train(dataset=write_jsonl(tmp / "one.jsonl", make_rows(1))), "at least 2 are needed"),
+        "K too large": (train(k=40), "K = 40 asks for 80 latents"),
+        "K zero": (train(k=0), "k is 0, but must be at least 1"),
+        "wrong width": (train(sae=save_sae(tmp / "wide", sae=tiny_sae(d_in=48))), "SAE reads 48 numbers a token"),
+        "layer out of range": (train(sae=deep), "Layer 10 is out of range.*layers 1 to 4"),
+        "layer against the SAE": (train(layer=3), "--layer 3 does not fit the SAE"),
+        "wrong hook": (
+            train(sae=save_sae(tmp / "mlp", "blocks.1.hook_mlp_out")),
+            "blocks.1.hook_mlp_out.*residual stream",
+        ),
+        "no hook, no layer": (train(sae=save_sae(tmp / "bare", None)), "name it with --layer"),
+        "no SAE known": (train(sae=None), "No SAE is known for the base model"),
+        "no pad token": (train(model=no_tokens), "neither a pad token nor an end-of-text token"),
+        "NaN": (train(model=broken_base), "is not finite"),
+        "other folder": (train(output_dir=other), "holds something else than a SparseRM"),
+        "output is a file": (train(output_dir=tmp / "one.jsonl"), "is a file; name a folder"),
+        "no model": (train(model=tmp / "nowhere"), "cannot be loaded"),
+        "not a model": (train(model=other), "is not a model folder"),
+        "no SAE folder": (train(sae=other), "must be a folder with cfg.json"),
+        "unknown option": (train(learning_rate=1), "unrecognized arguments: --learning_rate 1"),
+        "unknown choice": (train(pooling="max"), "invalid choice: 'max'"),
+        "no such reward model": (["score", str(tmp / "nowhere"), str(world / "test.jsonl")], "cannot be loaded"),
+        "not a reward model": (["score", str(world / "base"), str(world / "test.jsonl")], "cannot be loaded: it is a llama, not a SparseRM"),
+        "nothing to score": (["score", str(world / "model"), str(tmp / "missing.jsonl")], "to be scored it needs"),
+        "no rows to score": (
+            ["score", str(world / "model"), str(tmp / "none.jsonl")],
+            "There is no file|No such file",
+        ),
+        "GGUF is gone": (train(model=tmp / "none.gguf"), "There is no GGUF file"),
+    }
+
+
+def test_bad_input_gets_one_sentence_and_exit_code_2(world, trained, tmp_path, capsys):
+    import re
+
+    for name, (arguments, message) in bad_input_cases(world, tmp_path).items():
+        capsys.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as exit:  # argparse
+            code = exit.code
+        error = capsys.readouterr().err
+        last = error.strip().splitlines()[-1]
+        assert code == 2, name
+        assert "error: " in last and re.search(message, last), f"{name}: {last}"
+        assert "Traceback" not in error, name
+        assert not (tmp_path / "out").exists(), f"{name}: something was written"
+    assert (tmp_path / "other" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_checkpoint_without_its_sae_is_refused(trained, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(trained, tmp_path / "copy")
+    path = tmp_path / "copy" / "model.safetensors"
+    tensors = {name: value for name, value in load_file(path).items() if not name.startswith("sae.")}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 5 of its tensors, among them 'sae"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "copy")
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
+    folder = tmp_path / "model"
+    for content in ("old", "new"):
+        with replacing_folder(folder) as temporary:
+            (temporary / "model.safetensors").write_text(content)
+            (temporary / f"{content}.safetensors").write_text(content)
+    (folder / "notes.md").write_text("mine")
+    with pytest.raises(OSError), replacing_folder(folder) as temporary:
+        (temporary / "model.safetensors").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert (folder / "model.safetensors").read_text() == "new"
+    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "new.safetensors", "notes.md"}
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(world, trained, tmp_path):
+    """SIGKILL, in the middle of the representations: the next run ends with what an undisturbed one ends with."""
+    script = (
+        "import os, signal, sys\n"
+        "from sparserm_hf import representations as r\n"
+        "from sparserm_hf.cli import main\n"
+        "r.SHARD_TOKENS = 400\n"
+        "plan = r.plan_batches\n"
+        "r.plan_batches = lambda lengths, max_tokens: plan(lengths, 200)\n"
+        "real, calls = r._compute_shard, []\n"
+        "def compute(*args):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == int(os.environ['DIE_AT']):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*args)\n"
+        "r._compute_shard = compute\n"
+        "code = main(sys.argv[1:])\n"
+        "print(len(calls))\n"
+        "sys.exit(code)\n"
+    )
+
+    def run(out, cache, die_at):
+        import os
+
+        arguments = train_arguments(world, out, cache_dir=cache, eval_dataset=world / "test.jsonl")
+        environment = os.environ | {"DIE_AT": str(die_at)}
+        return subprocess.run(
+            [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True
+        )
+
+    undisturbed = run(tmp_path / "a", tmp_path / "cache-a", 10**6)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    killed = run(tmp_path / "b", tmp_path / "cache-b", 4)
+    assert killed.returncode == -9 and not (tmp_path / "b").exists()
+    resumed = run(tmp_path / "b", tmp_path / "cache-b", 10**6)
+    assert resumed.returncode == 0, resumed.stderr
+    computed = [int(result.stdout.splitlines()[-1]) for result in (undisturbed, resumed)]
+    assert computed[1] == computed[0] - 3, "the three finished shards are not computed again"
+    for file in sorted((tmp_path / "a").iterdir()):
+        if file.name != "README.md":
+            assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_several_processes_share_the_work_and_agree(world, trained, tmp_path):
+    arguments = train_arguments(
+        world, tmp_path / "out", cache_dir=tmp_path / "cache", eval_dataset=world / "test.jsonl"
+    )
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    result = subprocess.run(
+        [sys.executable, *launch, "-m", "sparserm_hf.cli", *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    one, two = (AutoModelForSequenceClassification.from_pretrained(path) for path in (trained, tmp_path / "out"))
+    assert one.config.latents == two.config.latents
+    torch.testing.assert_close(one.score.weight, two.score.weight, rtol=1e-3, atol=1e-3)
+
+
+def test_metrics_reach_the_trackers(world, tmp_path):
+    pytest.importorskip("tensorboard")
+    args = SparseRMTrainingConfig(str(tmp_path / "out"), k=8, cache_dir=str(world / "cache"), report_to="tensorboard")
+    trainer = SparseRMTrainer(str(world / "base"), str(world / "sae"), args, Dataset.from_list(make_rows(120)))
+    trainer.train()
+    trainer.save_model()
+    assert list((tmp_path / "out").rglob("events.out.*"))
+
+
+def test_push_to_hub_uploads_the_whole_folder(world, tmp_path, monkeypatch):
+    from huggingface_hub import CommitInfo, HfApi, RepoUrl
+
+    uploads = {}
+
+    def create_repo(self, repo_id, **kwargs):
+        uploads["repo"] = (repo_id, kwargs)
+        return RepoUrl("https://huggingface.co/me/rm")
+
+    def upload_folder(self, *, folder_path, repo_id, **kwargs):
+        uploads["files"] = {file.name for file in folder_path.iterdir()}
+        return CommitInfo("https://huggingface.co/me/rm/commit/abc", "message", "", "abc")
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    args = SparseRMTrainingConfig(
+        str(tmp_path / "out"), k=8, cache_dir=str(world / "cache"), hub_model_id="me/rm", hub_private_repo=True
+    )
+    trainer = SparseRMTrainer(str(world / "base"), str(world / "sae"), args, Dataset.from_list(make_rows(120)))
+    trainer.train()
+    assert trainer.push_to_hub() == "https://huggingface.co/me/rm/commit/abc"
+    assert uploads["repo"] == ("me/rm", {"private": True, "exist_ok": True})
+    assert {"config.json", "model.safetensors", "modeling_sparserm.py", "tokenizer.json", "README.md"} <= uploads[
+        "files"
+    ]
