@@ -53,11 +53,10 @@ class SparseAutoencoder(nn.Module):
         self.normalization = normalization
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.rescale_acts_by_decoder_norm = rescale_acts_by_decoder_norm
-        self.register_buffer("W_enc", torch.zeros(d_in, d_sae))
-        self.register_buffer("W_dec", torch.zeros(d_sae, d_in))
-        self.register_buffer("b_dec", torch.zeros(d_in))
-        for name in self.bias_names:
-            self.register_buffer(name, torch.zeros(d_sae))
+        shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+        for name, shape in (shapes | dict.fromkeys(self.bias_names, (d_sae,))).items():
+            # In float32 even where transformers builds the rest in bfloat16.
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
 
     @property
     def bias_names(self) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """The frozen base model: cut it after one layer, run it, pool its residual stream to one vector per sequence."""
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .autoencoder_sparserm import SparseAutoencoder
-
-POOLINGS = ("last", "mean", "response_mean")
-REPRESENTATION_NORMS = ("none", "rms")
 
 # Where the decoder layers and the final norm are found: Llama and its many kin, GPT-2, GPT-NeoX.
 LAYER_NAMES = ("layers", "h")
@@ -42,8 +43,11 @@ def _only_name(model: nn.Module, candidates: tuple[str, ...], what: str) -> str:
     return found[0]
 
 
-def remove_final_norm(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace the final norm by the identity, so that the output is the residual stream itself."""
+def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a decoder, in place, put out its residual stream: without the final norm, and with exact attention."""
+    if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+        # transformers 4 runs Gemma 2 in sdpa, which silently leaves the softcapping out; transformers 5 does not.
+        model.set_attn_implementation("eager")
     setattr(model, _only_name(model, NORM_NAMES, "the final norm"), nn.Identity())
     return model
 
@@ -57,16 +61,48 @@ def cut_base_model(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     Raises:
         ValueError: `layer` is out of range, or the layers or the final norm are not found.
     """
-    decoder = model.get_decoder()
+    decoder = model.base_model.get_decoder()  # by way of `base_model`: transformers 4 needs it for GPT-2
     layers = _only_name(decoder, LAYER_NAMES, "the decoder layers")
     cut_config(decoder.config, layer)
     setattr(decoder, layers, getattr(decoder, layers)[:layer])
-    return remove_final_norm(decoder)
+    return prepare_backbone(decoder)
 
 
-def load_cut_base_model(name_or_path: str, layer: int, **kwargs) -> PreTrainedModel:
-    """`AutoModel.from_pretrained` and then `cut_base_model`; takes the keyword arguments of the former."""
-    return cut_base_model(AutoModel.from_pretrained(name_or_path, **kwargs), layer).eval()
+def load_decoder(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model and return its decoder, without the language modelling head.
+
+    Not `AutoModel.from_pretrained`: transformers 4 then finds none of a Gemma 3's weights, and says so in a warning.
+
+    Args:
+        name_or_path: Hub id or folder.
+        kwargs: Passed to `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        OSError: It is not there.
+        ValueError: It lacks some of its weights, or is no causal language model.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    if info["missing_keys"]:
+        raise ValueError(f"The base model {name_or_path!r} lacks its weights {sorted(info['missing_keys'])[0]!r}.")
+    return model.base_model.get_decoder()
+
+
+def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    """Load the layers of a base model that a cut configuration keeps, and no others.
+
+    The configuration in the base model's own folder is not asked: transformers 4 may misread it.
+
+    Args:
+        name_or_path: Hub id or folder of the whole base model.
+        config: Its configuration, cut.
+        kwargs: Passed to `load_decoder`.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the layers further up go unused is meant
+    try:
+        return prepare_backbone(load_decoder(name_or_path, config=copy.deepcopy(config), **kwargs)).eval()
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def residual_stream(
@@ -117,7 +153,7 @@ def pooled_tokens(
     Args:
         input_ids: (B, T); needed for `response_mean` only.
         attention_mask: (B, T), nonzero where a token is attended.
-        pooling: One of ``POOLINGS``.
+        pooling: One of ``configuration_sparserm.POOLINGS``.
         marker_ids: Token ids of the chat template's assistant header.
 
     Raises:

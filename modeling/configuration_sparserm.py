@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from .backbone_sparserm import POOLINGS, REPRESENTATION_NORMS
-
+POOLINGS = ("last", "mean", "response_mean")
+REPRESENTATION_NORMS = ("none", "rms")
 FEATURES = ("projection", "activation", "both")
 HEAD_TYPES = ("linear", "mlp")
 

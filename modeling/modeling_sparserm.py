@@ -10,11 +10,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import (
-    load_cut_base_model,
+    load_cut_decoder,
     pool_activations,
     pool_representations,
     pooled_tokens,
-    remove_final_norm,
+    prepare_backbone,
     residual_stream,
 )
 from .configuration_sparserm import SparseRMConfig
@@ -65,20 +65,24 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     _supports_flash_attn_2 = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["sae", "score", "directions", "feature_mean"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["score"]  # noqa: RUF012
 
     def __init__(self, config: SparseRMConfig, base_model: PreTrainedModel | None = None):
         super().__init__(config)
         if base_model is not None:
             self.model = base_model
         elif config.slim:
-            self.model = nn.Identity()  # `from_pretrained` puts the base model here
+            # `from_pretrained` puts the base model here. Until then transformers 4 must not look for its weights.
+            self.model = nn.Identity()
+            self.base_model_prefix = ""
         else:
-            self.model = remove_final_norm(AutoModel.from_config(config.base_config))
+            self.model = prepare_backbone(AutoModel.from_config(config.base_config))
         self._no_split_modules = list(getattr(self.model, "_no_split_modules", None) or [])
         self.sae = SparseAutoencoder(**config.sae) if config.sae else None
-        self.register_buffer("directions", torch.zeros(len(config.latents), config.hidden_size or 0))
-        self.register_buffer("feature_mean", torch.zeros(config.num_features))
+        # In float32 whatever the base model is in: a buffer is loaded in the type that it has here.
+        shape = (len(config.latents), config.hidden_size or 0)
+        self.register_buffer("directions", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("feature_mean", torch.zeros(config.num_features, dtype=torch.float32))
         self.score = build_head(config)
         self.post_init()
         self.freeze()
@@ -253,6 +257,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             for_base["dtype"] = model.config.dtype if dtype in (None, "auto") else dtype
             model.model = cls._load_base_model(model.config, for_base)
+            model.base_model_prefix = cls.base_model_prefix
             model._no_split_modules = list(model.model._no_split_modules or [])
         model.freeze()
         model.eval()
@@ -262,7 +267,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     def _load_base_model(config: SparseRMConfig, arguments: dict[str, Any]) -> PreTrainedModel:
         name = config.base_model_name_or_path
         try:
-            return load_cut_base_model(name, config.layer, revision=config.base_model_revision, **arguments)
+            return load_cut_decoder(name, config.base_config, revision=config.base_model_revision, **arguments)
         except OSError as error:
             raise OSError(
                 f"This checkpoint is slim: it needs its base model {name!r} (revision "

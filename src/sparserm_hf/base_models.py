@@ -7,10 +7,11 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .checkpoints import replacing_folder, save_tokenizer
 from .errors import SparseRMError
+from .modeling.backbone_sparserm import load_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a base model, in the type it was published in.
+    """Load the decoder of a base model, in the type it was published in.
 
     Raises:
         SparseRMError: It cannot be found or loaded.
@@ -85,7 +86,7 @@ def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
     if config.is_file() and "model_type" not in json.loads(config.read_text()):
         raise SparseRMError(f"{name!r} is not a model folder: its config.json names no model_type.")
     try:
-        return AutoModel.from_pretrained(name, revision=revision, dtype="auto")
+        return load_decoder(name, revision=revision, dtype="auto")
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason}") from error

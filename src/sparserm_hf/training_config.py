@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from .errors import SparseRMError
 from .head import LOSSES
-from .modeling.backbone_sparserm import POOLINGS, REPRESENTATION_NORMS
-from .modeling.configuration_sparserm import FEATURES, HEAD_TYPES
+from .modeling.configuration_sparserm import FEATURES, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
 
 
 def _option(default: Any, help: str) -> Any:

@@ -1,0 +1,96 @@
+"""What may import what, and what travels to the Hub."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_reward_model
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "sparserm_hf"
+
+# Each may import itself and what stands on a lower level.
+LEVELS = [
+    {"errors", "version", "modeling", "hub_cards"},
+    {"preferences", "representations", "sae", "selection", "head", "checkpoints", "base_models", "training_config"},
+    {"evaluation", "scoring", "trainer"},
+    {"explain", "integrations", "serve", "align", "demo"},
+    {"cli", "__init__"},
+]
+
+
+def imported_modules(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." * node.level + (node.module or ""))
+    return names
+
+
+def test_what_travels_imports_torch_transformers_and_its_siblings_only():
+    for path in (ROOT / "modeling").glob("*.py"):
+        roots = {name.split(".")[0] for name in imported_modules(path) if not name.startswith(".")}
+        assert roots <= {"copy", "typing", "torch", "transformers"}, path.name
+        siblings = {name[1:] for name in imported_modules(path) if name.startswith(".")}
+        assert all((ROOT / "modeling" / f"{name}.py").is_file() for name in siblings), path.name
+
+
+def test_each_file_imports_directly_whatever_its_siblings_import():
+    """transformers 4 copies only what a file itself imports out of a local folder: what that imports was not found."""
+
+    def siblings(name: str) -> set[str]:
+        return {n[1:] for n in imported_modules(ROOT / "modeling" / f"{name}.py") if n.startswith(".")}
+
+    for name in ("configuration_sparserm", "modeling_sparserm"):  # those that `auto_map` names
+        assert {further for direct in siblings(name) for further in siblings(direct)} <= siblings(name)
+
+
+def test_no_docstring_line_looks_like_a_relative_import():
+    """transformers finds relative imports by a regular expression: such a line in a docstring crashes saving."""
+    for path in (ROOT / "modeling").glob("*.py"):
+        found = re.findall(r"^\s*from\s+\.(\S+)\s+import", path.read_text(), flags=re.MULTILINE)
+        assert {f".{name}" for name in found} == {n for n in imported_modules(path) if n.startswith(".")}
+
+
+def test_imports_point_one_way():
+    level_of = {name: level for level, names in enumerate(LEVELS) for name in names}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        for name in imported_modules(path):
+            dots = len(name) - len(name.lstrip("."))
+            if dots == 0 or dots < len(parts):  # another package, or a sibling
+                continue
+            target = name.lstrip(".").split(".")[0]
+            assert level_of[target] <= level_of[parts[0]], f"{'/'.join(parts)} imports {target}"
+
+
+def test_sae_lens_is_imported_only_where_an_sae_is_loaded_or_trained():
+    for path in PACKAGE.rglob("*.py"):
+        top_level = {n for node in ast.parse(path.read_text()).body for n in _names(node)}
+        assert not any(name.startswith("sae_lens") for name in top_level), path
+        if any(name.startswith("sae_lens") for name in imported_modules(path)):
+            assert path.parent.name == "sae"
+    code = "import sys, sparserm_hf.cli; sys.exit('sae_lens' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def _names(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.ImportFrom):
+        return {node.module or ""}
+    return {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+
+
+def test_the_code_travels_byte_for_byte(tmp_path):
+    tiny_reward_model().save_pretrained(tmp_path)
+    for name in ("modeling_sparserm", "configuration_sparserm", "backbone_sparserm", "autoencoder_sparserm"):
+        assert (tmp_path / f"{name}.py").read_bytes() == (ROOT / "modeling" / f"{name}.py").read_bytes()
+
+
+@pytest.mark.parametrize("path", [p for p in (*PACKAGE.rglob("*.py"), *(ROOT / "modeling").glob("*.py"))], ids=str)
+def test_files_stay_readable(path):
+    assert len(path.read_text().splitlines()) <= 350

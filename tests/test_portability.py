@@ -1,0 +1,89 @@
+"""Checkpoints in environments that have torch, transformers and safetensors, and nothing of ours.
+
+`make test` sets these environments up, one with transformers 4.57.6 and one with the newest 5.x.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny_causal_lm, tiny_reward_model, tiny_texts, tiny_tokenizer
+
+from sparserm_hf.checkpoints import save_tokenizer
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENTS = [4, 5]
+
+# Scores token ids with both auto classes, and a text with the saved tokenizer, for each folder on standard input.
+SCORE = """
+import importlib.util, json, sys
+for name in ("sparserm_hf", "sae_lens", "datasets", "accelerate"):
+    assert importlib.util.find_spec(name) is None, name + " must not be here"
+import torch, transformers
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+job = json.load(sys.stdin)
+results = {}
+for folder in job["folders"]:
+    rewards = []
+    for auto in (AutoModel, AutoModelForSequenceClassification):
+        model = auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+        assert not model.training and model.config.num_labels == 1
+        with torch.no_grad():
+            rewards.append([model(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in job["texts"]])
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    messages = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
+    ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+    model.save_pretrained(folder + "-resaved")
+    again = AutoModel.from_pretrained(folder + "-resaved", trust_remote_code=True, dtype=torch.float32)
+    with torch.no_grad():
+        rewards.append([again(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in job["texts"]])
+    results[folder] = {"rewards": rewards, "ids": ids}
+print(json.dumps([transformers.__version__, results]))
+"""
+
+
+def score_elsewhere(environment: int, folders: list[Path]) -> tuple[str, dict]:
+    python = ROOT / f".venv-transformers-{environment}" / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"{python.parent.parent.name} is not set up: run the tests by `make test`")
+    job = json.dumps({"folders": [str(folder) for folder in folders], "texts": tiny_texts()})
+    result = subprocess.run(
+        [str(python), "-c", SCORE], input=job, capture_output=True, text=True, cwd=folders[0].parent, timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    version, results = json.loads(result.stdout.splitlines()[-1])
+    assert version.startswith(f"{environment}.")
+    return version, results
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A self-contained and a slim checkpoint for each architecture, with the rewards that they must give."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    expected = {}
+    for architecture in ARCHITECTURES:
+        tiny_causal_lm(architecture).save_pretrained(root / f"{architecture}-base")
+        model = tiny_reward_model(
+            architecture, base_model_name_or_path=str(root / f"{architecture}-base"), features="both"
+        )
+        with torch.no_grad():
+            rewards = [model(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in tiny_texts()]
+        for form, saved in (("whole", model), ("slim", model.to_slim())):
+            folder = root / f"{architecture}-{form}"
+            saved.save_pretrained(folder)
+            save_tokenizer(tiny_tokenizer(), folder)
+            expected[str(folder)] = rewards
+    return expected
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_rewards_are_the_same_everywhere(environment, checkpoints):
+    """transformers 4 once took its own default for a rope_theta that it could not find: -13.01 for -13.10."""
+    _, results = score_elsewhere(environment, [Path(folder) for folder in checkpoints])
+    ids = tiny_tokenizer()("<|user|> w1 w2 <|end|> <|assistant|> w3 <|end|> ", add_special_tokens=False)["input_ids"]
+    for folder, rewards in checkpoints.items():
+        for given in results[folder]["rewards"]:
+            torch.testing.assert_close(torch.tensor(given), torch.tensor(rewards), rtol=1e-4, atol=1e-4, msg=folder)
+        assert results[folder]["ids"] == ids
