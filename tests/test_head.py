@@ -153,7 +153,7 @@ def test_selection_by_hand():
     assert selection.latents.tolist() == [0, 3, 1, 5]
     assert selection.separations.tolist() == [1.0, 0.5, -0.5, -1.0]
     assert selection.sides == ["chosen", "chosen", "rejected", "rejected"]
-    with pytest.raises(SparseRMError, match="5 of the SAE's 6 fire .* between 1 and 2"):
+    with pytest.raises(SparseRMError, match=r"5 of the SAE's 6 fire .* between 1 and 2"):
         select_latents(chosen, rejected, 3)
 
 

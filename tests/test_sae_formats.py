@@ -96,10 +96,10 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
     with pytest.raises(SparseRMError, match="is broken"):
         load_sae(str(tmp_path))
     save_file({"W_enc": torch.zeros(D_MODEL, D_SAE)}, tmp_path / "sae_weights.safetensors")
-    with pytest.raises(SparseRMError, match="is broken.*Missing key"):
+    with pytest.raises(SparseRMError, match=r"is broken.*Missing key"):
         load_sae(str(tmp_path))
     (tmp_path / "cfg.json").unlink()
-    with pytest.raises(SparseRMError, match="must be a folder with cfg.json and sae_weights.safetensors"):
+    with pytest.raises(SparseRMError, match=r"must be a folder with cfg.json and sae_weights.safetensors"):
         load_sae(str(tmp_path))
 
 

@@ -312,7 +312,10 @@ def bad_input_cases(world, tmp):
         "unknown option": (train(learning_rate=1), "unrecognized arguments: --learning_rate 1"),
         "unknown choice": (train(pooling="max"), "invalid choice: 'max'"),
         "no such reward model": (["score", str(tmp / "nowhere"), str(world / "test.jsonl")], "cannot be loaded"),
-        "not a reward model": (["score", str(world / "base"), str(world / "test.jsonl")], "cannot be loaded: it is a llama, not a SparseRM"),
+        "not a reward model": (
+            ["score", str(world / "base"), str(world / "test.jsonl")],
+            "cannot be loaded: it is a llama, not a SparseRM",
+        ),
         "nothing to score": (["score", str(world / "model"), str(tmp / "missing.jsonl")], "to be scored it needs"),
         "no rows to score": (
             ["score", str(world / "model"), str(tmp / "none.jsonl")],

@@ -36,7 +36,8 @@ class SparseRMTrainingConfig:
     gamma: float = _option(1.0, "Margin that every pair must keep, for the margin loss.")
     max_length: int = _option(1024, "Most tokens of a text; longer pairs lose the start of their prompt.")
     dtype: Literal["auto", "bfloat16", "float32"] = _option(
-        "auto", "Type the base model runs and is saved in: auto is bfloat16 where the hardware multiplies it, else float32."
+        "auto",
+        "Type the base model runs and is saved in; auto: bfloat16 where the hardware is good at it, else float32.",
     )
     cache_dir: str | None = _option(None, "Where representations are kept; by default sparserm in HF_HOME.")
     controls: bool = _option(
