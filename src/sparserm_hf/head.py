@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit
+from sklearn.svm import LinearSVC
 
 from .errors import SparseRMError
 
@@ -16,6 +17,10 @@ LOSSES = ("margin", "bradley_terry", "bce")
 # From strong to weak. The features are standardised and the loss is a mean over pairs, so that the same values fit
 # any number of pairs.
 L2_PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+# Violation of the optimality conditions at the end of a fit, and of one that only ranks the penalties. liblinear
+# counts it in units of a pair's own loss, hence the larger value for the margin loss.
+FIT_TOLERANCE = {"margin": 1e-6, "bradley_terry": 1e-7, "bce": 1e-7}
+CROSS_VALIDATION_TOLERANCE = {"margin": 1e-2, "bradley_terry": 1e-4, "bce": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,13 @@ class Objective:
     loss: str
     gamma: float
     margins: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.loss == "margin" and self.gamma + self.margins.min() <= 0:
+            raise SparseRMError(
+                f"A pair has the margin {self.margins.min()}, which with gamma = {self.gamma} asks for no difference "
+                "at all: margins must be above -gamma."
+            )
 
     def rows(self, index: np.ndarray) -> Objective:
         """The objective for some of the pairs."""
@@ -86,24 +98,32 @@ def _standardization(features: PairFeatures) -> tuple[np.ndarray, np.ndarray]:
     return both.mean(0), np.where(deviation > 1e-8, deviation, np.inf)
 
 
-def _fit_margin(differences: np.ndarray, thresholds: np.ndarray, l2: float, start: np.ndarray | None) -> np.ndarray:
-    """Minimise mean(max(0, thresholds - D w)) + l2/2 |w|^2 through its dual, a quadratic inside a box.
+def _fit_margin(differences: np.ndarray, thresholds: np.ndarray, l2: float, tolerance: float) -> np.ndarray:
+    """Minimise mean(max(0, thresholds - D w)) + l2/2 |w|^2.
 
-    With one a_i in [0, 1/N] a pair, w = D^T a / l2 and the dual maximises a.thresholds - l2/2 |w|^2.
+    That is a support vector machine without intercept on the differences over their thresholds, each weighted by its
+    threshold. It wants two classes, so every other difference is turned round.
     """
-    n = len(differences)
-
-    def dual(a: np.ndarray) -> tuple[float, np.ndarray]:
-        w = differences.T @ a / l2
-        return 0.5 * l2 * w @ w - thresholds @ a, differences @ w - thresholds
-
-    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-14, "gtol": 1e-7, "maxcor": 20}
-    start = np.zeros(n) if start is None else start
-    return minimize(dual, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0 / n)] * n, options=options).x
+    sign = np.where(np.arange(len(differences)) % 2, -1.0, 1.0)
+    machine = LinearSVC(
+        loss="hinge",
+        fit_intercept=False,
+        C=1.0 / (len(differences) * l2),
+        tol=tolerance,
+        max_iter=1_000_000,
+        random_state=0,
+    )
+    machine.fit(differences * (sign / thresholds)[:, None], sign, sample_weight=thresholds)
+    return machine.coef_[0]
 
 
 def _fit_logistic(
-    signed: np.ndarray, offsets: np.ndarray, l2: float, penalised: np.ndarray, start: np.ndarray | None
+    signed: np.ndarray,
+    offsets: np.ndarray,
+    l2: float,
+    penalised: np.ndarray,
+    start: np.ndarray | None,
+    tolerance: float,
 ) -> np.ndarray:
     """Minimise mean(log(1 + exp(offsets - X w))) + l2/2 |w|^2 over the penalised entries of w."""
 
@@ -113,12 +133,17 @@ def _fit_logistic(
         return np.logaddexp(0.0, -z).mean() + 0.5 * w @ shrunk, shrunk - expit(-z) @ signed / len(z)
 
     start = np.zeros(signed.shape[1]) if start is None else start
-    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-14, "gtol": 1e-7, "maxcor": 20}
+    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-14, "gtol": tolerance, "maxcor": 20}
     return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
 
 
-def fit_linear_path(features: PairFeatures, objective: Objective, penalties: tuple[float, ...]) -> list[FittedHead]:
-    """Fit a linear head to convergence for each L2 penalty, each fit starting where the last one ended.
+def fit_linear_path(
+    features: PairFeatures,
+    objective: Objective,
+    penalties: tuple[float, ...],
+    tolerances: dict[str, float] = FIT_TOLERANCE,
+) -> list[FittedHead]:
+    """Fit a linear head to convergence for each L2 penalty.
 
     The bias makes the mean reward of the training responses zero, but for `bce`, which has a bias of its own.
 
@@ -126,23 +151,25 @@ def fit_linear_path(features: PairFeatures, objective: Objective, penalties: tup
         features: (N, F) raw features of the pairs.
         objective: Loss and margins.
         penalties: From strong to weak.
+        tolerances: For each loss, the violation of the optimality conditions at which a fit counts as converged.
     """
     mean, deviation = _standardization(features)
     chosen, rejected = (features.chosen - mean) / deviation, (features.rejected - mean) / deviation
+    differences = chosen - rejected
+    signed, penalised = differences, np.ones(chosen.shape[1])
+    offsets = objective.margins
+    if objective.loss == "bce":
+        ones = np.ones((len(chosen), 1))
+        signed, penalised = np.block([[chosen, ones], [-rejected, -ones]]), np.append(penalised, 0.0)
+        offsets = np.zeros(len(signed))
+    tolerance = tolerances[objective.loss]
     heads, start = [], None
     for l2 in penalties:
-        bias = 0.0
         if objective.loss == "margin":
-            start = _fit_margin(chosen - rejected, objective.gamma + objective.margins, l2, start)
-            w = (chosen - rejected).T @ start / l2
-        elif objective.loss == "bradley_terry":
-            start = w = _fit_logistic(chosen - rejected, objective.margins, l2, np.ones(chosen.shape[1]), start)
+            w, bias = _fit_margin(differences, objective.gamma + objective.margins, l2, tolerance), 0.0
         else:
-            ones = np.ones((len(chosen), 1))
-            signed = np.block([[chosen, ones], [-rejected, -ones]])
-            penalised = np.append(np.ones(chosen.shape[1]), 0.0)
-            start = _fit_logistic(signed, np.zeros(len(signed)), l2, penalised, start)
-            w, bias = start[:-1], start[-1]
+            start = _fit_logistic(signed, offsets, l2, penalised, start, tolerance)
+            w, bias = start[: chosen.shape[1]], float(start[-1]) if objective.loss == "bce" else 0.0
         weight = w / deviation
         heads.append(FittedHead(((weight[None, :], np.array([bias - weight @ mean])),), l2, None))
     return heads
@@ -175,8 +202,7 @@ def fit_linear_head(
     """
     everything = np.arange(len(groups))
     folds = min(folds, len(np.unique(groups)))
-    penalties: tuple[float, ...] = L2_PENALTIES
-    accuracy = None
+    penalty, accuracy = 1.0, None
     if folds > 1:
         fold_of = group_folds(groups, folds, seed)
         correct = np.zeros(len(L2_PENALTIES))
@@ -184,13 +210,16 @@ def fit_linear_head(
             train, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
             features = features_for(train)
             test = features.rows(held_out)
-            for i, head in enumerate(fit_linear_path(features.rows(train), objective.rows(train), L2_PENALTIES)):
+            heads = fit_linear_path(
+                features.rows(train), objective.rows(train), L2_PENALTIES, CROSS_VALIDATION_TOLERANCE
+            )
+            for i, head in enumerate(heads):
                 margins = head.rewards(test.chosen) - head.rewards(test.rejected)
                 correct[i] += pair_accuracy(margins) * len(held_out)
         best = int(np.argmax(correct))
         accuracy = float(correct[best] / len(groups))
-        penalties = L2_PENALTIES[: best + 1]
-    head = fit_linear_path(features_for(everything), objective, penalties)[-1]
+        penalty = L2_PENALTIES[best]
+    (head,) = fit_linear_path(features_for(everything), objective, (penalty,))
     return replace(head, validation_accuracy=accuracy)
 
 

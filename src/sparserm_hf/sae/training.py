@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.backbone_sparserm import residual_stream
-
-logger = logging.getLogger(__name__)
+from .formats import load_sae
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def residual_tokens(
     more than `sink_ratio` times the batch's median.
     """
     device = base_model.device
-    for epoch in range(10**6):
+    for epoch in itertools.count():
         for batch in length_sorted_batches(texts, max_tokens, seed + epoch):
             width = max(map(len, batch))
             ids = torch.tensor([text + [0] * (width - len(text)) for text in batch], device=device)
@@ -90,8 +90,7 @@ def train_sae(
         metadata: Written into `cfg.json`: at least `model_name` and `hook_name`.
 
     Returns:
-        Mean number of active latents, fraction of variance unexplained and share of dead latents, measured on
-        tokens drawn after the last training step.
+        What `measure_sae` says of the saved SAE on tokens drawn after those that it was trained on.
     """
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -127,23 +126,32 @@ def train_sae(
         logger=LoggingConfig(log_to_wandb=False),
     )
     SAETrainer(trainer_config, sae, batches).fit()
-    held_out = next(batches).float()
-    with torch.no_grad():
-        latents = sae.encode(held_out)
-        residual = held_out - sae.decode(latents)
-    quality = {
-        "l0": (latents > 0).float().sum(-1).mean().item(),
-        "fraction_of_variance_unexplained": (
-            residual.pow(2).sum() / (held_out - held_out.mean(0)).pow(2).sum()
-        ).item(),
-        "dead_share": sae.cfg.metadata.num_dead_features / config.d_sae,
-    }
     sae.to(dtype=torch.bfloat16)
     sae.save_inference_model(output_dir)
     cfg_path = output_dir / "cfg.json"
     cfg = json.loads(cfg_path.read_text())
     # Trained on tokens that were normalised beforehand; from here on the SAE does it itself.
     cfg |= {"normalize_activations": "constant_norm_rescale", "dtype": "bfloat16", "device": "cpu"}
+    cfg_path.write_text(json.dumps(cfg))
+    quality = measure_sae(load_sae(str(output_dir)).autoencoder, torch.cat([next(stream) for _ in range(10)]).cpu())
     cfg["metadata"] |= {**metadata, **quality, "tokens_trained_on": steps * config.batch_tokens}
     cfg_path.write_text(json.dumps(cfg, indent=2, sort_keys=True) + "\n")
     return quality
+
+
+@torch.no_grad()
+def measure_sae(sae: SparseAutoencoder, tokens: torch.Tensor) -> dict[str, float]:
+    """Measure an SAE on (N, d_model) residual-stream tokens that it was not trained on.
+
+    Returns:
+        `l0`, the mean number of latents active on a token; `fraction_of_variance_unexplained` by the reconstruction;
+        `dead_share`, the share of latents that fire on none of the tokens.
+    """
+    tokens = tokens.float()
+    latents = sae.encode(tokens)
+    residual = tokens - sae(tokens)
+    return {
+        "l0": (latents > 0).float().sum(-1).mean().item(),
+        "fraction_of_variance_unexplained": (residual.pow(2).sum() / (tokens - tokens.mean(0)).pow(2).sum()).item(),
+        "dead_share": (latents == 0).all(0).float().mean().item(),
+    }
