@@ -15,7 +15,17 @@ PACKAGE = ROOT / "src" / "sparserm_hf"
 # Each may import itself and what stands on a lower level.
 LEVELS = [
     {"errors", "version", "modeling", "hub_cards"},
-    {"preferences", "representations", "sae", "selection", "head", "checkpoints", "base_models", "training_config"},
+    {
+        "preferences",
+        "representations",
+        "sae",
+        "selection",
+        "head",
+        "checkpoints",
+        "base_models",
+        "training_config",
+        "trackers",
+    },
     {"evaluation", "scoring", "trainer"},
     {"explain", "integrations", "serve", "align", "demo"},
     {"cli", "__init__"},

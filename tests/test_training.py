@@ -270,6 +270,8 @@ def bad_input_cases(world, tmp):
     bare = tiny_tokenizer(pad_token=None)
     bare.eos_token = None
     save_tokenizer(bare, no_tokens)
+    no_tokenizer = tmp / "no-tokenizer"
+    tiny_causal_lm().save_pretrained(no_tokenizer)
     other = tmp / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
@@ -291,7 +293,9 @@ def bad_input_cases(world, tmp):
             "3 chosen and rejected are identical",
         ),
         "one pair": (train(dataset=write_jsonl(tmp / "one.jsonl", make_rows(1))), "at least 2 are needed"),
-        "K too large": (train(k=40), "K = 40 asks for 80 latents"),
+        "K too large": (train(k=40), "K = 40 asks for 80 latents, but the SAE has 64"),
+        "unknown tracker": (train(report_to="carrier-pigeon"), "report_to names 'carrier-pigeon'"),
+        "no tokenizer": (train(model=no_tokenizer), "The tokenizer of .* cannot be loaded"),
         "K zero": (train(k=0), "k is 0, but must be at least 1"),
         "wrong width": (train(sae=save_sae(tmp / "wide", sae=tiny_sae(d_in=48))), "SAE reads 48 numbers a token"),
         "layer out of range": (train(sae=deep), "Layer 10 is out of range.*layers 1 to 4"),
@@ -435,7 +439,7 @@ def test_metrics_reach_the_trackers(world, tmp_path):
     trainer = SparseRMTrainer(str(world / "base"), str(world / "sae"), args, Dataset.from_list(make_rows(120)))
     trainer.train()
     trainer.save_model()
-    assert list((tmp_path / "out").rglob("events.out.*"))
+    assert list((tmp_path / "out" / "runs").rglob("events.out.*"))
 
 
 def test_push_to_hub_uploads_the_whole_folder(world, tmp_path, monkeypatch):

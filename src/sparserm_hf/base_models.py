@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import replacing_folder, save_tokenizer
 from .errors import SparseRMError
@@ -90,3 +90,16 @@ def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason}") from error
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a base model's tokenizer.
+
+    Raises:
+        SparseRMError: It cannot be found or loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SparseRMError(f"The tokenizer of {name!r} cannot be loaded: {reason}") from error

@@ -13,13 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from .errors import SparseRMError
 
+LOGS = "runs"  # folder inside the output folder that trackers write to
+
 
 def check_output_dir(folder: Path) -> None:
     """Raise a `SparseRMError` unless a checkpoint may be written there: it is new, empty, or holds a SparseRM."""
     if folder.is_file():
         raise SparseRMError(f"The output folder {str(folder)!r} is a file; name a folder.")
     config = folder / "config.json"
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or {file.name for file in folder.iterdir()} <= {LOGS}:
         return
     try:
         is_ours = json.loads(config.read_text()).get("model_type") == "sparserm"

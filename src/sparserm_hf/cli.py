@@ -55,7 +55,7 @@ class Parser(HfArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `sparserm` and its subcommands."""
-    parser = Parser([], prog="sparserm", description=__doc__, add_help=True)
+    parser = Parser([], prog="sparserm", description="Interpretable reward models from sparse autoencoders.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     train = commands.add_parser(
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "input", help="rows with text, messages, prompt and completion, or chosen and rejected; - for stdin"
     )
     score.add_argument(
-        "--output", type=Path, help="file to write; a killed run goes on where it stopped (default: stdout)"
+        "--output", type=Path, help="file to write; a killed run goes on where it stopped, by default stdout"
     )
     score.set_defaults(run=score_command)
 
@@ -78,17 +78,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("model", help="reward model: a folder or a Hub id")
     evaluate.add_argument("dataset", help="preference pairs: a file or a Hub id")
-    evaluate.add_argument("--split", default="test", help="split of a Hub dataset (default: test)")
-    evaluate.add_argument("--cache_dir", help="where representations are kept (default: sparserm in HF_HOME)")
+    evaluate.add_argument("--split", default="test", help="split of a Hub dataset")
+    evaluate.add_argument("--cache_dir", help="where representations are kept, by default sparserm in HF_HOME")
     evaluate.set_defaults(run=evaluate_command)
 
     for command in (score, evaluate):
-        command.add_argument("--max_length", type=int, default=1024, help="most tokens of a text (default: 1024)")
+        command.add_argument("--max_length", type=int, default=1024, help="most tokens of a text")
         command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="type to run in")
         command.add_argument("--revision", help="revision of the reward model on the Hub")
 
     demo = commands.add_parser("demo", dataclass_types=[], help="train, evaluate and score without any hub")
-    demo.add_argument("--output_dir", default="demo-output", help="folder for data and model (default: demo-output)")
+    demo.add_argument("--output_dir", default="demo-output", help="folder for data and model")
     demo.set_defaults(run=demo_command)
     return parser
 

@@ -6,17 +6,18 @@ import copy
 import logging
 import time
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .base_models import cast_weights, is_gguf, load_base_model, materialise_gguf
+from .base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, materialise_gguf
 from .checkpoints import check_output_dir, replacing_folder, save_tokenizer
 from .errors import SparseRMError
 from .evaluation.controls import (
@@ -45,6 +46,7 @@ from .representations import (
 from .sae.formats import LoadedSAE, load_sae
 from .sae.presets import default_sae
 from .selection import Selection, select_latents
+from .trackers import report_metrics
 from .training_config import SparseRMTrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -90,8 +92,9 @@ class SparseRMTrainer:
         self.base_revision = getattr(base.config, "_commit_hash", None)
         self.sae = sae if isinstance(sae, LoadedSAE) else load_sae(sae or default_sae(text_config, self.base_name))
         self._check_fit(text_config.hidden_size, text_config.num_hidden_layers)
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(self.base_name, revision=self.base_revision)
-        self.processing_class = prepare_tokenizer(tokenizer)
+        self.processing_class = prepare_tokenizer(
+            processing_class or load_tokenizer(self.base_name, self.base_revision)
+        )
         self.how = self._pooling()
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
@@ -106,7 +109,6 @@ class SparseRMTrainer:
         self.base_model = cast_weights(base_model.to(device), dtype).eval().requires_grad_(False)
         self.model: SparseRMForSequenceClassification | None = None
         self.controls: list[Control] = []
-        self._represented: dict[int, Representations] = {}
         self.evaluation: Evaluation | None = None
         self.metrics: dict[str, float] = {}
 
@@ -117,6 +119,10 @@ class SparseRMTrainer:
             raise SparseRMError(
                 f"The SAE reads {d_in} numbers a token, but the residual stream of {self.base_name!r} has "
                 f"{hidden_size}: it belongs to another base model."
+            )
+        if 2 * self.args.k > self.sae.autoencoder.d_sae:
+            raise SparseRMError(
+                f"K = {self.args.k} asks for {2 * self.args.k} latents, but the SAE has {self.sae.autoencoder.d_sae}."
             )
         layer = self.args.layer if self.args.layer is not None else self.sae.layer
         if layer is None:
@@ -158,20 +164,16 @@ class SparseRMTrainer:
         started = time.perf_counter()
         if len(self.train_pairs) < 2:
             raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
-        representations = self.represent(self.train_pairs)
+        width = self.train_representations.pooled.shape[1]
         if self.eval_pairs is not None:
-            self.represent(self.eval_pairs)
+            self.represent(self.eval_pairs)  # now, while the base model runs in its fastest type
         represented = time.perf_counter()
         head = self.fit_head("reward model")
         selection = self.select(np.arange(len(self.train_pairs)))
         self.model = self.assemble(selection, head)
         if self.args.controls:
             self.controls = fit_controls(
-                self.fit_head,
-                self.args.features,
-                representations.pooled.shape[1],
-                len(selection.latents),
-                self.args.seed,
+                self.fit_head, self.args.features, width, len(selection.latents), self.args.seed
             )
         fitted = time.perf_counter()
         self.metrics = {
@@ -184,16 +186,18 @@ class SparseRMTrainer:
         if head.validation_accuracy is not None:
             self.metrics["validation_accuracy"] = head.validation_accuracy
         if self.eval_pairs is not None:
-            self.evaluation = self.evaluate()
-            self.metrics |= self.evaluation.flat()
-        self._report()
+            self.metrics |= self.evaluate()
+        report_metrics(self.args.report_to, self.args.output_dir, asdict(self.args), self.metrics)
         return self.metrics
 
-    def evaluate(self, eval_dataset: Dataset | None = None) -> Evaluation:
-        """Evaluate the trained model and its controls.
+    def evaluate(self, eval_dataset: Dataset | None = None) -> dict[str, float]:
+        """Evaluate the trained model and its controls; `self.evaluation` then holds the margin of every pair.
 
         Args:
             eval_dataset: Preference pairs; by default the evaluation set given before.
+
+        Returns:
+            `eval_accuracy`, its 95% interval and mean margin, and the same for each control.
 
         Raises:
             SparseRMError: Nothing is trained yet, or there are no pairs.
@@ -204,20 +208,23 @@ class SparseRMTrainer:
         if pairs is None:
             raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
         latents = np.array(self.model.config.latents)
-        return evaluate_representations(self.model, self.controls, self.represent(pairs), pairs, latents)
+        self.evaluation = evaluate_representations(self.model, self.controls, self.represent(pairs), pairs, latents)
+        return self.evaluation.flat()
 
     def represent(self, pairs: TokenizedPreferences) -> Representations:
-        """Representations of the texts of some pairs: remembered, or from the cache, or computed."""
-        if id(pairs) not in self._represented:
-            cache = Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
-            self._represented[id(pairs)] = collect_representations(
-                self.base_model, self.sae.autoencoder.to(self.state.device), pairs.texts, self.how, cache
-            )
-        return self._represented[id(pairs)]
+        """Representations of the texts of some pairs, from the cache where they are there."""
+        cache = Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
+        sae = self.sae.autoencoder.to(self.state.device)
+        return collect_representations(self.base_model, sae, pairs.texts, self.how, cache)
+
+    @cached_property
+    def train_representations(self) -> Representations:
+        """Representations of the training texts."""
+        return self.represent(self.train_pairs)
 
     def select(self, train: np.ndarray) -> Selection:
         """Select latents by some of the training pairs, named by their numbers."""
-        activations = self.represent(self.train_pairs).activations
+        activations = self.train_representations.activations
         chosen, rejected = np.array(self.train_pairs.chosen), np.array(self.train_pairs.rejected)
         return select_latents(activations[chosen[train]], activations[rejected[train]], self.args.k)
 
@@ -243,7 +250,7 @@ class SparseRMTrainer:
 
     def _features(self, reads: str, train: np.ndarray) -> np.ndarray:
         """(N, F) features of all training texts, selected by the given pairs only."""
-        representations = self.represent(self.train_pairs)
+        representations = self.train_representations
         if reads == "random":
             directions = random_directions(representations.pooled.shape[1], 2 * self.args.k, self.args.seed)
             return representations.pooled.astype(np.float64) @ directions.T
@@ -333,12 +340,3 @@ class SparseRMTrainer:
         )
         commit = api.upload_folder(folder_path=folder, repo_id=repo.repo_id, commit_message=commit_message, **kwargs)
         return commit.commit_url
-
-    def _report(self) -> None:
-        trackers = [name.strip() for name in self.args.report_to.split(",")]
-        if trackers == ["none"]:
-            return
-        accelerator = Accelerator(log_with=trackers, project_dir=self.args.output_dir)
-        accelerator.init_trackers("sparserm", config={k: v for k, v in asdict(self.args).items() if v is not None})
-        accelerator.log(self.metrics)
-        accelerator.end_training()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from .errors import SparseRMError
 from .head import LOSSES
 from .modeling.configuration_sparserm import FEATURES, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
+from .trackers import tracker_names
 
 
 def _option(default: Any, help: str) -> Any:
@@ -61,6 +62,7 @@ class SparseRMTrainingConfig:
         ):
             if getattr(self, name) not in known:
                 raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
+        tracker_names(self.report_to)
         for name, least in (("k", 1), ("head_hidden_size", 1), ("max_length", 8), ("seed", 0)):
             if getattr(self, name) < least:
                 raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
