@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -373,6 +373,13 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
     assert (folder / "model.safetensors").read_text() == "new"
     assert {file.name for file in folder.iterdir()} == {"model.safetensors", "new.safetensors", "notes.md"}
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_an_os_error_whatever_safetensors_calls_it(tmp_path):
+    """safetensors has an exception of its own for it, which once reached the user as a traceback."""
+    with pytest.raises(OSError, match=r"model cannot be written: .*No space left"), replacing_folder(tmp_path / "model"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_run_resumes_to_the_same_bits(world, trained, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from .errors import SparseRMError
@@ -53,6 +54,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for file in folder.iterdir():
             if ".safetensors" in file.suffixes and file.name not in new:
                 file.unlink()
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

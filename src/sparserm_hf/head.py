@@ -16,7 +16,7 @@ from .errors import SparseRMError
 LOSSES = ("margin", "bradley_terry", "bce")
 # From strong to weak. The features are standardised and the loss is a mean over pairs, so that the same values fit
 # any number of pairs.
-L2_PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+L2_PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 # Violation of the optimality conditions at the end of a fit, and of one that only ranks the penalties. liblinear
 # counts it in units of a pair's own loss, hence the larger value for the margin loss.
 FIT_TOLERANCE = {"margin": 1e-6, "bradley_terry": 1e-7, "bce": 1e-7}
