@@ -49,7 +49,6 @@ def length_sorted_batches(texts: list[list[int]], max_tokens: int, seed: int) ->
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-@torch.no_grad()
 def residual_tokens(
     base_model: PreTrainedModel, texts: list[list[int]], sink_ratio: float, seed: int, max_tokens: int = 2048
 ) -> Iterator[torch.Tensor]:
@@ -64,7 +63,8 @@ def residual_tokens(
             width = max(map(len, batch))
             ids = torch.tensor([text + [0] * (width - len(text)) for text in batch], device=device)
             mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in batch], device=device)
-            hidden = residual_stream(base_model, ids, mask).float()
+            with torch.no_grad():
+                hidden = residual_stream(base_model, ids, mask).float()
             mask[:, 0] = 0
             tokens = hidden[mask.bool()]  # (N, d_model)
             rms = tokens.pow(2).mean(-1, keepdim=True).sqrt()
