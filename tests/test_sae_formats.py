@@ -106,3 +106,44 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
 def test_a_name_that_is_nowhere_gets_one_sentence():
     with pytest.raises(SparseRMError, match="'no/such-sae' is neither a folder nor to be had"):
         load_sae("no/such-sae")
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "sae_id", "repo"),
+    [
+        (
+            "gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical",
+            "gemma-scope-2b-pt-res-canonical",
+            "layer_13/width_16k/canonical",
+            "google/gemma-scope-2b-pt-res",
+        ),
+        ("somebody/my-saes/layer_3", "somebody/my-saes", "layer_3", "somebody/my-saes"),
+    ],
+)
+def test_a_release_or_repository_is_loaded_by_sae_lens_and_pinned(name, release, sae_id, repo, tmp_path, monkeypatch):
+    """No network here: sae-lens' own loader is replaced, the name's parts and the recorded commit are looked at."""
+    reference = save_with_sae_lens(tmp_path / "sae", *CASES["jumprelu"])
+    asked = []
+
+    def from_pretrained(*arguments):
+        asked.append(arguments)
+        return reference
+
+    monkeypatch.setattr(sae_lens.SAE, "from_pretrained", from_pretrained)
+    refs = tmp_path / f"models--{repo.replace('/', '--')}" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("0123abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    loaded = load_sae(name)
+    assert asked == [(release, sae_id)]
+    assert loaded.source == {
+        "source": name,
+        "release": release,
+        "sae_id": sae_id,
+        "repo": repo,
+        "revision": "0123abc",
+        "hook_name": "blocks.1.hook_resid_post",
+        "neuronpedia_id": "tiny/1-res",
+    }
+    x = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loaded.autoencoder.encode(x), reference.encode(x), rtol=1e-5, atol=1e-5)

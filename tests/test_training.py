@@ -377,7 +377,10 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
 
 def test_a_full_disk_is_an_os_error_whatever_safetensors_calls_it(tmp_path):
     """safetensors has an exception of its own for it, which once reached the user as a traceback."""
-    with pytest.raises(OSError, match=r"model cannot be written: .*No space left"), replacing_folder(tmp_path / "model"):
+    with (
+        pytest.raises(OSError, match=r"model cannot be written: .*No space left"),
+        replacing_folder(tmp_path / "model"),
+    ):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
     assert not list(tmp_path.iterdir())
 

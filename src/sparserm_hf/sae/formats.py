@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -94,15 +95,20 @@ def _load_with_sae_lens(name: str) -> LoadedSAE:
         sae_id = "/".join(folder) or "."
     try:
         sae = SAE.from_pretrained(release, sae_id)
-        revision = HfApi().repo_info(repo).sha
     except Exception as error:  # sae-lens, huggingface_hub and the file readers raise a dozen kinds
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise SparseRMError(
             f"The SAE {name!r} is neither a folder nor to be had as a release of sae-lens or a repository on the "
             f"Hub: {reason[0]}"
         ) from error
-    source = {"source": name, "release": release, "sae_id": sae_id, "repo": repo, "revision": revision}
+    source = {"source": name, "release": release, "sae_id": sae_id, "repo": repo, "revision": _cached_commit(repo)}
     return _embed(sae.cfg.to_dict(), sae.state_dict(), source)
+
+
+def _cached_commit(repo: str) -> str | None:
+    """The commit of a repository on the Hub whose files are in the cache; sae-lens always takes the main branch."""
+    ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / "main"
+    return ref.read_text().strip() if ref.is_file() else None
 
 
 def _embed(config: dict[str, Any], weights: dict[str, torch.Tensor], source: dict[str, Any]) -> LoadedSAE:
