@@ -78,10 +78,12 @@ def load_decoder(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         kwargs: Passed to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        OSError: It is not there.
+        OSError: It is not there, or only as a pickle.
         ValueError: It lacks some of its weights, or is no causal language model.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
+    )
     if info["missing_keys"]:
         raise ValueError(f"The base model {name_or_path!r} lacks its weights {sorted(info['missing_keys'])[0]!r}.")
     return model.base_model.get_decoder()

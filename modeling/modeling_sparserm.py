@@ -244,6 +244,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         for_base = {name: kwargs[name] for name in BASE_LOADING_ARGUMENTS if name in kwargs}
+        kwargs.setdefault("use_safetensors", True)  # never a pickle
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )

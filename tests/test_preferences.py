@@ -188,8 +188,10 @@ def test_a_missing_file_dataset_and_split(tmp_path):
         ({"chosen": "a", "rejected": None}, "Row 1 has no rejected response"),
         (
             {"chosen": "a", "rejected": [assistant("b")]},
-            "another form: prompt is NoneType, chosen is str, rejected is list",
+            "another form: chosen is str, rejected is list",
         ),
+        ({"chosen": "w1", "rejected": "w2", "margin": "high"}, "Row 1 has the margin 'high', but"),
+        ({"chosen": "w1", "rejected": "w2", "margin": float("nan")}, "Row 1 has the margin nan, but"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "another form: prompt is int"),
         ({"chosen": [{"role": "user"}], "rejected": [assistant("b")]}, "another form"),
         ({"chosen": "a", "rejected": "a"}, r"No usable pair in 1 rows \(1 chosen and rejected are identical\)"),

@@ -1,6 +1,9 @@
 """The recipe, the checkpoint it writes, and the command line around them."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -48,8 +52,6 @@ def write_jsonl(path, rows):
 
 def save_sae(folder, hook=HOOK, sae=None):
     sae = sae or tiny_sae("jumprelu")
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     save_file(sae.state_dict(), folder / "sae_weights.safetensors")
     config = {"d_in": sae.d_in, "d_sae": sae.d_sae, "architecture": sae.architecture, "k": sae.k}
@@ -272,6 +274,11 @@ def bad_input_cases(world, tmp):
     save_tokenizer(bare, no_tokens)
     no_tokenizer = tmp / "no-tokenizer"
     tiny_causal_lm().save_pretrained(no_tokenizer)
+    pickled = tmp / "pickled"
+    tiny_causal_lm().save_pretrained(pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    save_tokenizer(tiny_tokenizer(), pickled)
     other = tmp / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
@@ -311,6 +318,11 @@ def bad_input_cases(world, tmp):
         "other folder": (train(output_dir=other), "holds something else than a SparseRM"),
         "output is a file": (train(output_dir=tmp / "one.jsonl"), "is a file; name a folder"),
         "no model": (train(model=tmp / "nowhere"), "cannot be loaded"),
+        "a pickle": (train(model=pickled), "no file named model.safetensors"),
+        "a bad margin": (
+            train(dataset=write_jsonl(tmp / "margin.jsonl", [make_rows(1)[0] | {"margin": -3}, *make_rows(9)])),
+            "margins must be above -gamma",
+        ),
         "not a model": (train(model=other), "is not a model folder"),
         "no SAE folder": (train(sae=other), "must be a folder with cfg.json"),
         "unknown option": (train(learning_rate=1), "unrecognized arguments: --learning_rate 1"),
@@ -330,8 +342,6 @@ def bad_input_cases(world, tmp):
 
 
 def test_bad_input_gets_one_sentence_and_exit_code_2(world, trained, tmp_path, capsys):
-    import re
-
     for name, (arguments, message) in bad_input_cases(world, tmp_path).items():
         capsys.readouterr()
         try:
@@ -348,10 +358,6 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(world, trained, tmp_path, c
 
 
 def test_a_checkpoint_without_its_sae_is_refused(trained, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(trained, tmp_path / "copy")
     path = tmp_path / "copy" / "model.safetensors"
     tensors = {name: value for name, value in load_file(path).items() if not name.startswith("sae.")}
@@ -407,8 +413,6 @@ def test_a_killed_run_resumes_to_the_same_bits(world, trained, tmp_path):
     )
 
     def run(out, cache, die_at):
-        import os
-
         arguments = train_arguments(world, out, cache_dir=cache, eval_dataset=world / "test.jsonl")
         environment = os.environ | {"DIE_AT": str(die_at)}
         return subprocess.run(

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .errors import SparseRMError
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .preferences.pairs import split_prompt
+from .preferences.pairs import check_form, split_prompt
 from .preferences.templates import Text, encode, join, keep_end
 from .representations import pad_texts, plan_batches
 
@@ -63,31 +63,29 @@ def score_token_ids(
     return rewards
 
 
-def texts_of_row(row: dict[str, Any], number: int) -> dict[str, tuple[Text, Text]]:
-    """The (prompt, response) texts of an input row, by the name of the reward that each gets.
+def texts_of_row(row: dict[str, Any], number: int) -> dict[str, Text]:
+    """The texts of an input row, by the name of the reward that each gets.
 
     A row is a preference pair (`chosen`, `rejected`, perhaps `prompt`), a `prompt` with a `completion`, or a whole
     `text` or `messages`.
+
+    Args:
+        row: The row.
+        number: Its number, from 1, for the error.
 
     Raises:
         SparseRMError: It is none of these.
     """
     if "chosen" in row and "rejected" in row:
         prompt, chosen, rejected = split_prompt(row, number)
-        return {"chosen_reward": (prompt, chosen), "rejected_reward": (prompt, rejected)}
-    if row.get("completion") is not None and row.get("prompt") is not None:
-        # Twice the same response passes through the same checks as a pair.
-        prompt, completion, _ = split_prompt(
-            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"]}, number
-        )
-        return {"reward": (prompt, completion)}
-    if isinstance(row.get("text"), str):
-        return {"reward": (row["text"][:0], row["text"])}
-    if isinstance(row.get("messages"), list):
-        prompt, messages, _ = split_prompt(
-            {"prompt": row["messages"][:-1], "chosen": row["messages"][-1:], "rejected": []}, number
-        )
-        return {"reward": (prompt, messages)}
+        return {"chosen_reward": join(prompt, chosen), "rejected_reward": join(prompt, rejected)}
+    if "prompt" in row and "completion" in row:
+        check_form({"prompt": row["prompt"], "completion": row["completion"]}, number)
+        return {"reward": join(row["prompt"], row["completion"])}
+    for name in ("messages", "text"):
+        if name in row:
+            check_form({name: row[name]}, number)
+            return {"reward": row[name]}
     raise SparseRMError(
         f"Row {number} has the columns {', '.join(row) or 'none'}; to be scored it needs `text`, `messages`, `prompt` "
         "and `completion`, or a preference pair `chosen` and `rejected`."
@@ -113,8 +111,11 @@ def score_rows(
     numbered = enumerate(rows, first_number)
     while chunk := list(islice(numbered, CHUNK_ROWS)):
         wanted = [texts_of_row(row, number) for number, row in chunk]
-        ids = [encode(tokenizer, join(prompt, response)) for texts in wanted for prompt, response in texts.values()]
-        ids = [keep_end(x, max_length, tokenizer.bos_token_id) for x in ids]
+        ids = [
+            keep_end(encode(tokenizer, text), max_length, tokenizer.bos_token_id)
+            for texts in wanted
+            for text in texts.values()
+        ]
         if empty := next((number for (number, _), x in zip(chunk, ids, strict=False) if not x), None):
             raise SparseRMError(f"Row {empty} is an empty text: there is nothing to score.")
         rewards = iter(score_token_ids(model, ids))

@@ -12,10 +12,8 @@ from datasets import Dataset, load_dataset
 
 from ..errors import SparseRMError
 
-FORMATS = (
-    "Each row needs `chosen` and `rejected`, both strings or both lists of {'role', 'content'}, and may have a "
-    "`prompt` of the same form and a number `margin`."
-)
+FORMS = "All of them must be strings, or all lists of {'role', 'content'}."
+FORMATS = f"Each row needs `chosen` and `rejected`, and may have a `prompt` and a number `margin`. {FORMS}"
 
 
 def _open_text(path: Path) -> TextIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SparseRMError
-from .files import FORMATS
+from .files import FORMATS, FORMS
 from .templates import Text, common_prefix_length, encode, join, truncate
 
 
@@ -66,6 +67,19 @@ def _is_messages(value: Any) -> bool:
     )
 
 
+def check_form(texts: Mapping[str, Any], number: int) -> None:
+    """Raise a `SparseRMError` unless the values are all strings or all messages.
+
+    Args:
+        texts: Values by column.
+        number: Of the row, from 1.
+    """
+    values = texts.values()
+    if not all(isinstance(text, str) for text in values) and not all(_is_messages(text) for text in values):
+        kinds = ", ".join(f"{name} is {type(text).__name__}" for name, text in texts.items())
+        raise SparseRMError(f"Row {number} is of another form: {kinds}. {FORMS}")
+
+
 def split_prompt(row: Mapping[str, Any], number: int) -> tuple[Text, Text, Text]:
     """Check a row and return its prompt, chosen and rejected response.
 
@@ -81,14 +95,23 @@ def split_prompt(row: Mapping[str, Any], number: int) -> tuple[Text, Text, Text]
     prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
     if chosen is None or rejected is None:
         raise SparseRMError(f"Row {number} has no {'chosen' if chosen is None else 'rejected'} response. {FORMATS}")
-    given = [chosen, rejected] if prompt is None else [prompt, chosen, rejected]
-    if all(isinstance(text, str) for text in given) or all(_is_messages(text) for text in given):
-        if prompt is None:
-            length = common_prefix_length(chosen, rejected)
-            prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
-        return prompt, chosen, rejected
-    kinds = ", ".join(f"{name} is {type(row.get(name)).__name__}" for name in ("prompt", "chosen", "rejected"))
-    raise SparseRMError(f"Row {number} is of another form: {kinds}. {FORMATS}")
+    given = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    check_form({name: text for name, text in given.items() if text is not None}, number)
+    if prompt is None:
+        length = common_prefix_length(chosen, rejected)
+        prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
+    return prompt, chosen, rejected
+
+
+def _margin(row: Mapping[str, Any], number: int) -> float:
+    margin = row.get("margin")
+    try:
+        value = 0.0 if margin is None else float(margin)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise SparseRMError(f"Row {number} has the margin {margin!r}, but a margin must be a number.")
+    return value
 
 
 def _is_empty(response: Text) -> bool:
@@ -138,9 +161,8 @@ def tokenize_preferences(
             truncated += 1
             ids = [shorter[0], shorter[1]]
         chosen, rejected = (index.setdefault(tuple(x), len(index)) for x in ids)
-        margin = row.get("margin")
         group = prompts.setdefault(json.dumps(prompt), len(prompts))
-        pairs.append((chosen, rejected, float(margin) if margin is not None else 0.0, group))
+        pairs.append((chosen, rejected, _margin(row, number), group))
     if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise SparseRMError(f"No usable pair in {number} rows{f' ({reasons})' if reasons else ''}. {FORMATS}")
