@@ -5,6 +5,7 @@
 Log in first: `hf auth login`.
 """
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -25,7 +26,8 @@ def main(folder: str, repo_id: str, slim: str = "") -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary)
         AutoTokenizer.from_pretrained(folder).save_pretrained(temporary)
-        (Path(temporary) / "README.md").write_text((Path(folder) / "README.md").read_text())
+        for name in ("README.md", "controls.safetensors"):
+            shutil.copy(Path(folder) / name, temporary)
         api.upload_folder(folder_path=temporary, repo_id=repo.repo_id, commit_message="Add slim SparseRM reward model")
 
 

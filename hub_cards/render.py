@@ -42,9 +42,7 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
         name=name,
         config=config,
         base_name=config.base_model_name_or_path if on_hub else Path(config.base_model_name_or_path).name,
-        sae_name=Path(config.sae_source.get("source", "")).name
-        if Path(config.sae_source.get("source", "")).is_absolute()
-        else config.sae_source.get("source", "unknown"),
+        sae_name=config.sae_source.get("source", "unknown"),
         settings=settings,
         metrics=metrics,
         rows=rows,

@@ -62,7 +62,7 @@ class SparseRMConfig(PretrainedConfig):
         features: What is read of each selected latent: the `projection` of the representation on its decoder
             direction, its pooled `activation`, or `both`.
         latents: Ids, in the SAE, of the selected latents, those that fire more on chosen responses first.
-        latent_sides: For each selected latent, `chosen` or `rejected`: where it fires more.
+        latent_sides: For each selected latent, `chosen` or `rejected`: the side that it was selected for.
         latent_separations: For each selected latent, its share of chosen minus its share of rejected responses.
         head_type: `linear` or `mlp`.
         head_hidden_size: Width of the hidden layer of the `mlp` head.

@@ -13,7 +13,7 @@ from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.demo.facts import make_facts
 from sparserm_hf.demo.run import TRAIN_PAIRS, score_in_plain_transformers
 from sparserm_hf.sae.formats import load_sae
-from sparserm_hf.sae.presets import SHIPPED_SAE, default_sae
+from sparserm_hf.sae.matching import SHIPPED_SAE, default_sae
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

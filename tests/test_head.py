@@ -115,6 +115,15 @@ def test_cross_validation_selects_inside_each_fold_and_keeps_prompts_together():
     assert all(len(set(folds[groups == g])) == 1 for g in range(20))
 
 
+@pytest.mark.parametrize("loss", ["margin", "bradley_terry", "bce"])
+@pytest.mark.parametrize("groups", [[0, 1], [0, 0, 1], [0, 0]])
+def test_two_pairs_are_enough_to_fit_to(loss, groups):
+    """A fold with one pair once ended in a traceback out of the support vector machine."""
+    features = make_pairs(n=len(groups))
+    head = fit_linear_head(lambda _: features, Objective(loss, 1.0, np.zeros(len(groups))), np.array(groups), seed=0)
+    assert np.isfinite(head.rewards(features.chosen)).all()
+
+
 def test_same_seed_same_bits():
     features, groups = make_pairs(), np.arange(120)
     for loss in ("margin", "bce"):

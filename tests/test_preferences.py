@@ -158,6 +158,7 @@ def test_every_kind_of_file(suffix, tmp_path):
         ("a.jsonl", '{"chosen": "a", "rejected": "b"}\n{"chosen": "a"\n', "a.jsonl: line 2 is broken JSON"),
         ("a.json", '[{"chosen": "a"},\n {"chosen": }]', "a.json: line 2 is broken JSON"),
         ("a.jsonl", '{"chosen": "a", "rejected": "b"}\n\n[1]\n', "line 3 is not a JSON object"),
+        ("a.json", "[1, 2]", "entry 1 is not a JSON object"),
         ("a.jsonl", "", "is empty"),
         ("a.jsonl.gz", "not gzip at all", "cannot be read as text"),
         ("a.txt", "hello", "is not a .json, .jsonl"),
@@ -169,6 +170,19 @@ def test_a_broken_file_gets_one_sentence(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(SparseRMError, match=message):
         load_preferences(str(tmp_path / name))
+
+
+def test_columns_that_the_first_row_lacks_are_not_lost(tmp_path):
+    """`Dataset.from_list` takes its columns from the first row: later prompts and margins once vanished."""
+    rows = [{"chosen": "w1", "rejected": "w2"}, {"prompt": "w3 ", "chosen": "w4", "rejected": "w5", "margin": 2.0}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = tokenize_preferences(load_preferences(str(tmp_path / "a.jsonl")), tiny_tokenizer(), 16)
+    assert pairs.margins == [0.0, 2.0] and [len(text) for text in pairs.texts] == [1, 1, 2, 2]
+
+
+def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
+    (tmp_path / "a.json").write_text('{"chosen": "w1\u2028w2", "rejected": "w3"}\n', encoding="utf-8")
+    assert load_preferences(str(tmp_path / "a.json"))[0]["chosen"] == "w1\u2028w2"
 
 
 def test_a_missing_file_dataset_and_split(tmp_path):

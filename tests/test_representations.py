@@ -96,6 +96,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(base_model, tmp_path, small
     assert (resumed.activations != expected.activations).nnz == 0
 
 
+def test_a_shard_that_was_cut_off_is_computed_again(base_model, tmp_path, small_shards):
+    first = collect(base_model, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    shard = sorted(folder.iterdir())[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert np.array_equal(collect(base_model, tmp_path).pooled, first.pooled)
+
+
 def test_a_full_disk_leaves_nothing_half_written(base_model, tmp_path, small_shards, monkeypatch):
     real = representations.save_file
 

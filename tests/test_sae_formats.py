@@ -47,7 +47,7 @@ def test_latents_and_reconstruction_equal_those_of_sae_lens(case, tmp_path):
     assert torch.equal(loaded.autoencoder.W_dec, reference.W_dec)
     assert loaded.layer == 2
     assert loaded.source == {
-        "source": str(tmp_path),
+        "source": tmp_path.name,
         "hook_name": "blocks.1.hook_resid_post",
         "neuronpedia_id": "tiny/1-res",
     }
@@ -101,6 +101,26 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
     (tmp_path / "cfg.json").unlink()
     with pytest.raises(SparseRMError, match=r"must be a folder with cfg.json and sae_weights.safetensors"):
         load_sae(str(tmp_path))
+
+
+def test_a_folder_written_by_an_older_sae_lens_is_read_as_sae_lens_reads_it(tmp_path):
+    """Before version 6 a TopK SAE called itself standard; read by that name it was a plain ReLU, silently."""
+    save_with_sae_lens(tmp_path, *CASES["topk"])
+    old = {
+        "d_in": D_MODEL,
+        "d_sae": D_SAE,
+        "hook_name": "blocks.1.hook_resid_post",
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    old |= {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8}}
+    old |= {"model_name": "tiny", "normalize_activations": "none", "apply_b_dec_to_input": True}
+    (tmp_path / "cfg.json").write_text(json.dumps(old))
+    loaded = load_sae(str(tmp_path))
+    reference = sae_lens.SAE.load_from_disk(tmp_path)
+    x = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loaded.autoencoder.encode(x), reference.encode(x), rtol=1e-5, atol=1e-5)
+    assert (loaded.autoencoder.encode(x) > 0).sum(-1).max() <= 8 and loaded.layer == 2
 
 
 def test_a_name_that_is_nowhere_gets_one_sentence():

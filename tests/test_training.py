@@ -13,13 +13,16 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, scoring
 from sparserm_hf.checkpoints import replacing_folder, save_tokenizer
 from sparserm_hf.cli import main
+from sparserm_hf.errors import SparseRMError
 from sparserm_hf.sae.formats import LoadedSAE
+from sparserm_hf.scoring import load_reward_model, score_rows, score_to_file
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -232,8 +235,6 @@ def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, mon
     pairs = [row["chosen_reward"] > row["rejected_reward"] for row in scored[:10]]
     assert sum(pairs) >= 7
 
-    from sparserm_hf import scoring
-
     monkeypatch.setattr(scoring, "CHUNK_ROWS", 4)
     real, calls = scoring.score_token_ids, []
 
@@ -258,6 +259,79 @@ def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, mon
                 assert one[name] == pytest.approx(other[name], abs=1e-4)
     assert not list(tmp_path.glob("*.partial"))
     assert main(["score", str(trained), source, "--output", str(out)]) == 2, "nothing is overwritten"
+
+
+def test_a_run_goes_on_only_with_the_same_model_and_rows(world, trained, tmp_path, monkeypatch):
+    """Named by paths alone, a run once continued the rows of another input, scored by a model since retrained."""
+    model, tokenizer = load_reward_model(str(trained), torch.device("cpu"))
+    old, new = make_rows(8, seed=1), make_rows(8, seed=2)
+    mixed = [*old[:3], *new[3:]]
+    whole = [row["chosen_reward"] for row in score_rows(model, tokenizer, mixed)]
+
+    def interrupted(rows):
+        yield from rows[:6]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "CHUNK_ROWS", 2)
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        score_to_file(model, tokenizer, interrupted(old), out)
+    assert score_to_file(model, tokenizer, mixed, out) == 3, "the three rows that both inputs begin with"
+    assert [json.loads(line)["chosen_reward"] for line in out.read_text().splitlines()] == pytest.approx(
+        whole, abs=1e-4
+    )
+    out.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        score_to_file(model, tokenizer, interrupted(old), out)
+    model.score.weight.data += 1
+    assert score_to_file(model, tokenizer, old, out) == 0
+
+
+def test_scoring_truncates_as_training_did(world, tmp_path):
+    assert main(train_arguments(world, tmp_path / "out", max_length=20)) == 0
+    model, tokenizer = load_reward_model(str(tmp_path / "out"), torch.device("cpu"))
+    assert tokenizer.model_max_length == 20 and tokenizer.truncation_side == "left"
+    long = "w1 " * 50
+    (row,) = score_rows(model, tokenizer, [{"text": long}])
+    ids = torch.tensor([tokenizer(long)["input_ids"][-20:]])
+    assert row["reward"] == pytest.approx(model(ids, torch.ones_like(ids)).logits.item(), abs=1e-5)
+
+
+def test_a_slim_checkpoint_of_a_model_in_memory_is_refused(tmp_path):
+    """It would load the weights that lie where the model once came from, not those that it was trained with."""
+    args = SparseRMTrainingConfig(str(tmp_path / "out"), slim=True)
+    with pytest.raises(SparseRMError, match="given in memory"):
+        SparseRMTrainer(tiny_causal_lm(), tiny_sae(), args, Dataset.from_list(make_rows(3)), None, tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("published", "run", "saved"),
+    [
+        (torch.bfloat16, "float32", torch.bfloat16),  # without loss
+        (torch.float32, "bfloat16", torch.bfloat16),  # what was run is what is saved
+        (torch.float16, "bfloat16", torch.bfloat16),  # back in float16 it would be neither the one nor the other
+        (torch.float32, "float32", torch.float32),
+    ],
+)
+def test_what_was_run_is_what_is_saved(published, run, saved, tmp_path):
+    args = SparseRMTrainingConfig(str(tmp_path / "out"), k=8, cache_dir=str(tmp_path), dtype=run, controls=False)
+    sae = LoadedSAE(tiny_sae(), {"hook_name": HOOK})
+    data = Dataset.from_list(make_rows(20))
+    trainer = SparseRMTrainer(tiny_causal_lm().to(published), sae, args, data, data, tiny_tokenizer())
+    trainer.train()
+    trainer.save_model()
+    assert len([path for path in tmp_path.iterdir() if path.name != "out"]) == 1, "one pass over the texts, no second"
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert loaded.model.dtype == saved
+    expected = cut_base_model(tiny_causal_lm(), 2).layers[1].mlp.up_proj.weight.to(published).to(saved)
+    assert torch.equal(loaded.model.layers[1].mlp.up_proj.weight, expected)
+
+
+def cut_off(folder, copy, name="model.safetensors"):
+    """A copy of a folder in which one file lacks its second half."""
+    shutil.copytree(folder, copy)
+    (copy / name).write_bytes((copy / name).read_bytes()[: (copy / name).stat().st_size // 2])
+    return copy
 
 
 def bad_input_cases(world, tmp):
@@ -322,6 +396,28 @@ def bad_input_cases(world, tmp):
         "a bad margin": (
             train(dataset=write_jsonl(tmp / "margin.jsonl", [make_rows(1)[0] | {"margin": -3}, *make_rows(9)])),
             "margins must be above -gamma",
+        ),
+        "a base cut off": (train(model=cut_off(world / "base", tmp / "cut-base")), "base model .* cannot be loaded"),
+        "a config cut off": (
+            train(model=cut_off(world / "base", tmp / "cut-config", "config.json")),
+            "base model .* cannot be loaded",
+        ),
+        "a reward model cut off": (
+            ["score", str(cut_off(world / "model", tmp / "cut-model")), str(world / "test.jsonl")],
+            "reward model .* cannot be loaded",
+        ),
+        "a broken GGUF": (train(model=write_jsonl(tmp / "broken.gguf", [{}])), "cannot be read as a GGUF model"),
+        "slim with TopK activations": (
+            train(sae=save_sae(tmp / "topk", sae=tiny_sae("topk")), features="both", slim=True),
+            "slim checkpoint cannot hold activations of a topk SAE",
+        ),
+        "an empty text": (
+            ["score", str(world / "model"), write_jsonl(tmp / "blank.jsonl", [*make_rows(2), {"text": ""}])],
+            "Row 3 has an empty text",
+        ),
+        "a useless length": (
+            ["score", str(world / "model"), str(world / "test.jsonl"), "--max_length", "0"],
+            "max_length is 0, but must be at least 8",
         ),
         "not a model": (train(model=other), "is not a model folder"),
         "no SAE folder": (train(sae=other), "must be a folder with cfg.json"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import replacing_folder, save_tokenizer
@@ -52,7 +52,9 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
             model = AutoModelForCausalLM.from_pretrained(path.parent, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ImportError as error:
-        raise SparseRMError(f"{path} is read with the package gguf: pip install 'sparserm-hf[demo]'.") from error
+        raise SparseRMError(f"{path} is read with the package gguf: pip install gguf.") from error
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise SparseRMError(f"{path} cannot be read as a GGUF model: {error}") from error
     # Unpacked by now, but still marked as quantised, which saving would refuse.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
@@ -83,11 +85,9 @@ def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
     config = Path(name) / "config.json"
     if Path(name).exists() and not config.is_file():
         raise SparseRMError(f"{name!r} is not a model folder: it has no config.json.")
-    if config.is_file() and "model_type" not in json.loads(config.read_text()):
-        raise SparseRMError(f"{name!r} is not a model folder: its config.json names no model_type.")
     try:
         return load_decoder(name, revision=revision, dtype="auto")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason}") from error
 

@@ -73,6 +73,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for name in ("model_max_length", "truncation_side"):  # set after loading, these are not saved by themselves
+        config[name] = getattr(tokenizer, name)
     for name in ("is_local", "local_files_only", "name_or_path"):  # of the machine that it was saved on
         config.pop(name, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n")

@@ -22,7 +22,8 @@ from .errors import SparseRMError
 from .evaluation.evaluate import Evaluation, evaluate_checkpoint
 from .preferences.files import iterate_json, load_preferences
 from .scoring import load_reward_model, score_rows, score_to_file, write_row
-from .trainer import SparseRMTrainer, SparseRMTrainingConfig
+from .trainer import SparseRMTrainer
+from .training_config import MIN_LENGTH, SparseRMTrainingConfig
 
 
 @dataclass
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=evaluate_command)
 
     for command in (score, evaluate):
-        command.add_argument("--max_length", type=int, default=1024, help="most tokens of a text")
+        command.add_argument("--max_length", type=int, help="most tokens of a text, by default as in training")
         command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="type to run in")
         command.add_argument("--revision", help="revision of the reward model on the Hub")
 
@@ -114,9 +115,10 @@ def train_command(args: argparse.Namespace) -> None:
         revision=args.revision,
     )
     metrics = trainer.train()
-    trainer.save_model()
     if config.push_to_hub:
         trainer.push_to_hub()
+    else:
+        trainer.save_model()
     if PartialState().is_main_process:
         if trainer.evaluation is not None:
             print_evaluation(trainer.evaluation, f"{config.output_dir} on {args.eval_dataset}")
@@ -139,8 +141,7 @@ def score_command(args: argparse.Namespace) -> None:
         for row in score_rows(model, tokenizer, rows, args.max_length):
             write_row(row, sys.stdout)
         return
-    identity = [args.model, args.input, str(args.revision), args.dtype, str(args.max_length)]
-    before = score_to_file(model, tokenizer, rows, args.output, identity, args.max_length)
+    before = score_to_file(model, tokenizer, rows, args.output, args.max_length)
     Console().print(f"Wrote {args.output}" + (f"; {before} rows were there from a run before." if before else "."))
 
 
@@ -177,6 +178,8 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         style = "bold" if name == "SparseRM" else None
         table.add_row(name, f"{100 * row.accuracy:.1f}", interval, f"{row.margin:.3f}", style=style)
     Console().print(table)
+    if len(metrics) == 1:
+        Console().print("There are no controls beside this model: an accuracy alone says little.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -188,6 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
+        if getattr(args, "max_length", None) is not None and args.max_length < MIN_LENGTH:
+            raise SparseRMError(f"max_length is {args.max_length}, but must be at least {MIN_LENGTH}.")
         args.run(args)
     except (SparseRMError, OSError) as error:
         if os.environ.get("SPARSERM_TRACEBACK"):

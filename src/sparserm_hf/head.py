@@ -201,12 +201,12 @@ def fit_linear_head(
         folds: Number of folds; fewer where there are fewer prompts.
     """
     everything = np.arange(len(groups))
-    folds = min(folds, len(np.unique(groups)))
+    fold_of = group_folds(groups, min(folds, len(np.unique(groups))), seed)
+    sizes = np.bincount(fold_of)
     penalty, accuracy = 1.0, None
-    if folds > 1:
-        fold_of = group_folds(groups, folds, seed)
+    if len(groups) - sizes.max() >= 2:  # else there is too little to fit to while something is held out
         correct = np.zeros(len(L2_PENALTIES))
-        for fold in range(folds):
+        for fold in range(len(sizes)):
             train, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
             features = features_for(train)
             test = features.rows(held_out)

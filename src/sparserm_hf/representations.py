@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from huggingface_hub import constants
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 from torch import nn
@@ -162,6 +162,15 @@ def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there and not cut off, as a power failure may leave it."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
 def _read_shards(paths: list[Path], d_sae: int) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
     for path in paths:
         shard = load_file(path)
@@ -216,7 +225,7 @@ def collect_representations(
     shards = plan_shards(batches, lengths)
     paths = [folder / f"{i:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     mine = range(state.process_index, len(shards), state.num_processes)
-    todo = [i for i in mine if not paths[i].exists()]
+    todo = [i for i in mine if not _is_whole(paths[i])]
     if todo:
         logger.info("%d of %d shards are to be computed into %s", len(todo), len(mine), folder)
         size = {i: sum(lengths[j] for batch in shards[i] for j in batch) for i in todo}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import SparseRMError
@@ -17,7 +19,7 @@ from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .preferences.pairs import check_form, split_prompt
 from .preferences.templates import Text, encode, join, keep_end
-from .representations import pad_texts, plan_batches
+from .representations import fingerprint_module, pad_texts, plan_batches
 
 CHUNK_ROWS = 512  # rows that are sorted by length and written together
 
@@ -36,7 +38,7 @@ def load_reward_model(
             raise SparseRMError(f"it is a {settings.get('model_type')}, not a SparseRM reward model.")
         model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason[0]}") from error
     return model.to(device), tokenizer
@@ -96,7 +98,7 @@ def score_rows(
     model: SparseRMForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     rows: Iterable[dict[str, Any]],
-    max_length: int = 1024,
+    max_length: int | None = None,
     first_number: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Yield the input rows with their rewards added, in order.
@@ -105,26 +107,26 @@ def score_rows(
         model: The reward model.
         tokenizer: Its tokenizer.
         rows: Rows as `texts_of_row` takes them.
-        max_length: Longer texts lose the start of their prompt; where the response alone is longer, its start.
+        max_length: Longer texts lose their start; by default as long as in training.
         first_number: Number of the first row, for errors.
+
+    Raises:
+        SparseRMError: A row is of another form, or empty.
     """
+    longest = max_length or tokenizer.model_max_length
     numbered = enumerate(rows, first_number)
     while chunk := list(islice(numbered, CHUNK_ROWS)):
-        wanted = [texts_of_row(row, number) for number, row in chunk]
-        ids = [
-            keep_end(encode(tokenizer, text), max_length, tokenizer.bos_token_id)
-            for texts in wanted
-            for text in texts.values()
-        ]
-        if empty := next((number for (number, _), x in zip(chunk, ids, strict=False) if not x), None):
-            raise SparseRMError(f"Row {empty} is an empty text: there is nothing to score.")
+        names, ids = [], []
+        for number, row in chunk:
+            texts = texts_of_row(row, number)
+            names.append(list(texts))
+            for text in texts.values():
+                ids.append(keep_end(encode(tokenizer, text), longest, tokenizer.bos_token_id))
+                if not ids[-1]:
+                    raise SparseRMError(f"Row {number} has an empty text: there is nothing to score.")
         rewards = iter(score_token_ids(model, ids))
-        for (_, row), texts in zip(chunk, wanted, strict=True):
-            yield row | {name: next(rewards) for name in texts}
-
-
-def _fingerprint(parts: Iterable[str]) -> str:
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
+        for (_, row), columns in zip(chunk, names, strict=True):
+            yield row | {name: next(rewards) for name in columns}
 
 
 def score_to_file(
@@ -132,38 +134,51 @@ def score_to_file(
     tokenizer: PreTrainedTokenizerBase,
     rows: Iterable[dict[str, Any]],
     output: Path,
-    identity: list[str],
-    max_length: int = 1024,
+    max_length: int | None = None,
 ) -> int:
     """Score rows into a JSON Lines file; a run that was killed goes on where it stopped.
 
-    Until all rows are scored they are in `<output>.<fingerprint>.partial`, which only a run with the same identity
-    continues.
+    Until all rows are scored they are in `<output>.<fingerprint of the model>.partial`. A later run keeps those that
+    begin its own input and scores the rest.
 
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
-        rows: Rows as `texts_of_row` takes them, always in the same order.
+        rows: Rows as `texts_of_row` takes them.
         output: The file to write.
-        identity: What decides the rewards: name of the model, of the input, settings.
         max_length: See `score_rows`.
 
     Returns:
         The number of rows that were there from a run before.
     """
-    partial = output.with_name(f"{output.name}.{_fingerprint(identity)}.partial")
+    identity = f"{fingerprint_module(model)} {model.config.to_json_string()} {max_length}"
+    fingerprint = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
+    partial = output.with_name(f"{output.name}.{fingerprint}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
-    done = 0
-    if partial.exists():
-        # The last line may have been cut off by the kill.
-        whole = partial.read_bytes().rpartition(b"\n")[0:2]
-        partial.write_bytes(b"".join(whole))
-        done = whole[0].count(b"\n") + bool(whole[1])
+    partial.touch()
+    done, rest = _rows_to_score(partial, iter(rows))
     with partial.open("a", encoding="utf-8") as file:
-        for row in score_rows(model, tokenizer, islice(rows, done, None), max_length, done + 1):
+        for row in score_rows(model, tokenizer, rest, max_length, done + 1):
             write_row(row, file)
     partial.replace(output)
     return done
+
+
+def _rows_to_score(partial: Path, rows: Iterator[dict[str, Any]]) -> tuple[int, Iterator[dict[str, Any]]]:
+    """Cut a partial file after the last line that belongs to the rows; returns their number and the other rows."""
+    done = size = 0
+    unscored: list[dict[str, Any]] = []
+    with partial.open("rb") as file:
+        for line in file:
+            if (row := next(rows, None)) is None:
+                break
+            # The last line may have been cut off by the kill.
+            if not line.endswith(b"\n") or (json.loads(line) | row) != json.loads(line):
+                unscored.append(row)
+                break
+            done, size = done + 1, size + len(line)
+    os.truncate(partial, size)
+    return done, chain(unscored, rows)
 
 
 def write_row(row: dict[str, Any], file: TextIO) -> None:

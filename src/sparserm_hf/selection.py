@@ -25,7 +25,7 @@ class Selection:
 
     @property
     def sides(self) -> list[str]:
-        """`chosen` or `rejected` for each latent: where it fires more."""
+        """`chosen` or `rejected` for each latent: the side that it was selected for."""
         half = len(self.latents) // 2
         return ["chosen"] * half + ["rejected"] * half
 
@@ -34,7 +34,7 @@ def select_latents(chosen: sparse.csr_matrix, rejected: sparse.csr_matrix, k: in
     """Select the K latents with the largest mu_w - mu_l and the K with the largest mu_l - mu_w.
 
     mu_w is the share of chosen responses on which a latent fires, mu_l that of rejected ones (arXiv 2511.07896).
-    Latents that never fire cannot be selected; ties go to the latent with the smaller id.
+    Latents that never fire cannot be selected; among equals, those with smaller ids go to the chosen side.
 
     Args:
         chosen: (N, d_sae) activations of the chosen responses.

@@ -39,6 +39,7 @@ def report_metrics(report_to: str, folder: str, settings: dict[str, Any], metric
         accelerator = Accelerator(log_with=names, project_dir=str(Path(folder) / LOGS))
         accelerator.init_trackers("sparserm", config={k: v for k, v in settings.items() if v is not None})
         accelerator.log(metrics)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # not end_training, which takes the process group down with it
+            tracker.finish()
     except Exception as error:  # trackers raise whatever they like
         logger.warning("The metrics could not be reported to %s: %s", report_to, error)

@@ -35,7 +35,7 @@ from .modeling.backbone_sparserm import cut_base_model
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .preferences.pairs import TokenizedPreferences, tokenize_preferences
-from .preferences.templates import assistant_header_ids, prepare_tokenizer
+from .preferences.templates import assistant_header_ids, contains, prepare_tokenizer
 from .representations import (
     Pooling,
     Representations,
@@ -44,7 +44,7 @@ from .representations import (
     preferred_dtype,
 )
 from .sae.formats import LoadedSAE, load_sae
-from .sae.presets import default_sae
+from .sae.matching import default_sae, matching_layer
 from .selection import Selection, select_latents
 from .trackers import report_metrics
 from .training_config import SparseRMTrainingConfig
@@ -83,6 +83,11 @@ class SparseRMTrainer:
         check_output_dir(Path(self.args.output_dir))
         if train_dataset is None:
             raise SparseRMError("train_dataset is missing: pass preference pairs, see load_preferences.")
+        if self.args.slim and not isinstance(model, str):
+            raise SparseRMError(
+                "A slim checkpoint loads its base model by name, but this one was given in memory: save it to a "
+                "folder and pass that, or leave slim out."
+            )
         self.state = PartialState()
         if is_gguf(self.base_name):
             with self.state.main_process_first():
@@ -91,10 +96,14 @@ class SparseRMTrainer:
         text_config = base.config.get_text_config()
         self.base_revision = getattr(base.config, "_commit_hash", None)
         self.sae = sae if isinstance(sae, LoadedSAE) else load_sae(sae or default_sae(text_config, self.base_name))
-        self._check_fit(text_config.hidden_size, text_config.num_hidden_layers)
+        self.layer = matching_layer(self.sae, text_config, self.base_name, self.args.layer)
+        self._check_latents()
         self.processing_class = prepare_tokenizer(
             processing_class or load_tokenizer(self.base_name, self.base_revision)
         )
+        # Saved with the tokenizer: scoring truncates as training did.
+        longest = getattr(text_config, "max_position_embeddings", None) or self.args.max_length
+        self.processing_class.model_max_length = min(self.args.max_length, longest)
         self.how = self._pooling()
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
@@ -105,36 +114,23 @@ class SparseRMTrainer:
         device = self.state.device
         dtype = preferred_dtype(device) if self.args.dtype == "auto" else getattr(torch, self.args.dtype)
         # What is saved is what was run, but a 16-bit base model that was run in float32 goes back without loss.
-        self.saved_dtype = base.dtype if base.dtype.itemsize == 2 else dtype
+        self.saved_dtype = base.dtype if dtype == torch.float32 and base.dtype.itemsize == 2 else dtype
         self.base_model = cast_weights(base_model.to(device), dtype).eval().requires_grad_(False)
         self.model: SparseRMForSequenceClassification | None = None
         self.controls: list[Control] = []
         self.evaluation: Evaluation | None = None
         self.metrics: dict[str, float] = {}
 
-    def _check_fit(self, hidden_size: int, depth: int) -> None:
-        """Set `self.layer`, and refuse an SAE that cannot belong to the base model."""
-        d_in = self.sae.autoencoder.d_in
-        if d_in != hidden_size:
+    def _check_latents(self) -> None:
+        """Refuse settings that this SAE cannot meet."""
+        sae, k = self.sae.autoencoder, self.args.k
+        if self.args.slim and self.args.features != "projection" and not sae.elementwise:
             raise SparseRMError(
-                f"The SAE reads {d_in} numbers a token, but the residual stream of {self.base_name!r} has "
-                f"{hidden_size}: it belongs to another base model."
+                f"A slim checkpoint cannot hold activations of a {sae.architecture} SAE, whose latents compete with "
+                "all others: use --features projection, or leave --slim out."
             )
-        if 2 * self.args.k > self.sae.autoencoder.d_sae:
-            raise SparseRMError(
-                f"K = {self.args.k} asks for {2 * self.args.k} latents, but the SAE has {self.sae.autoencoder.d_sae}."
-            )
-        layer = self.args.layer if self.args.layer is not None else self.sae.layer
-        if layer is None:
-            raise SparseRMError("The SAE does not say which layer it was trained on: name it with --layer.")
-        if self.sae.layer not in (None, layer):
-            raise SparseRMError(
-                f"--layer {layer} does not fit the SAE, which was trained on {self.sae.source['hook_name']}, that is "
-                f"layer {self.sae.layer}: leave --layer out or take another SAE."
-            )
-        if not 1 <= layer <= depth:
-            raise SparseRMError(f"Layer {layer} is out of range: {self.base_name!r} has layers 1 to {depth}.")
-        self.layer = layer
+        if 2 * k > sae.d_sae:
+            raise SparseRMError(f"K = {k} asks for {2 * k} latents, but the SAE has {sae.d_sae}.")
 
     def _pooling(self) -> Pooling:
         marker = assistant_header_ids(self.processing_class)
@@ -146,9 +142,12 @@ class SparseRMTrainer:
         return Pooling(self.args.pooling, self.args.representation_norm, marker)
 
     def _tokenize(self, dataset: Dataset, what: str) -> TokenizedPreferences:
-        pairs = tokenize_preferences(dataset, self.processing_class, self.args.max_length)
+        pairs = tokenize_preferences(dataset, self.processing_class, self.processing_class.model_max_length)
         if self.state.is_main_process:
             logger.info("%s data: %s", what.capitalize(), pairs.summary())
+            bare = sum(not contains(text, self.how.response_marker_ids) for text in pairs.texts)
+            if bare and self.args.pooling == "response_mean":
+                logger.info("%d texts have no assistant header: all of their tokens are averaged.", bare)
         return pairs
 
     def train(self) -> dict[str, float]:
@@ -165,8 +164,6 @@ class SparseRMTrainer:
         if len(self.train_pairs) < 2:
             raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
         width = self.train_representations.pooled.shape[1]
-        if self.eval_pairs is not None:
-            self.represent(self.eval_pairs)  # now, while the base model runs in its fastest type
         represented = time.perf_counter()
         head = self.fit_head("reward model")
         selection = self.select(np.arange(len(self.train_pairs)))
@@ -256,7 +253,7 @@ class SparseRMTrainer:
             return representations.pooled.astype(np.float64) @ directions.T
         latents = self.select(train).latents
         lengths = np.array([len(text) for text in self.train_pairs.texts])
-        directions = self.sae.autoencoder.W_dec[latents].double().cpu().numpy()
+        directions = self.sae.autoencoder.W_dec[latents].cpu().double().numpy()
         inputs = ControlInputs(representations, lengths, latents, directions)
         if reads != "reward model":
             return inputs.read(reads)
@@ -291,7 +288,10 @@ class SparseRMTrainer:
         used = np.unique([*self.train_pairs.chosen, *self.train_pairs.rejected])
         rewards = head.rewards(features[used])
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
-        model = SparseRMForSequenceClassification(config, cast_weights(self.base_model, self.saved_dtype))
+        base_model = self.base_model
+        if base_model.dtype != self.saved_dtype:  # a copy: this one goes on running in its fastest type
+            base_model = cast_weights(copy.deepcopy(base_model), self.saved_dtype)
+        model = SparseRMForSequenceClassification(config, base_model)
         model.config.dtype = self.saved_dtype
         model.sae = sae
         model.directions = sae.W_dec[selection.latents].clone()
@@ -330,9 +330,12 @@ class SparseRMTrainer:
             kwargs: Passed to `HfApi.upload_folder`.
 
         Returns:
-            The address of the commit.
+            The address of the commit; empty in all processes but the main one.
         """
         self.save_model()
+        self.state.wait_for_everyone()
+        if not self.state.is_main_process:
+            return ""
         folder = Path(self.args.output_dir)
         api = HfApi()
         repo = api.create_repo(

@@ -10,6 +10,8 @@ from .head import LOSSES
 from .modeling.configuration_sparserm import FEATURES, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
 from .trackers import tracker_names
 
+MIN_LENGTH = 8  # tokens; a chat template alone takes as many
+
 
 def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -38,7 +40,7 @@ class SparseRMTrainingConfig:
     max_length: int = _option(1024, "Most tokens of a text; longer pairs lose the start of their prompt.")
     dtype: Literal["auto", "bfloat16", "float32"] = _option(
         "auto",
-        "Type the base model runs and is saved in; auto: bfloat16 where the hardware is good at it, else float32.",
+        "Type the base model runs in; auto: bfloat16 where the hardware is good at it, else float32.",
     )
     cache_dir: str | None = _option(None, "Where representations are kept; by default sparserm in HF_HOME.")
     controls: bool = _option(
@@ -63,7 +65,7 @@ class SparseRMTrainingConfig:
             if getattr(self, name) not in known:
                 raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
         tracker_names(self.report_to)
-        for name, least in (("k", 1), ("head_hidden_size", 1), ("max_length", 8), ("seed", 0)):
+        for name, least in (("k", 1), ("head_hidden_size", 1), ("max_length", MIN_LENGTH), ("seed", 0)):
             if getattr(self, name) < least:
                 raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
         if self.loss == "margin" and not self.gamma > 0:

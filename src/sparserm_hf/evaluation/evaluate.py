@@ -71,9 +71,9 @@ def evaluate_representations(
         activations = torch.from_numpy(representations.activations[:, latents].toarray()).to(device)
     with torch.inference_mode():
         features = model.combine_features(z, activations, (z != 0).any(-1, keepdim=True))
-        rewards = {"SparseRM": model.reward(features)[:, 0].double().cpu().numpy()}
+        rewards = {"SparseRM": model.reward(features)[:, 0].cpu().double().numpy()}
     lengths = np.array([len(text) for text in pairs.texts])
-    inputs = ControlInputs(representations, lengths, latents, model.directions.double().cpu().numpy())
+    inputs = ControlInputs(representations, lengths, latents, model.directions.cpu().double().numpy())
     for control in controls:
         if control.reads != "activation" or representations.activations.shape[1]:
             rewards[control.name] = control.head.rewards(inputs.read(control.reads))
@@ -83,7 +83,7 @@ def evaluate_representations(
 def evaluate_checkpoint(
     name: str,
     rows: Any,
-    max_length: int = 1024,
+    max_length: int | None = None,
     dtype: str = "auto",
     revision: str | None = None,
     cache_dir: Path | None = None,
@@ -93,7 +93,7 @@ def evaluate_checkpoint(
     Args:
         name: Folder or Hub id of the reward model.
         rows: Preference pairs in any of TRL's formats.
-        max_length: Most tokens of a text.
+        max_length: Most tokens of a text; by default as in training.
         dtype: Type to run the base model in; `auto` is the checkpoint's own.
         revision: Of the reward model on the Hub.
         cache_dir: Where representations are kept.
@@ -102,7 +102,7 @@ def evaluate_checkpoint(
         SparseRMError: The model cannot be loaded, or the pairs are not usable.
     """
     model, tokenizer = load_reward_model(name, PartialState().device, dtype, revision)
-    pairs = tokenize_preferences(rows, tokenizer, max_length)
+    pairs = tokenize_preferences(rows, tokenizer, max_length or tokenizer.model_max_length)
     config = model.config
     how = Pooling(config.pooling, config.representation_norm, config.response_marker_ids)
     representations = collect_representations(

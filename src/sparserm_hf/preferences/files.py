@@ -33,23 +33,27 @@ def iterate_json(path: Path | TextIO) -> Iterator[dict[str, Any]]:
             if isinstance(path, Path) and ".json" in path.suffixes:
                 content = stream.read()
                 if content.lstrip().startswith("["):
-                    yield from json.loads(content)
+                    for number, row in enumerate(json.loads(content), 1):
+                        yield _checked_row(row, f"{name}: entry {number}")
                     return
-                lines = content.splitlines()
+                lines = content.split("\n")  # not splitlines: a string may hold other line separators
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _json_object(line, f"{name}: line {number}")
+                    yield _parsed_row(line, f"{name}: line {number}")
     except json.JSONDecodeError as error:
         raise SparseRMError(f"{name}: line {error.lineno} is broken JSON ({error.msg}).") from None
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise SparseRMError(f"{name} cannot be read as text: {error}.") from None
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+def _parsed_row(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        return _checked_row(json.loads(line), where)
     except json.JSONDecodeError as error:
         raise SparseRMError(f"{where} is broken JSON ({error.msg}).") from None
+
+
+def _checked_row(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise SparseRMError(f'{where} is not a JSON object such as {{"chosen": "...", "rejected": "..."}}.')
     return row
@@ -80,7 +84,9 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
     if suffix in (".json", ".jsonl"):
         rows = list(iterate_json(path))
         try:
-            dataset = Dataset.from_list(rows)
+            # Of every row: left to itself it takes the columns of the first and drops what others have besides.
+            columns = dict.fromkeys(name for row in rows for name in row)
+            dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
         except Exception as error:  # pyarrow's, for columns of mixed kinds
             raise SparseRMError(f"{source}: the rows are not of one form ({error}). {FORMATS}") from error
     else:

@@ -105,9 +105,14 @@ def assistant_header_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for length in range(len(shortest), 0, -1):
         for i in range(len(shortest) - length + 1):
             candidate = shortest[i : i + length]
-            if all(any(run[j : j + length] == candidate for j in range(len(run))) for run in runs):
+            if all(contains(run, candidate) for run in runs):
                 return candidate
     return []
+
+
+def contains(ids: list[int], part: list[int]) -> bool:
+    """Whether some token ids stand in others, one after the other."""
+    return any(ids[i : i + len(part)] == part for i in range(len(ids) - len(part) + 1))
 
 
 def keep_end(ids: list[int], max_length: int, bos: int | None) -> list[int]:

@@ -78,7 +78,13 @@ def _load_folder(path: Path) -> LoadedSAE:
         weights = load_file(path / WEIGHTS_FILE)
     except (json.JSONDecodeError, SafetensorError) as error:
         raise SparseRMError(f"The SAE {str(path)!r} is broken: {error}.") from error
-    return _embed(config, weights, {"source": str(path)})
+    source = {"source": path.resolve().name}  # not the path, which is of this machine only
+    if "metadata" not in config:  # written by sae-lens before 6, with other names: sae-lens knows them all
+        from sae_lens import SAE
+
+        sae = SAE.load_from_disk(path)
+        config, weights = sae.cfg.to_dict(), sae.state_dict()
+    return _embed(config, weights, source)
 
 
 def _load_with_sae_lens(name: str) -> LoadedSAE:
