@@ -7,7 +7,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH_FLAGS := $(if $(shell command -v nvidia-smi 2>/dev/null),,--extra-index-url $(CPU_INDEX) --retries 1)
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.installed

@@ -46,7 +46,8 @@ def measure(task: Path, model: str, settings: dict, controls: bool) -> dict:
     assert trainer.evaluation is not None
     return {
         "rows": {name: asdict(row) for name, row in trainer.evaluation.metrics.items()},
-        "training": {key: value for key, value in metrics.items() if not key.startswith("eval_")},
+        # Without the seconds: they say more about the cache than about the method.
+        "training": {k: v for k, v in metrics.items() if not k.startswith("eval_") and not k.endswith("_seconds")},
         "train_data": trainer.train_pairs.summary(),
         "test_data": trainer.eval_pairs.summary() if trainer.eval_pairs else "",
     }
