@@ -70,14 +70,13 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     def __init__(self, config: SparseRMConfig, base_model: PreTrainedModel | None = None):
         super().__init__(config)
         if base_model is not None:
-            self.model = base_model
+            self._attach(base_model)
         elif config.slim:
             # `from_pretrained` puts the base model here. Until then transformers 4 must not look for its weights.
             self.model = nn.Identity()
             self.base_model_prefix = ""
         else:
-            self.model = prepare_backbone(AutoModel.from_config(config.base_config))
-        self._no_split_modules = list(getattr(self.model, "_no_split_modules", None) or [])
+            self._attach(prepare_backbone(AutoModel.from_config(config.base_config)))
         self.sae = SparseAutoencoder(**config.sae) if config.sae else None
         # In float32 whatever the base model is in: a buffer is loaded in the type that it has here.
         shape = (len(config.latents), config.hidden_size or 0)
@@ -86,6 +85,11 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         self.score = build_head(config)
         self.post_init()
         self.freeze()
+
+    def _attach(self, base_model: PreTrainedModel) -> None:
+        self.model = base_model
+        self.base_model_prefix = type(self).base_model_prefix
+        self._no_split_modules = list(base_model._no_split_modules or [])
 
     def freeze(self) -> None:
         """Leave only the head trainable. `from_pretrained` makes everything it loads trainable."""
@@ -257,9 +261,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         if model.config.slim:
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             for_base["dtype"] = model.config.dtype if dtype in (None, "auto") else dtype
-            model.model = cls._load_base_model(model.config, for_base)
-            model.base_model_prefix = cls.base_model_prefix
-            model._no_split_modules = list(model.model._no_split_modules or [])
+            model._attach(cls._load_base_model(model.config, for_base))
         model.freeze()
         model.eval()
         return (model, info) if output_loading_info else model

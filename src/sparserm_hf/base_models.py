@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import replacing_folder, save_tokenizer
-from .errors import SparseRMError
+from .errors import SparseRMError, reason
 from .modeling.backbone_sparserm import load_decoder
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,7 @@ def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
     try:
         return load_decoder(name, revision=revision, dtype="auto")
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason}") from error
+        raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason(error)}") from error
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -101,5 +100,4 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SparseRMError(f"The tokenizer of {name!r} cannot be loaded: {reason}") from error
+        raise SparseRMError(f"The tokenizer of {name!r} cannot be loaded: {reason(error)}") from error

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from .errors import SparseRMError
+from .errors import SparseRMError, full_disk_as_os_error
 
 LOGS = "runs"  # folder inside the output folder that trackers write to
 
@@ -43,7 +42,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield temporary
+        with full_disk_as_os_error(folder):
+            yield temporary
         temporary.chmod(0o755)
         if not folder.exists():
             temporary.rename(folder)
@@ -54,8 +54,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for file in folder.iterdir():
             if ".safetensors" in file.suffixes and file.name not in new:
                 file.unlink()
-    except SafetensorError as error:  # what safetensors makes of a full disk
-        raise OSError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

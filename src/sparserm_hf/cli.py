@@ -54,6 +54,13 @@ class Parser(HfArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
+def _text_length(text: str) -> int:
+    """A number of tokens that a text may have, for argparse."""
+    if not text.lstrip("-").isdigit() or int(text) < MIN_LENGTH:
+        raise argparse.ArgumentTypeError(f"max_length is {text}, but must be at least {MIN_LENGTH}")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `sparserm` and its subcommands."""
     parser = Parser([], prog="sparserm", description="Interpretable reward models from sparse autoencoders.")
@@ -80,11 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", help="reward model: a folder or a Hub id")
     evaluate.add_argument("dataset", help="preference pairs: a file or a Hub id")
     evaluate.add_argument("--split", default="test", help="split of a Hub dataset")
-    evaluate.add_argument("--cache_dir", help="where representations are kept, by default sparserm in HF_HOME")
+    evaluate.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
     evaluate.set_defaults(run=evaluate_command)
 
     for command in (score, evaluate):
-        command.add_argument("--max_length", type=int, help="most tokens of a text, by default as in training")
+        command.add_argument(
+            "--max_length", type=_text_length, help="most tokens of a text (by default as in training)"
+        )
         command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="type to run in")
         command.add_argument("--revision", help="revision of the reward model on the Hub")
 
@@ -155,9 +164,7 @@ def _input_rows(source: str) -> Any:
 def evaluate_command(args: argparse.Namespace) -> None:
     """`sparserm evaluate`."""
     pairs = load_preferences(args.dataset, _local_split(args.dataset, args.split))
-    evaluation = evaluate_checkpoint(
-        args.model, pairs, args.max_length, args.dtype, args.revision, Path(args.cache_dir) if args.cache_dir else None
-    )
+    evaluation = evaluate_checkpoint(args.model, pairs, args.max_length, args.dtype, args.revision, args.cache_dir)
     print_evaluation(evaluation, f"{args.model} on {args.dataset}")
 
 
@@ -191,8 +198,6 @@ def main(argv: list[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        if getattr(args, "max_length", None) is not None and args.max_length < MIN_LENGTH:
-            raise SparseRMError(f"max_length is {args.max_length}, but must be at least {MIN_LENGTH}.")
         args.run(args)
     except (SparseRMError, OSError) as error:
         if os.environ.get("SPARSERM_TRACEBACK"):

@@ -1,5 +1,27 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and the errors of other libraries put into our words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 class SparseRMError(ValueError):
     """Something given is wrong; the message says what was given, what is needed and how to mend it."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error of another library, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def full_disk_as_os_error(path: Path) -> Iterator[None]:
+    """Turn what safetensors makes of a full disk into the `OSError` that everything else makes of it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error

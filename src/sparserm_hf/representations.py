@@ -21,7 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .errors import SparseRMError
+from .errors import SparseRMError, full_disk_as_os_error
 from .modeling.autoencoder_sparserm import SparseAutoencoder
 from .modeling.backbone_sparserm import pool_activations, pool_representations, pooled_tokens, residual_stream
 
@@ -42,10 +42,6 @@ class Representations:
 
     pooled: np.ndarray
     activations: sparse.csr_matrix
-
-    def rows(self, index: list[int] | np.ndarray) -> Representations:
-        """The representations of some of the texts."""
-        return Representations(self.pooled[index], self.activations[index])
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,11 @@ def preferred_dtype(device: torch.device) -> torch.dtype:
     else:
         good = False
     return torch.bfloat16 if good else torch.float32
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Most tokens of a batch, padding included."""
+    return 4096 if device.type == "cpu" else 32_768
 
 
 def fingerprint_module(module: nn.Module) -> str:
@@ -154,10 +155,9 @@ def _compute_shard(
 def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary)
+        with full_disk_as_os_error(path):
+            save_file(tensors, temporary)
         temporary.replace(path)
-    except SafetensorError as error:  # what safetensors makes of a full disk
-        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -204,7 +204,7 @@ def collect_representations(
         OSError: The cache cannot be written. The shards written before stay.
     """
     state = PartialState()
-    max_tokens = max_tokens or (4096 if base_model.device.type == "cpu" else 32_768)
+    max_tokens = max_tokens or batch_tokens(base_model.device)
     identity = {
         "format": CACHE_FORMAT,
         "base_model": fingerprint_module(base_model),

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .errors import SparseRMError
+from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .preferences.pairs import check_form, split_prompt
 from .preferences.templates import Text, encode, join, keep_end
-from .representations import fingerprint_module, pad_texts, plan_batches
+from .representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
 
 CHUNK_ROWS = 512  # rows that are sorted by length and written together
 
@@ -39,24 +39,20 @@ def load_reward_model(
         model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason[0]}") from error
+        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
     return model.to(device), tokenizer
 
 
-def score_token_ids(
-    model: SparseRMForSequenceClassification, texts: list[list[int]], max_tokens: int | None = None
-) -> list[float]:
+def score_token_ids(model: SparseRMForSequenceClassification, texts: list[list[int]]) -> list[float]:
     """Rewards of texts, in batches of similar length.
 
     Args:
         model: The reward model.
         texts: Token ids.
-        max_tokens: Most tokens of a batch, padding included; by the device where left out.
     """
     device = model.directions.device
     rewards = [0.0] * len(texts)
-    for batch in plan_batches([len(t) for t in texts], max_tokens or (4096 if device.type == "cpu" else 32_768)):
+    for batch in plan_batches([len(text) for text in texts], batch_tokens(device)):
         ids, mask = pad_texts([texts[i] for i in batch], device)
         with torch.inference_mode():
             logits = model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
@@ -172,8 +168,8 @@ def _rows_to_score(partial: Path, rows: Iterator[dict[str, Any]]) -> tuple[int, 
         for line in file:
             if (row := next(rows, None)) is None:
                 break
-            # The last line may have been cut off by the kill.
-            if not line.endswith(b"\n") or (json.loads(line) | row) != json.loads(line):
+            whole = line.endswith(b"\n")  # the last line may have been cut off by the kill
+            if not whole or (scored := json.loads(line)) | row != scored:
                 unscored.append(row)
                 break
             done, size = done + 1, size + len(line)

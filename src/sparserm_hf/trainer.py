@@ -163,14 +163,15 @@ class SparseRMTrainer:
         started = time.perf_counter()
         if len(self.train_pairs) < 2:
             raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
-        width = self.train_representations.pooled.shape[1]
+        d_model = self.train_representations.pooled.shape[1]
         represented = time.perf_counter()
         head = self.fit_head("reward model")
         selection = self.select(np.arange(len(self.train_pairs)))
         self.model = self.assemble(selection, head)
         if self.args.controls:
+            directions = random_directions(d_model, len(selection.latents), self.args.seed)
             self.controls = fit_controls(
-                self.fit_head, self.args.features, width, len(selection.latents), self.args.seed
+                lambda reads: self.fit_head(reads, directions), self.args.features, directions
             )
         fitted = time.perf_counter()
         self.metrics = {
@@ -225,12 +226,13 @@ class SparseRMTrainer:
         chosen, rejected = np.array(self.train_pairs.chosen), np.array(self.train_pairs.rejected)
         return select_latents(activations[chosen[train]], activations[rejected[train]], self.args.k)
 
-    def fit_head(self, reads: str) -> FittedHead:
+    def fit_head(self, reads: str, directions: np.ndarray | None = None) -> FittedHead:
         """Fit a head to the training pairs.
 
         Args:
-            reads: `reward model` for the model's own features, `random` for projections on random directions, or what
+            reads: `reward model` for the model's own features, `random` for projections on `directions`, or what
                 `ControlInputs.read` knows.
+            directions: (F, d_model), for `random`.
         """
         args, pairs = self.args, self.train_pairs
         chosen, rejected = np.array(pairs.chosen), np.array(pairs.rejected)
@@ -238,26 +240,28 @@ class SparseRMTrainer:
         objective = Objective(args.loss, args.gamma, np.array(pairs.margins))
 
         def features_for(train: np.ndarray) -> PairFeatures:
-            features = self._features(reads, train)
+            if reads == "random" and directions is not None:
+                features = self.train_representations.pooled.astype(np.float64) @ directions.T
+            elif reads in ("pooled", "length"):  # nothing is selected
+                features = self._inputs(np.array([], dtype=np.int64)).read(reads)
+            else:
+                features = self._features(reads, self.select(train).latents)
             return PairFeatures(features[chosen], features[rejected])
 
         if args.head_type == "linear":
             return fit_linear_head(features_for, objective, groups, args.seed)
         return fit_mlp_head(features_for(np.arange(len(pairs))), objective, groups, args.seed, args.head_hidden_size)
 
-    def _features(self, reads: str, train: np.ndarray) -> np.ndarray:
-        """(N, F) features of all training texts, selected by the given pairs only."""
-        representations = self.train_representations
-        if reads == "random":
-            directions = random_directions(representations.pooled.shape[1], 2 * self.args.k, self.args.seed)
-            return representations.pooled.astype(np.float64) @ directions.T
-        latents = self.select(train).latents
-        lengths = np.array([len(text) for text in self.train_pairs.texts])
+    def _inputs(self, latents: np.ndarray) -> ControlInputs:
         directions = self.sae.autoencoder.W_dec[latents].cpu().double().numpy()
-        inputs = ControlInputs(representations, lengths, latents, directions)
-        if reads != "reward model":
-            return inputs.read(reads)
-        kinds = ("projection", "activation") if self.args.features == "both" else (self.args.features,)
+        return ControlInputs(self.train_representations, self.train_pairs.lengths, latents, directions)
+
+    def _features(self, reads: str, latents: np.ndarray) -> np.ndarray:
+        """(N, F) features of all training texts, of the given latents."""
+        kinds: tuple[str, ...] = (reads,)
+        if reads == "reward model":
+            kinds = ("projection", "activation") if self.args.features == "both" else (self.args.features,)
+        inputs = self._inputs(latents)
         return np.concatenate([inputs.read(kind) for kind in kinds], axis=1)
 
     def assemble(self, selection: Selection, head: FittedHead) -> SparseRMForSequenceClassification:
@@ -284,7 +288,7 @@ class SparseRMTrainer:
             bos_token_id=self.processing_class.bos_token_id,
         )
         config._name_or_path = args.output_dir  # trainers load the tokenizer from it
-        features = self._features("reward model", np.arange(len(self.train_pairs)))
+        features = self._features("reward model", selection.latents)
         used = np.unique([*self.train_pairs.chosen, *self.train_pairs.rejected])
         rewards = head.rewards(features[used])
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())

@@ -15,7 +15,8 @@ from datasets import Dataset
 
 from ..errors import SparseRMError
 from ..evaluation.evaluate import Evaluation
-from ..trainer import SparseRMTrainer, SparseRMTrainingConfig
+from ..trainer import SparseRMTrainer
+from ..training_config import SparseRMTrainingConfig
 from .facts import make_facts
 
 logger = logging.getLogger(__name__)

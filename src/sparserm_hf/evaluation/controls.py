@@ -59,25 +59,19 @@ class ControlInputs:
         return self.representations.activations[:, self.latents].toarray().astype(np.float64)
 
 
-def fit_controls(
-    fit: Callable[[str], FittedHead], features: str, d_model: int, num_latents: int, seed: int
-) -> list[Control]:
+def fit_controls(fit: Callable[[str], FittedHead], features: str, directions: np.ndarray) -> list[Control]:
     """Fit the controls.
 
     Args:
         fit: Fits the reward model's kind of head to what `ControlInputs.read` gives for the name it is called with,
-            or, for `random`, to the pooled representation projected on the directions of `random_directions`.
+            or, for `random`, to the pooled representation projected on random directions.
         features: What the reward model itself reads: `projection`, `activation` or `both`.
-        d_model: Width of the residual stream.
-        num_latents: Number of selected latents.
-        seed: For the random directions.
+        directions: (F, d_model) these random directions.
     """
     random = fit("random")
     (weight, bias), *rest = random.layers
     # On the pooled representation itself, so that the directions need not be kept.
-    on_pooled = FittedHead(
-        ((weight @ random_directions(d_model, num_latents, seed), bias), *rest), random.l2, random.validation_accuracy
-    )
+    on_pooled = FittedHead(((weight @ directions, bias), *rest), random.l2, random.validation_accuracy)
     other = "projection" if features == "activation" else "activation"
     other_name = "decoder projections" if features == "activation" else "SAE activations"
     return [

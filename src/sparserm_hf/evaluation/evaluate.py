@@ -72,8 +72,7 @@ def evaluate_representations(
     with torch.inference_mode():
         features = model.combine_features(z, activations, (z != 0).any(-1, keepdim=True))
         rewards = {"SparseRM": model.reward(features)[:, 0].cpu().double().numpy()}
-    lengths = np.array([len(text) for text in pairs.texts])
-    inputs = ControlInputs(representations, lengths, latents, model.directions.cpu().double().numpy())
+    inputs = ControlInputs(representations, pairs.lengths, latents, model.directions.cpu().double().numpy())
     for control in controls:
         if control.reads != "activation" or representations.activations.shape[1]:
             rewards[control.name] = control.head.rewards(inputs.read(control.reads))

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from datasets import Dataset, load_dataset
 
-from ..errors import SparseRMError
+from ..errors import SparseRMError, reason
 
 FORMS = "All of them must be strings, or all lists of {'role', 'content'}."
 FORMATS = f"Each row needs `chosen` and `rejected`, and may have a `prompt` and a number `margin`. {FORMS}"
@@ -77,8 +77,9 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
         try:
             return load_dataset(source, split=split)
         except Exception as error:  # datasets and huggingface_hub raise a dozen kinds
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise SparseRMError(f"The dataset {source!r}, split {split!r}, cannot be loaded: {reason[0]}") from error
+            raise SparseRMError(
+                f"The dataset {source!r}, split {split!r}, cannot be loaded: {reason(error)}"
+            ) from error
     if not path.is_file():
         raise SparseRMError(f"There is no file {source}.")
     if suffix in (".json", ".jsonl"):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -42,6 +43,11 @@ class TokenizedPreferences:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
+        return np.array([len(text) for text in self.texts])
 
     def summary(self) -> str:
         """One line: how many pairs, and what happened to the rest."""

@@ -14,7 +14,7 @@ from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..errors import SparseRMError
+from ..errors import SparseRMError, reason
 from ..modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"  # sae-lens' own names
@@ -102,10 +102,9 @@ def _load_with_sae_lens(name: str) -> LoadedSAE:
     try:
         sae = SAE.from_pretrained(release, sae_id)
     except Exception as error:  # sae-lens, huggingface_hub and the file readers raise a dozen kinds
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise SparseRMError(
             f"The SAE {name!r} is neither a folder nor to be had as a release of sae-lens or a repository on the "
-            f"Hub: {reason[0]}"
+            f"Hub: {reason(error)}"
         ) from error
     source = {"source": name, "release": release, "sae_id": sae_id, "repo": repo, "revision": _cached_commit(repo)}
     return _embed(sae.cfg.to_dict(), sae.state_dict(), source)

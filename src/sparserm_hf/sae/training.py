@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.backbone_sparserm import residual_stream
+from ..representations import pad_texts, plan_batches
 from .formats import load_sae
 
 
@@ -38,17 +39,6 @@ class SAETrainingConfig:
             )
 
 
-def length_sorted_batches(texts: list[list[int]], max_tokens: int, seed: int) -> list[list[list[int]]]:
-    """Group texts of similar length into batches of at most `max_tokens` padded tokens, in random order."""
-    generator = torch.Generator().manual_seed(seed)
-    batches: list[list[list[int]]] = []
-    for text in sorted(texts, key=len):
-        if not batches or len(text) * (len(batches[-1]) + 1) > max_tokens:
-            batches.append([])
-        batches[-1].append(text)
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-
-
 def residual_tokens(
     base_model: PreTrainedModel, texts: list[list[int]], sink_ratio: float, seed: int, max_tokens: int = 2048
 ) -> Iterator[torch.Tensor]:
@@ -57,12 +47,11 @@ def residual_tokens(
     Left out, because they would be nearly all of the variance: each text's first token, and every token whose norm is
     more than `sink_ratio` times the batch's median.
     """
-    device = base_model.device
+    batches = plan_batches([len(text) for text in texts], max_tokens)
     for epoch in itertools.count():
-        for batch in length_sorted_batches(texts, max_tokens, seed + epoch):
-            width = max(map(len, batch))
-            ids = torch.tensor([text + [0] * (width - len(text)) for text in batch], device=device)
-            mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in batch], device=device)
+        generator = torch.Generator().manual_seed(seed + epoch)
+        for number in torch.randperm(len(batches), generator=generator).tolist():
+            ids, mask = pad_texts([texts[i] for i in batches[number]], base_model.device)
             with torch.no_grad():
                 hidden = residual_stream(base_model, ids, mask).float()
             mask[:, 0] = 0
