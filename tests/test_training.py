@@ -428,7 +428,7 @@ def bad_input_cases(world, tmp):
             ["score", str(world / "base"), str(world / "test.jsonl")],
             "cannot be loaded: it is a llama, not a SparseRM",
         ),
-        "nothing to score": (["score", str(world / "model"), str(tmp / "missing.jsonl")], "to be scored it needs"),
+        "nothing to score": (["score", str(world / "model"), str(tmp / "missing.jsonl")], "it needs `text`"),
         "no rows to score": (
             ["score", str(world / "model"), str(tmp / "none.jsonl")],
             "There is no file|No such file",

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .preferences.pairs import check_form, split_prompt
-from .preferences.templates import Text, encode, join, keep_end
+from .preferences.templates import encode, keep_end
+from .preferences.texts import texts_of_row
 from .representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
 
 CHUNK_ROWS = 512  # rows that are sorted by length and written together
@@ -59,35 +59,6 @@ def score_token_ids(model: SparseRMForSequenceClassification, texts: list[list[i
         for i, reward in zip(batch, logits, strict=True):
             rewards[i] = reward
     return rewards
-
-
-def texts_of_row(row: dict[str, Any], number: int) -> dict[str, Text]:
-    """The texts of an input row, by the name of the reward that each gets.
-
-    A row is a preference pair (`chosen`, `rejected`, perhaps `prompt`), a `prompt` with a `completion`, or a whole
-    `text` or `messages`.
-
-    Args:
-        row: The row.
-        number: Its number, from 1, for the error.
-
-    Raises:
-        SparseRMError: It is none of these.
-    """
-    if "chosen" in row and "rejected" in row:
-        prompt, chosen, rejected = split_prompt(row, number)
-        return {"chosen_reward": join(prompt, chosen), "rejected_reward": join(prompt, rejected)}
-    if "prompt" in row and "completion" in row:
-        check_form({"prompt": row["prompt"], "completion": row["completion"]}, number)
-        return {"reward": join(row["prompt"], row["completion"])}
-    for name in ("messages", "text"):
-        if name in row:
-            check_form({name: row[name]}, number)
-            return {"reward": row[name]}
-    raise SparseRMError(
-        f"Row {number} has the columns {', '.join(row) or 'none'}; to be scored it needs `text`, `messages`, `prompt` "
-        "and `completion`, or a preference pair `chosen` and `rejected`."
-    )
 
 
 def score_rows(
