@@ -28,7 +28,7 @@ LEVELS = [
     },
     {"evaluation", "scoring", "trainer"},
     {"explain", "integrations", "serve", "align", "demo"},
-    {"cli", "__init__"},
+    {"cli", "sae_cli", "__init__"},
 ]
 
 

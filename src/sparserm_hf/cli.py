@@ -21,6 +21,7 @@ from .demo.run import run_demo
 from .errors import SparseRMError
 from .evaluation.evaluate import Evaluation, evaluate_checkpoint
 from .preferences.files import iterate_json, load_preferences
+from .sae_cli import add_sae_commands
 from .scoring import load_reward_model, score_rows, score_to_file, write_row
 from .trainer import SparseRMTrainer
 from .training_config import MIN_LENGTH, SparseRMTrainingConfig
@@ -96,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="type to run in")
         command.add_argument("--revision", help="revision of the reward model on the Hub")
+
+    add_sae_commands(commands)
 
     demo = commands.add_parser("demo", dataclass_types=[], help="train, evaluate and score without any hub")
     demo.add_argument("--output_dir", default="demo-output", help="folder for data and model")
@@ -190,7 +193,10 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 where something given was wrong."""
+    """Run the command line; returns the exit code.
+
+    It is 0, 1 where `sae check` finds that an SAE does not fit, or 2 where something given was wrong.
+    """
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "datasets", "fsspec", "urllib3"):
@@ -198,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        args.run(args)
+        code = args.run(args)
     except (SparseRMError, OSError) as error:
         if os.environ.get("SPARSERM_TRACEBACK"):
             raise
@@ -209,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sparserm: interrupted; what was computed is kept and will not be computed again.", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":
