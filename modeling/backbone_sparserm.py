@@ -43,11 +43,31 @@ def _only_name(model: nn.Module, candidates: tuple[str, ...], what: str) -> str:
     return found[0]
 
 
-def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a decoder, in place, put out its residual stream: without the final norm, and with exact attention."""
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The decoder of a causal language model, or of a decoder itself."""
+    return model.base_model.get_decoder()  # by way of `base_model`: transformers 4 needs it for GPT-2
+
+
+def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
+    """The layers of a decoder, the first one first.
+
+    Raises:
+        ValueError: They are not found.
+    """
+    return getattr(decoder, _only_name(decoder, LAYER_NAMES, "the decoder layers"))
+
+
+def use_exact_attention(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a model, in place, run the attention that it was trained with."""
     if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
         # transformers 4 runs Gemma 2 in sdpa, which silently leaves the softcapping out; transformers 5 does not.
         model.set_attn_implementation("eager")
+    return model
+
+
+def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a decoder, in place, put out its residual stream: without the final norm, and with exact attention."""
+    use_exact_attention(model)
     setattr(model, _only_name(model, NORM_NAMES, "the final norm"), nn.Identity())
     return model
 
@@ -61,17 +81,15 @@ def cut_base_model(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     Raises:
         ValueError: `layer` is out of range, or the layers or the final norm are not found.
     """
-    decoder = model.base_model.get_decoder()  # by way of `base_model`: transformers 4 needs it for GPT-2
+    decoder = decoder_of(model)
     layers = _only_name(decoder, LAYER_NAMES, "the decoder layers")
     cut_config(decoder.config, layer)
     setattr(decoder, layers, getattr(decoder, layers)[:layer])
     return prepare_backbone(decoder)
 
 
-def load_decoder(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model and return its decoder, without the language modelling head.
-
-    Not `AutoModel.from_pretrained`: transformers 4 then finds none of a Gemma 3's weights, and says so in a warning.
+def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model, from safetensors only.
 
     Args:
         name_or_path: Hub id or folder.
@@ -86,7 +104,19 @@ def load_decoder(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     )
     if info["missing_keys"]:
         raise ValueError(f"The base model {name_or_path!r} lacks its weights {sorted(info['missing_keys'])[0]!r}.")
-    return model.base_model.get_decoder()
+    return model
+
+
+def load_decoder(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model and return its decoder, without the language modelling head.
+
+    Not `AutoModel.from_pretrained`: transformers 4 then finds none of a Gemma 3's weights, and says so in a warning.
+
+    Args:
+        name_or_path: Hub id or folder.
+        kwargs: Passed to `load_causal_lm`, which says what is raised.
+    """
+    return decoder_of(load_causal_lm(name_or_path, **kwargs))
 
 
 def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:

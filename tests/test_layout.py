@@ -26,7 +26,7 @@ LEVELS = [
         "training_config",
         "trackers",
     },
-    {"evaluation", "scoring", "trainer"},
+    {"evaluation", "scoring", "trainer", "assembly"},
     {"explain", "integrations", "serve", "align", "demo"},
     {"cli", "sae_cli", "__init__"},
 ]

@@ -11,11 +11,13 @@ from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .preferences.files import load_preferences
 from .sae.formats import LoadedSAE, load_sae
+from .sae.presets import PRESETS
 from .trainer import SparseRMTrainer
 from .training_config import SparseRMTrainingConfig
 from .version import __version__
 
 __all__ = [
+    "PRESETS",
     "LoadedSAE",
     "SparseRMConfig",
     "SparseRMError",

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from .checkpoints import replacing_folder, save_tokenizer
 from .errors import SparseRMError, reason
-from .modeling.backbone_sparserm import load_decoder
+from .modeling.backbone_sparserm import decoder_of, load_causal_lm
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
-    """Load the decoder of a base model, in the type it was published in.
+def load_language_model(name: str, revision: str | None = None) -> PreTrainedModel:
+    """Load a whole base model, its language modelling head included, in the type it was published in.
 
     Raises:
         SparseRMError: It cannot be found or loaded.
@@ -86,9 +86,14 @@ def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
     if Path(name).exists() and not config.is_file():
         raise SparseRMError(f"{name!r} is not a model folder: it has no config.json.")
     try:
-        return load_decoder(name, revision=revision, dtype="auto")
+        return load_causal_lm(name, revision=revision, dtype="auto")
     except (OSError, ValueError, SafetensorError) as error:
         raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason(error)}") from error
+
+
+def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
+    """Load the decoder of a base model; `load_language_model` says how."""
+    return decoder_of(load_language_model(name, revision))
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

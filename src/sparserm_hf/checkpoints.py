@@ -1,4 +1,4 @@
-"""A checkpoint folder: may it be written to, the tokenizer that goes into it, all of it or nothing."""
+"""A checkpoint folder: may it be written to, the tokenizer that goes into it, all of it or nothing, and to the Hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
 from .errors import SparseRMError, full_disk_as_os_error
@@ -76,3 +78,20 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     for name in ("is_local", "local_files_only", "name_or_path"):  # of the machine that it was saved on
         config.pop(name, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def push_folder(folder: Path, repo_id: str | None, private: bool, **kwargs: Any) -> str:
+    """Upload a folder to the Hub.
+
+    Args:
+        folder: What is uploaded.
+        repo_id: The repository, which is made where it is missing; by default named after the folder.
+        private: Whether it is made private.
+        kwargs: Passed to `HfApi.upload_folder`.
+
+    Returns:
+        The address of the commit.
+    """
+    api = HfApi()
+    repo = api.create_repo(repo_id or folder.name, private=private, exist_ok=True)
+    return api.upload_folder(folder_path=folder, repo_id=repo.repo_id, **kwargs).commit_url

@@ -21,6 +21,7 @@ from .demo.run import run_demo
 from .errors import SparseRMError
 from .evaluation.evaluate import Evaluation, evaluate_checkpoint
 from .preferences.files import iterate_json, load_preferences
+from .sae.presets import PRESETS, model_and_sae
 from .sae_cli import add_sae_commands
 from .scoring import load_reward_model, score_rows, score_to_file, write_row
 from .trainer import SparseRMTrainer
@@ -31,8 +32,8 @@ from .training_config import MIN_LENGTH, SparseRMTrainingConfig
 class TrainData:
     """What `sparserm train` is given besides its settings."""
 
-    model: str = field(metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
     dataset: str = field(metadata={"help": "Preference pairs: a .json, .jsonl(.gz), .csv, .parquet file or a Hub id."})
+    model: str | None = field(default=None, metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
     dataset_split: str = field(
         default="train", metadata={"help": "Split of the dataset; slices like train[:1000] work."}
     )
@@ -41,6 +42,10 @@ class TrainData:
     sae: str | None = field(
         default=None,
         metadata={"help": "SAE: a folder, release/id of sae-lens, or a Hub repo; by default the base's own."},
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={"help": "Base model and SAE by one name; --model and --sae win.", "choices": list(PRESETS)},
     )
     revision: str | None = field(
         default=None, metadata={"help": "Revision of the base model; its commit is recorded."}
@@ -114,13 +119,14 @@ def _local_split(source: str, split: str) -> str:
 def train_command(args: argparse.Namespace) -> None:
     """`sparserm train`."""
     config = SparseRMTrainingConfig(**{f.name: getattr(args, f.name) for f in fields(SparseRMTrainingConfig)})
+    model, sae = model_and_sae(args.preset, args.model, args.sae)
     evaluation_data = None
     if args.eval_dataset:
         split = _local_split(args.eval_dataset, args.eval_dataset_split)
         evaluation_data = load_preferences(args.eval_dataset, split)
     trainer = SparseRMTrainer(
-        args.model,
-        args.sae,
+        model,
+        sae,
         config,
         load_preferences(args.dataset, args.dataset_split),
         evaluation_data,

@@ -69,6 +69,11 @@ def preferred_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if good else torch.float32
 
 
+def named_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type that the option `dtype` names: `auto` is the preferred one."""
+    return preferred_dtype(device) if name == "auto" else getattr(torch, name)
+
+
 def batch_tokens(device: torch.device) -> int:
     """Most tokens of a batch, padding included."""
     return 4096 if device.type == "cpu" else 32_768

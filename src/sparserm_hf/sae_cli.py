@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+
+from .base_models import cast_weights, is_gguf, load_language_model, load_tokenizer, materialise_gguf
+from .errors import SparseRMError
+from .modeling.backbone_sparserm import use_exact_attention
+from .preferences.templates import prepare_tokenizer
+from .preferences.texts import load_texts
+from .representations import default_cache_dir, named_dtype
+from .sae.check import MIN_TOKENS, SAECheck, check_sae
+from .sae.formats import load_sae
+from .sae.matching import default_sae, matching_layer
+from .sae.presets import PRESETS, model_and_sae
 
 
 @dataclass
@@ -12,19 +28,25 @@ class SAECheckData:
     """What `sparserm sae check` is given."""
 
     dataset: str = field(
-        metadata={"help": "Texts: rows with text, messages, prompt and completion, or chosen and rejected."}
+        metadata={"help": "Texts: a file or a Hub id; rows with text, messages, prompt and completion, or pairs."}
     )
     model: str | None = field(default=None, metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
     sae: str | None = field(
         default=None,
         metadata={"help": "SAE: a folder, release/id of sae-lens, or a Hub repo; by default the base's own."},
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset; train[:1000] works too."})
+    preset: str | None = field(
+        default=None,
+        metadata={"help": "Base model and SAE by one name; --model and --sae win.", "choices": list(PRESETS)},
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset, on the Hub."})
     layer: int | None = field(default=None, metadata={"help": "Layer to check; by default where the SAE reads."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the base model."})
     dtype: Literal["auto", "bfloat16", "float32"] = field(
         default="auto", metadata={"help": "Type the base model runs in, as for `sparserm train`."}
     )
+    max_tokens: int = field(default=4096, metadata={"help": "Tokens to look at; dead latents need many."})
+    max_length: int = field(default=256, metadata={"help": "Most tokens of a text."})
 
 
 def add_sae_commands(commands: argparse._SubParsersAction) -> None:
@@ -40,4 +62,55 @@ def add_sae_commands(commands: argparse._SubParsersAction) -> None:
 
 def check_command(args: argparse.Namespace) -> int:
     """`sparserm sae check`; returns 1 where the SAE does not fit."""
-    raise NotImplementedError
+    if args.max_tokens < MIN_TOKENS:
+        raise SparseRMError(f"max_tokens is {args.max_tokens}, but must be at least {MIN_TOKENS}.")
+    name, sae_name = model_and_sae(args.preset, args.model, args.sae)
+    if is_gguf(name):
+        name = materialise_gguf(Path(name), default_cache_dir())
+    model = load_language_model(name, args.revision)
+    config = model.config.get_text_config()
+    sae = load_sae(sae_name or default_sae(config, name))
+    layer = matching_layer(sae, config, name, args.layer)
+    tokenizer = prepare_tokenizer(load_tokenizer(name, args.revision))
+    texts = load_texts(args.dataset, tokenizer, args.max_tokens, args.max_length, args.dataset_split)
+    device = PartialState().device
+    model = use_exact_attention(cast_weights(model.to(device), named_dtype(args.dtype, device)).eval())
+    sae.autoencoder.to(device)
+    check = check_sae(model, sae, layer, texts, tokenizer, name)
+    title = f"{sae.source['source']} at layer {layer} of {name}"
+    print_check(check, title, len(texts), tokenizer.bos_token is not None)
+    return 0 if check.verdict.fits else 1
+
+
+def print_check(check: SAECheck, title: str, texts: int, has_bos: bool) -> None:
+    """Print a table of the fit beside its neighbours, one of the losses, and the verdict."""
+    console = Console()
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for column in ("explained variance", "L0", "dead %", "share of the norm"):
+        table.add_column(column, justify="right")
+    for name, fit in [("as given", check.fit), *((n.name, n.fit) for n in check.neighbours)]:
+        table.add_row(
+            name,
+            f"{fit.explained_variance:.3f}",
+            f"{fit.l0:.1f}",
+            f"{100 * fit.dead_share:.1f}",
+            f"{fit.norm_share:.3f}",
+            style="bold" if fit is check.fit else None,
+        )
+    if not has_bos:
+        table.add_row("other BOS: not applicable, the tokenizer has none")
+    console.print(table)
+
+    losses = Table(title="Loss of the next token, with the residual stream ...")
+    for column in ("as it is", "reconstructed", "zeroed", "loss recovered %"):
+        losses.add_column(column, justify="right")
+    values = (check.losses.clean, check.losses.reconstructed, check.losses.ablated)
+    losses.add_row(*(f"{value:.3f}" for value in values), f"{100 * check.losses.recovered:.1f}")
+    console.print(losses)
+    console.print(
+        f"On {check.fit.tokens:,} tokens of {texts} texts. Left out, and left as they are for the losses: the first "
+        f"tokens and {check.fit.sinks} attention sinks with a norm above 3 times the median.",
+        highlight=False,
+    )
+    console.print(check.verdict.sentence, style="green" if check.verdict.fits else "red", highlight=False)

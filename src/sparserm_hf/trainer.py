@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .assembly import build_model
 from .base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, materialise_gguf
-from .checkpoints import check_output_dir, replacing_folder, save_tokenizer
+from .checkpoints import check_output_dir, push_folder, replacing_folder, save_tokenizer
 from .errors import SparseRMError
 from .evaluation.controls import (
     CONTROLS_FILE,
@@ -41,8 +41,9 @@ from .representations import (
     Representations,
     collect_representations,
     default_cache_dir,
-    preferred_dtype,
+    named_dtype,
 )
+from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
 from .sae.matching import default_sae, matching_layer
 from .selection import Selection, select_latents
@@ -107,19 +108,31 @@ class SparseRMTrainer:
         self.how = self._pooling()
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
-        try:
-            base_model = cut_base_model(base, self.layer)
-        except ValueError as error:
-            raise SparseRMError(str(error)) from error
-        device = self.state.device
-        dtype = preferred_dtype(device) if self.args.dtype == "auto" else getattr(torch, self.args.dtype)
+        dtype = named_dtype(self.args.dtype, self.state.device)
         # What is saved is what was run, but a 16-bit base model that was run in float32 goes back without loss.
         self.saved_dtype = base.dtype if dtype == torch.float32 and base.dtype.itemsize == 2 else dtype
-        self.base_model = cast_weights(base_model.to(device), dtype).eval().requires_grad_(False)
+        self.base_model = self._prepare_base(base, dtype)
         self.model: SparseRMForSequenceClassification | None = None
         self.controls: list[Control] = []
         self.evaluation: Evaluation | None = None
         self.metrics: dict[str, float] = {}
+
+    def _prepare_base(self, base: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        """Cut the base model, move it to its device and type, and check on the way that the SAE fits."""
+        depth = base.config.get_text_config().num_hidden_layers
+        try:  # with the layer behind, to which the SAE may belong
+            base = cut_base_model(base, min(self.layer + 1, depth) if self.args.check_sae else self.layer)
+        except ValueError as error:
+            raise SparseRMError(str(error)) from error
+        base = cast_weights(base.to(self.state.device), dtype).eval().requires_grad_(False)
+        if self.args.check_sae:
+            self.sae.autoencoder.to(self.state.device)
+            bos = self.processing_class.bos_token_id
+            texts = self.train_pairs.texts
+            verdict = check_before_training(base, self.sae, self.layer, texts, bos, self.base_name)
+            if self.state.is_main_process:
+                logger.info(verdict.sentence)
+        return cut_base_model(base, self.layer)
 
     def _check_latents(self) -> None:
         """Refuse settings that this SAE cannot meet."""
@@ -292,21 +305,8 @@ class SparseRMTrainer:
         used = np.unique([*self.train_pairs.chosen, *self.train_pairs.rejected])
         rewards = head.rewards(features[used])
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
-        base_model = self.base_model
-        if base_model.dtype != self.saved_dtype:  # a copy: this one goes on running in its fastest type
-            base_model = cast_weights(copy.deepcopy(base_model), self.saved_dtype)
-        model = SparseRMForSequenceClassification(config, base_model)
-        model.config.dtype = self.saved_dtype
-        model.sae = sae
-        model.directions = sae.W_dec[selection.latents].clone()
-        model.feature_mean = torch.from_numpy(features[used].mean(0)).float()
-        affine = [module for module in model.score.modules() if isinstance(module, torch.nn.Linear)]
-        with torch.no_grad():
-            for module, (weight, bias) in zip(affine, head.layers, strict=True):
-                module.weight.copy_(torch.from_numpy(weight))
-                module.bias.copy_(torch.from_numpy(bias))
-        model.freeze()
-        return model.to(self.state.device).eval()
+        model = build_model(config, self.base_model, self.saved_dtype, sae, head, features[used].mean(0))
+        return model.to(self.state.device)
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write model, tokenizer, controls and model card; a failure leaves what was there before."""
@@ -340,10 +340,5 @@ class SparseRMTrainer:
         self.state.wait_for_everyone()
         if not self.state.is_main_process:
             return ""
-        folder = Path(self.args.output_dir)
-        api = HfApi()
-        repo = api.create_repo(
-            self.args.hub_model_id or folder.name, private=self.args.hub_private_repo, exist_ok=True
-        )
-        commit = api.upload_folder(folder_path=folder, repo_id=repo.repo_id, commit_message=commit_message, **kwargs)
-        return commit.commit_url
+        folder, private = Path(self.args.output_dir), self.args.hub_private_repo
+        return push_folder(folder, self.args.hub_model_id, private, commit_message=commit_message, **kwargs)

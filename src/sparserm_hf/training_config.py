@@ -46,6 +46,9 @@ class SparseRMTrainingConfig:
     controls: bool = _option(
         True, "Fit the controls too: dense representation, random directions, activations, length."
     )
+    check_sae: bool = _option(
+        True, "Stop before anything expensive where the SAE clearly does not fit base and layer."
+    )
     slim: bool = _option(False, "Save the head and the selected latents only; the base model is loaded by its id.")
     seed: int = _option(42, "Seed of all that is random.")
     report_to: str = _option("none", "Trackers that get the metrics, separated by commas: wandb, tensorboard, ...")

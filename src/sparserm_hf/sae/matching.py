@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from transformers import PretrainedConfig
 
 from ..errors import SparseRMError
 from .formats import LoadedSAE
-
-SHIPPED_SAE = Path(__file__).parent / "smollm2-135m-instruct"
+from .presets import PRESETS, SHIPPED_SAE
 
 # What tells SmolLM2-135M and its instruction-tuned kin from every other Llama.
 _SMOLLM2_135M = {
@@ -33,6 +30,9 @@ def default_sae(config: PretrainedConfig, name: str) -> str:
     Raises:
         SparseRMError: The package knows none.
     """
+    for preset in PRESETS.values():
+        if preset.model == name:
+            return preset.sae
     if all(getattr(config, key, None) == value for key, value in _SMOLLM2_135M.items()):
         return str(SHIPPED_SAE)
     raise SparseRMError(

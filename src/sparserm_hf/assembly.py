@@ -1,0 +1,49 @@
+"""A reward model out of its parts."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from .base_models import cast_weights
+from .head import FittedHead
+from .modeling.autoencoder_sparserm import SparseAutoencoder
+from .modeling.configuration_sparserm import SparseRMConfig
+from .modeling.modeling_sparserm import SparseRMForSequenceClassification
+
+
+def build_model(
+    config: SparseRMConfig,
+    base_model: PreTrainedModel,
+    dtype: torch.dtype,
+    sae: SparseAutoencoder,
+    head: FittedHead,
+    feature_mean: np.ndarray,
+) -> SparseRMForSequenceClassification:
+    """Put a cut base model, an SAE and a fitted head together, frozen but for the head, in eval mode.
+
+    Args:
+        config: What the model is; its `latents` are those that the head reads.
+        base_model: Cut; it is not changed.
+        dtype: Type of the base model's weights in the reward model.
+        sae: All of it.
+        head: Fitted to features of which `feature_mean` (F,) was taken off.
+        feature_mean: See `head`.
+    """
+    if base_model.dtype != dtype:  # a copy: this one goes on running in its fastest type
+        base_model = cast_weights(copy.deepcopy(base_model), dtype)
+    model = SparseRMForSequenceClassification(config, base_model)
+    model.config.dtype = dtype
+    model.sae = sae
+    model.directions = sae.W_dec[config.latents].clone()
+    model.feature_mean = torch.from_numpy(feature_mean).float()
+    affine = [module for module in model.score.modules() if isinstance(module, torch.nn.Linear)]
+    with torch.no_grad():
+        for module, (weight, bias) in zip(affine, head.layers, strict=True):
+            module.weight.copy_(torch.from_numpy(weight))
+            module.bias.copy_(torch.from_numpy(bias))
+    model.freeze()
+    return model.eval()

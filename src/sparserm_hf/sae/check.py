@@ -1,0 +1,199 @@
+"""Does an SAE fit a base model, a layer and a kind of text: measured, and compared with the wrong neighbours."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import SparseRMError
+from ..modeling.autoencoder_sparserm import NORMALIZATIONS, SparseAutoencoder
+from ..modeling.backbone_sparserm import decoder_of
+from .fit import Fit, Neighbour, Verdict, judge, measure_fit
+from .formats import LoadedSAE
+from .hooks import leading_bos, next_token_loss, read_layers
+
+SAMPLE_LENGTH = 128  # tokens of a text that are looked at, so that many texts are
+MIN_TOKENS = 100  # with fewer, explained variance is noise
+TRAINING_TOKENS = 1024  # looked at before a training run
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean cross-entropy of the next token, in nats, with the residual stream replaced after the SAE's layer.
+
+    Attributes:
+        clean: With nothing replaced.
+        reconstructed: With the SAE's reconstruction in its place.
+        ablated: With zeros in its place.
+    """
+
+    clean: float
+    reconstructed: float
+    ablated: float
+
+    @property
+    def recovered(self) -> float:
+        """Share of the loss of ablation that the reconstruction wins back; sae-lens calls it `ce_loss_score`."""
+        return (self.ablated - self.reconstructed) / (self.ablated - self.clean)
+
+
+@dataclass(frozen=True)
+class SAECheck:
+    """What `check_sae` found; the neighbours are those that apply."""
+
+    fit: Fit
+    neighbours: list[Neighbour]
+    verdict: Verdict
+    losses: Losses
+
+
+def sample_texts(texts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    """The beginnings of texts from all over a data set, until there are about `max_tokens` tokens."""
+    chosen: list[list[int]] = []
+    left = max_tokens
+    for i in np.random.default_rng(0).permutation(len(texts)):
+        if left > 0:
+            chosen.append(texts[i][:SAMPLE_LENGTH])
+            left -= len(chosen[-1])
+    return chosen
+
+
+def compare_fits(
+    decoder: PreTrainedModel, sae: LoadedSAE, layer: int, texts: list[list[int]], bos: int | None
+) -> tuple[Fit, list[Neighbour]]:
+    """Measure an SAE at its layer, at the layers before and behind, and with the other normalisations.
+
+    Args:
+        decoder: The base model without its head, with at least the layer behind where there is one.
+        sae: The SAE, on the same device.
+        layer: Where it is to be read, counted from 1.
+        texts: Token ids.
+        bos: The begin-of-text token.
+
+    Raises:
+        SparseRMError: There are too few tokens.
+    """
+    layers = [n for n in (layer - 1, layer, layer + 1) if 1 <= n <= decoder.config.num_hidden_layers]
+    tokens = read_layers(decoder, texts, layers, bos, "Residual stream")
+    if len(tokens[layer]) < MIN_TOKENS:
+        raise SparseRMError(
+            f"The texts have {len(tokens[layer])} tokens besides the first ones, but an SAE is measured on at least "
+            f"{MIN_TOKENS}: give more or longer texts."
+        )
+    neighbours = [
+        Neighbour(f"layer {n}", _layer_remedy(sae, n), measure_fit(sae.autoencoder, tokens[n]))
+        for n in layers
+        if n != layer
+    ]
+    for normalization in NORMALIZATIONS:
+        if normalization != sae.autoencoder.normalization:
+            other = copy.copy(sae.autoencoder)  # shares the weights
+            other.normalization = normalization
+            remedy = f'set "normalize_activations": "{normalization}" in its cfg.json'
+            neighbours.append(Neighbour(f"normalisation {normalization}", remedy, measure_fit(other, tokens[layer])))
+    return measure_fit(sae.autoencoder, tokens[layer]), neighbours
+
+
+def _layer_remedy(sae: LoadedSAE, layer: int) -> str:
+    if sae.layer is None:
+        return f"pass --layer {layer}"
+    return (
+        f"its hook name is {sae.source['hook_name']}; take the SAE of the right layer or, where the name is wrong, "
+        f"write blocks.{layer - 1}.hook_resid_post into its cfg.json"
+    )
+
+
+def bos_neighbour(
+    decoder: PreTrainedModel,
+    sae: LoadedSAE,
+    layer: int,
+    texts: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Neighbour | None:
+    """The same texts without their begin-of-text token, or with one where they have none.
+
+    None where the tokenizer has no such token.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return None
+    counts = [leading_bos(text, bos) for text in texts]
+    other = [text[1:] if count else [bos, *text] for text, count in zip(texts, counts, strict=True)]
+    usual = max(set(counts), key=counts.count)
+    if usual:
+        name = f"without {tokenizer.bos_token} at the start" if usual == 1 else f"with {usual - 1} of {usual} BOS"
+        remedy = f"the texts start with {usual} BOS tokens {tokenizer.bos_token}; take one out of the chat template"
+    else:
+        name = f"with {tokenizer.bos_token} at the start"
+        remedy = f"the texts lack the BOS token {tokenizer.bos_token}; let the chat template start with it"
+    tokens = read_layers(decoder, other, [layer], bos, "Other BOS")[layer]
+    return Neighbour(name, remedy, measure_fit(sae.autoencoder, tokens))
+
+
+def patched_losses(
+    model: PreTrainedModel, sae: SparseAutoencoder, layer: int, texts: list[list[int]], longest: float, bos: int | None
+) -> Losses:
+    """Loss of next-token prediction with the residual stream after a layer as it is, reconstructed, and zeroed."""
+    patches = {"clean": lambda x: x, "reconstructed": sae, "ablated": torch.zeros_like}
+    return Losses(
+        **{
+            name: next_token_loss(model, texts, layer, patch, longest, bos, f"Loss, {name}")
+            for name, patch in patches.items()
+        }
+    )
+
+
+def check_sae(
+    model: PreTrainedModel,
+    sae: LoadedSAE,
+    layer: int,
+    texts: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+) -> SAECheck:
+    """All that `sparserm sae check` shows.
+
+    Args:
+        model: A whole causal language model, in eval mode on its device.
+        sae: The SAE, on the same device.
+        layer: Where it is to be read, counted from 1.
+        texts: Token ids.
+        tokenizer: The base model's, for its begin-of-text token.
+        name: The base model's, for the verdict.
+
+    Raises:
+        SparseRMError: There are too few tokens.
+    """
+    decoder, bos = decoder_of(model), tokenizer.bos_token_id
+    fit, neighbours = compare_fits(decoder, sae, layer, texts, bos)
+    other_bos = bos_neighbour(decoder, sae, layer, texts, tokenizer)
+    neighbours += [other_bos] if other_bos else []
+    verdict = judge(fit, neighbours, f"layer {layer} of {name}", sae.source.get("model_name"))
+    return SAECheck(fit, neighbours, verdict, patched_losses(model, sae.autoencoder, layer, texts, fit.longest, bos))
+
+
+def check_before_training(
+    decoder: PreTrainedModel, sae: LoadedSAE, layer: int, texts: list[list[int]], bos: int | None, name: str
+) -> Verdict:
+    """The cheap part of `check_sae`, on some of the training texts: without other texts and without losses.
+
+    Args:
+        decoder: The base model, cut after the layer behind `layer`.
+        sae: The SAE, on the same device.
+        layer: Where it is to be read, counted from 1.
+        texts: Token ids.
+        bos: The begin-of-text token.
+        name: The base model's, for the verdict.
+
+    Raises:
+        SparseRMError: The SAE does not fit, or there are too few tokens.
+    """
+    fit, neighbours = compare_fits(decoder, sae, layer, sample_texts(texts, TRAINING_TOKENS), bos)
+    verdict = judge(fit, neighbours, f"layer {layer} of {name}", sae.source.get("model_name"))
+    if not verdict.fits:
+        raise SparseRMError(f"{verdict.sentence} If you know better, leave the check out with --check_sae False.")
+    return verdict
