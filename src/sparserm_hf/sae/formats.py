@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from ..errors import SparseRMError, reason
+from ..errors import SparseRMError
 from ..modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
+from .files import UnusableSAEError
+from .finding import read_sae
+from .folding import fold_centring
+from .hub import read_from_hub
+from .readers import Reading
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"  # sae-lens' own names
 RESIDUAL_HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
@@ -27,8 +31,8 @@ class LoadedSAE:
 
     Attributes:
         autoencoder: The SAE, in float32 on the CPU.
-        source: Provenance: source, release, sae_id, repo, revision, hook_name, neuronpedia_id; what is not known is
-            left out.
+        source: Provenance: source, format, release, sae_id, repo, revision (a commit), hook_name, model_name,
+            neuronpedia_id; what is not known is left out.
     """
 
     autoencoder: SparseAutoencoder
@@ -54,101 +58,88 @@ class LoadedSAE:
 
 
 def load_sae(name: str) -> LoadedSAE:
-    """Load an SAE.
+    """Load an SAE in any format that this package knows, without running anything that is in its files.
+
+    The network is asked only for what is neither on this machine nor in the Hub's cache.
 
     Args:
-        name: A folder in sae-lens' format, `release/sae_id` out of sae-lens' registry, or `owner/repo` or
-            `owner/repo/folder` on the Hub.
+        name: A folder or file with the SAE; or `release/sae_id` out of sae-lens' registry; or `owner/repo` or
+            `owner/repo/folder` on the Hub. `@revision` may follow the last two.
 
     Raises:
         SparseRMError: It is missing, broken, or of a kind that cannot be embedded.
     """
-    path = Path(name).expanduser()
-    if path.exists():
-        return _load_folder(path)
-    return _load_with_sae_lens(name)
-
-
-def _load_folder(path: Path) -> LoadedSAE:
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / file).is_file():
-            raise SparseRMError(f"The SAE {str(path)!r} must be a folder with {CONFIG_FILE} and {WEIGHTS_FILE}.")
+    path = Path(os.path.abspath(Path(name).expanduser()))  # not resolved: the Hub's cache links to nameless files
     try:
-        config = json.loads((path / CONFIG_FILE).read_text())
-        weights = load_file(path / WEIGHTS_FILE)
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise SparseRMError(f"The SAE {str(path)!r} is broken: {error}.") from error
-    source = {"source": path.resolve().name}  # not the path, which is of this machine only
-    if "metadata" not in config:  # written by sae-lens before 6, with other names: sae-lens knows them all
-        from sae_lens import SAE
+        if path.exists():
+            # Of the path only its end is recorded: the rest is of this machine.
+            reading, source = read_sae(path, path.as_posix()), path.name
+        else:
+            reading, source = read_from_hub(name), name
+        autoencoder = _embed(reading)
+    except UnusableSAEError as error:
+        raise SparseRMError(f"The SAE {name!r} {error}") from error
+    known = {"source": source} | {key: value for key, value in reading.source.items() if value is not None}
+    return LoadedSAE(autoencoder, known)
 
-        sae = SAE.load_from_disk(path)
-        config, weights = sae.cfg.to_dict(), sae.state_dict()
-    return _embed(config, weights, source)
 
+def _embed(reading: Reading) -> SparseAutoencoder:
+    """From what the files say to the embedded form.
 
-def _load_with_sae_lens(name: str) -> LoadedSAE:
-    from sae_lens import SAE  # seconds to import
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    release, _, sae_id = name.partition("/")
-    known = get_pretrained_saes_directory()
-    if release in known:
-        repo = known[release].repo_id
-    else:
-        owner, repo_name, *folder = name.split("/") if name.count("/") else (name, "")
-        release = repo = f"{owner}/{repo_name}"
-        sae_id = "/".join(folder) or "."
+    Raises:
+        UnusableSAEError: The SAE is broken or of a kind that cannot be embedded.
+    """
+    if reading.architecture not in ARCHITECTURES:
+        raise UnusableSAEError(
+            f"is a {reading.architecture}; those that can be embedded are {', '.join(ARCHITECTURES)}."
+        )
+    if reading.normalization not in NORMALIZATIONS:
+        raise UnusableSAEError(
+            f"expects activations normalised by {reading.normalization!r}, whose factor is not in its files: fold it "
+            "into the weights with sae-lens' fold_activation_norm_scaling_factor (or fold_activation_whitening) and "
+            "save it again."
+        )
+    if reading.architecture == "topk" and not isinstance(reading.k, int):
+        raise UnusableSAEError(f"is broken: its k is {reading.k}, but must be a whole number.")
+    if reading.centred:
+        reading = fold_centring(reading)
+    weights = {name: tensor.detach().float().contiguous() for name, tensor in reading.weights.items()}
     try:
-        sae = SAE.from_pretrained(release, sae_id)
-    except Exception as error:  # sae-lens, huggingface_hub and the file readers raise a dozen kinds
-        raise SparseRMError(
-            f"The SAE {name!r} is neither a folder nor to be had as a release of sae-lens or a repository on the "
-            f"Hub: {reason(error)}"
-        ) from error
-    source = {"source": name, "release": release, "sae_id": sae_id, "repo": repo, "revision": _cached_commit(repo)}
-    return _embed(sae.cfg.to_dict(), sae.state_dict(), source)
+        with torch.device("meta"):  # its tensors come out of the files
+            sae = SparseAutoencoder(
+                reading.d_in,
+                reading.d_sae,
+                reading.architecture,
+                reading.k,
+                reading.normalization,
+                reading.apply_b_dec_to_input,
+                reading.rescale_acts_by_decoder_norm,
+            )
+        sae.load_state_dict(weights, assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:  # missing tensors, wrong shapes; our own: a bad k
+        raise UnusableSAEError(f"is broken: {' '.join(str(error).split())}") from error
+    _check_numbers(sae)
+    return sae
 
 
-def _cached_commit(repo: str) -> str | None:
-    """The commit of a repository on the Hub whose files are in the cache; sae-lens always takes the main branch."""
-    ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / "main"
-    return ref.read_text().strip() if ref.is_file() else None
-
-
-def _embed(config: dict[str, Any], weights: dict[str, torch.Tensor], source: dict[str, Any]) -> LoadedSAE:
-    """From sae-lens' configuration and tensors to the embedded form."""
-    name = source["source"]
-    metadata = config.get("metadata") or {}
-    architecture = config.get("architecture", "standard")
-    normalization = config.get("normalize_activations", "none")
-    if architecture not in ARCHITECTURES:
-        raise SparseRMError(
-            f"The SAE {name!r} is a {architecture}; those that can be embedded are {', '.join(ARCHITECTURES)}."
+def _check_numbers(sae: SparseAutoencoder) -> None:
+    for name, tensor in sae.named_buffers():
+        if not tensor.isfinite().all():
+            raise UnusableSAEError(f"is broken: {name} holds numbers that are not finite.")
+    if sae.architecture != "jumprelu":
+        return
+    # Without its thresholds a JumpReLU SAE is silently a plain ReLU one, with hundreds of latents more that fire.
+    silent = int((sae.threshold <= 0).sum())
+    if silent == sae.d_sae:
+        raise UnusableSAEError(
+            "is a jumprelu without thresholds: all of them are zero or less, because they were rounded away when it "
+            "was saved or never measured in training. Save its thresholds in float32, or, where a plain ReLU is "
+            "meant, with the architecture standard."
         )
-    if normalization not in NORMALIZATIONS:
-        raise SparseRMError(
-            f"The SAE {name!r} expects activations normalised by {normalization!r}, whose factor is not in its files: "
-            "fold it into the weights with sae-lens' fold_activation_norm_scaling_factor and save it again."
+    if silent:
+        logger.warning(
+            "%d of the SAE's %d thresholds are zero or less, perhaps rounded away when it was saved: those latents "
+            "fire at any positive value.",
+            silent,
+            sae.d_sae,
         )
-    try:
-        sae = SparseAutoencoder(
-            config["d_in"],
-            config["d_sae"],
-            architecture,
-            config.get("k"),
-            normalization,
-            config.get("apply_b_dec_to_input", True),
-            config.get("rescale_acts_by_decoder_norm", False),
-        )
-        sae.load_state_dict({key: value.float() for key, value in weights.items() if key in sae.state_dict()})
-    except KeyError as error:
-        raise SparseRMError(f"The SAE {name!r} is broken: its {CONFIG_FILE} does not say {error}.") from error
-    except (RuntimeError, ValueError) as error:  # load_state_dict: missing tensors, wrong shapes; our own: a bad k
-        raise SparseRMError(f"The SAE {name!r} is broken: {' '.join(str(error).split())}") from error
-    found = {
-        "hook_name": metadata.get("hook_name") or config.get("hook_name"),
-        "neuronpedia_id": metadata.get("neuronpedia_id"),
-        "model_name": metadata.get("model_name") or config.get("model_name"),
-    }
-    return LoadedSAE(sae, source | {key: value for key, value in found.items() if value is not None})
