@@ -52,7 +52,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise
     # What numpy, zipfile, torch and safetensors make of a truncated file.
     except (SafetensorError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UnusableSAEError(f"is broken: {path.name} cannot be read: {reason(error).rstrip('.')}.") from error
+        why = reason(error).split(". ")[0].rstrip(".")
+        raise UnusableSAEError(
+            f"is broken: {path.name} cannot be read ({why}): it was cut short or changed, download or save it again."
+        ) from error
 
 
 def matrix(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -69,8 +72,13 @@ def matrix(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 
 
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    if not zipfile.is_zipfile(path):  # numpy would recommend to allow pickles
+        raise zipfile.BadZipFile("it is not a zip archive")
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        try:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        except (TypeError, ValueError) as error:  # arrays of objects, of text
+            raise UnusableSAEError(_holds_more(path)) from error
 
 
 def _read_pt(path: Path) -> dict[str, torch.Tensor]:
@@ -78,14 +86,14 @@ def _read_pt(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise UnusableSAEError(f"{_holds_more(path)}.") from error
+        raise UnusableSAEError(_holds_more(path)) from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UnusableSAEError(f"{_holds_more(path)}.")
+        raise UnusableSAEError(_holds_more(path))
     return content
 
 
 def _holds_more(path: Path) -> str:
     return (
-        f"is refused: {path.name} is a pickle of something else than named tensors, and reading that could run any "
-        "program: save its state_dict() again, best with safetensors.torch.save_file"
+        f"is refused: {path.name} holds something else than named tensors, and unpickling that could run any program: "
+        "save its state_dict() alone, best with safetensors.torch.save_file."
     )

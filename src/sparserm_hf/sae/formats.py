@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import SparseRMError
+from ..errors import SparseRMError, reason
 from ..modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
 from .files import UnusableSAEError
 from .finding import read_sae
@@ -99,11 +99,14 @@ def _embed(reading: Reading) -> SparseAutoencoder:
             "into the weights with sae-lens' fold_activation_norm_scaling_factor (or fold_activation_whitening) and "
             "save it again."
         )
-    if reading.architecture == "topk" and not isinstance(reading.k, int):
-        raise UnusableSAEError(f"is broken: its k is {reading.k}, but must be a whole number.")
+    sizes = {"d_in": reading.d_in, "d_sae": reading.d_sae} | (
+        {"k": reading.k} if reading.architecture == "topk" else {}
+    )
+    for name, size in sizes.items():
+        if not isinstance(size, int):
+            raise UnusableSAEError(f"is broken: its {name} is {size!r}, but must be a whole number.")
     if reading.centred:
         reading = fold_centring(reading)
-    weights = {name: tensor.detach().float().contiguous() for name, tensor in reading.weights.items()}
     try:
         with torch.device("meta"):  # its tensors come out of the files
             sae = SparseAutoencoder(
@@ -115,11 +118,24 @@ def _embed(reading: Reading) -> SparseAutoencoder:
                 reading.apply_b_dec_to_input,
                 reading.rescale_acts_by_decoder_norm,
             )
-        sae.load_state_dict(weights, assign=True)
-    except (RuntimeError, TypeError, ValueError) as error:  # missing tensors, wrong shapes; our own: a bad k
-        raise UnusableSAEError(f"is broken: {' '.join(str(error).split())}") from error
+    except (RuntimeError, ValueError) as error:  # a negative size; a k that cannot be
+        raise UnusableSAEError(f"is broken: {reason(error)}") from error
+    _check_shapes(reading, {name: list(buffer.shape) for name, buffer in sae.named_buffers()})
+    sae.load_state_dict({k: v.detach().float().contiguous() for k, v in reading.weights.items()}, assign=True)
     _check_numbers(sae)
     return sae
+
+
+def _check_shapes(reading: Reading, expected: dict[str, list[int]]) -> None:
+    what = f"a {reading.architecture} SAE with d_in {reading.d_in} and d_sae {reading.d_sae}"
+    found = {name: list(tensor.shape) for name, tensor in reading.weights.items()}
+    for name in (*expected, *found):
+        if name not in found:
+            raise UnusableSAEError(f"is broken: {what} needs {name}, which is not in its files.")
+        if name not in expected:
+            raise UnusableSAEError(f"is broken: {what} has no {name}, which is in its files.")
+        if found[name] != expected[name]:
+            raise UnusableSAEError(f"is broken: {name} of {what} has the shape {found[name]}, not {expected[name]}.")
 
 
 def _check_numbers(sae: SparseAutoencoder) -> None:

@@ -40,8 +40,8 @@ def read_from_hub(name: str) -> Reading:
     known = get_pretrained_saes_directory().get(release)
     if known is not None:
         return _read_registered(known, sae_id, revision or None)
-    owner, repo, folder = [*path.split("/", 2), "", ""][:3]
-    reading = _read_repository(f"{owner}/{repo}", folder, revision or None)
+    owner_and_repo, folder = path.split("/")[:2], "/".join(path.split("/")[2:])
+    reading = _read_repository("/".join(owner_and_repo), folder, revision or None)
     return replace(reading, source=reading.source | {"sae_id": folder or None})
 
 
