@@ -364,6 +364,11 @@ def test_a_matrix_of_the_wrong_shape_is_refused(any_format):
             original = any_format.read_bytes()
             rewrite(any_format, **{name: tensor[:-1]})
             refused(any_format, "is broken: .* has the shape")
+            rewrite(
+                any_format,
+                **{name: tensor[:, :-1].copy() if isinstance(tensor, np.ndarray) else tensor[:, :-1].clone()},
+            )
+            refused(any_format, "is broken: ")
             rewrite(any_format, **{name: tensor[0]})
             refused(any_format, "is broken: ")
             rewrite(any_format, **{name: None})
@@ -487,6 +492,12 @@ def test_what_cannot_be_embedded_is_refused(writer, config, changes, message, tm
     path = WRITERS[writer](tmp_path).path
     edit(path / config, **changes)
     refused(path, message)
+
+
+def test_an_unknown_architecture_of_an_older_sae_lens_is_refused(tmp_path):
+    sae = published.sae_lens_old(tmp_path, "StandardSAE", activation_fn_str="relu")
+    edit(sae.path / "cfg.json", architecture="hourglass")
+    refused(sae.path, "is a hourglass; those that can be embedded are")
 
 
 def test_a_missing_k_is_refused(tmp_path):

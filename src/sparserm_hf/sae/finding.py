@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
+from ..errors import reason
 from .files import UnusableSAEError
 from .readers import READERS, Reading
 
@@ -25,14 +27,13 @@ def read_sae(path: Path, where: str) -> Reading:
     reader = next(reader for pattern, reader in READERS.items() if file.match(pattern))
     try:
         return reader(file, where)
+    except UnusableSAEError:
+        raise
     except KeyError as error:
         raise UnusableSAEError(f"is broken: its files do not say {error}.") from error
-    except (
-        AttributeError,
-        TypeError,
-        ZeroDivisionError,
-    ) as error:  # a list where an object belongs, text where a number does
-        raise UnusableSAEError(f"is broken: its configuration cannot be understood: {error}.") from error
+    # A list where an object belongs, text where a number does, tensors that do not go together.
+    except (AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise UnusableSAEError(f"is broken: its files cannot be understood: {reason(error).rstrip('.')}.") from error
 
 
 def weights_file(path: Path) -> Path:
@@ -50,7 +51,8 @@ def weights_file(path: Path) -> Path:
         names = [file.relative_to(path).as_posix() for file in found]
         raise UnusableSAEError(f"holds several SAEs, name one of them: {listed(names)}.")
     if not found:
-        raise UnusableSAEError(not_an_sae([f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file()]))
+        files = [file for file in islice(path.rglob("*"), 10_000) if file.is_file()]
+        raise UnusableSAEError(not_an_sae([file.relative_to(path).as_posix() for file in files]))
     return found[0]
 
 

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import torch
 
 from .files import UnusableSAEError
 from .readers import Reading
 
 
-def fold_input_scale(reading: Reading, scale: float) -> Reading:
-    """An SAE that reads x, made of one that reads scale * x and writes scale times what it reconstructs.
+def folded_weights(reading: Reading) -> dict[str, torch.Tensor]:
+    """The weights of an SAE, in float32, that takes x as it is; activations and thresholds stay what they are.
 
-    Activations stay as they are, and with them thresholds; only those multiplied by the decoder's norm shrink.
-    """
-    weights = dict(reading.weights)
-    weights["W_enc"] = weights["W_enc"].float() * scale
-    weights["W_dec"] = weights["W_dec"].float() / scale
-    weights["b_dec"] = weights["b_dec"].float() / scale
-    return replace(reading, weights=weights, normalization="none")
-
-
-def fold_centring(reading: Reading) -> Reading:
-    """An SAE that reads x, made of one that reads x less its mean over the d_in numbers; what it writes is centred.
+    `input_scale` s: W_enc * s, W_dec / s, b_dec / s. `centred`: x - mean(x) is x times a projection, which goes into
+    W_enc; b_dec, taken off after it, does not go through it. The reconstruction stays centred.
 
     Raises:
-        UnusableSAEError: Its encoder is none that this can be folded into.
+        UnusableSAEError: The encoder is none that this can be folded into.
     """
-    if reading.normalization != "none" or "b_enc" not in reading.weights:
-        raise UnusableSAEError(
-            "was trained on a residual stream less its mean (center_writing_weights of TransformerLens), which cannot "
-            f"be folded into a {reading.architecture} SAE with {reading.normalization} normalisation."
-        )
-    weights = dict(reading.weights)
-    w_enc, b_dec = weights["W_enc"].float(), weights["b_dec"].float()
-    weights["W_enc"] = w_enc - w_enc.mean(dim=0)
-    if reading.apply_b_dec_to_input:  # which is taken off after the mean
-        weights["b_enc"] = weights["b_enc"].float() - b_dec.mean() * w_enc.sum(dim=0)
-    return replace(reading, weights=weights, centred=False)
+    weights = {name: tensor.detach().float() for name, tensor in reading.weights.items()}
+    if reading.input_scale != 1.0:
+        weights["W_enc"] = weights["W_enc"] * reading.input_scale
+        weights["W_dec"] = weights["W_dec"] / reading.input_scale
+        weights["b_dec"] = weights["b_dec"] / reading.input_scale
+    if reading.centred:
+        if reading.normalization != "none" or "b_enc" not in weights:
+            raise UnusableSAEError(
+                "was trained on a residual stream less its mean (center_writing_weights of TransformerLens), which "
+                f"cannot be folded into a {reading.architecture} SAE with the normalisation {reading.normalization}."
+            )
+        w_enc = weights["W_enc"]
+        weights["W_enc"] = w_enc - w_enc.mean(dim=0)
+        if reading.apply_b_dec_to_input:
+            weights["b_enc"] = weights["b_enc"] - weights["b_dec"].mean() * w_enc.sum(dim=0)
+    return {name: tensor.contiguous() for name, tensor in weights.items()}

@@ -15,7 +15,7 @@ from ..errors import SparseRMError, reason
 from ..modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
 from .files import UnusableSAEError
 from .finding import read_sae
-from .folding import fold_centring
+from .folding import folded_weights
 from .hub import read_from_hub
 from .readers import Reading
 
@@ -60,7 +60,8 @@ class LoadedSAE:
 def load_sae(name: str) -> LoadedSAE:
     """Load an SAE in any format that this package knows, without running anything that is in its files.
 
-    The network is asked only for what is neither on this machine nor in the Hub's cache.
+    The network is asked only for what is neither on this machine nor in the Hub's cache. Four releases of the registry
+    are in formats of their own: they are left to sae-lens, which always asks.
 
     Args:
         name: A folder or file with the SAE; or `release/sae_id` out of sae-lens' registry; or `owner/repo` or
@@ -99,21 +100,19 @@ def _embed(reading: Reading) -> SparseAutoencoder:
             "into the weights with sae-lens' fold_activation_norm_scaling_factor (or fold_activation_whitening) and "
             "save it again."
         )
-    sizes = {"d_in": reading.d_in, "d_sae": reading.d_sae} | (
-        {"k": reading.k} if reading.architecture == "topk" else {}
-    )
-    for name, size in sizes.items():
+    k = reading.k if reading.architecture == "topk" else None
+    for name, size in {"d_in": reading.d_in, "d_sae": reading.d_sae}.items():
         if not isinstance(size, int):
             raise UnusableSAEError(f"is broken: its {name} is {size!r}, but must be a whole number.")
-    if reading.centred:
-        reading = fold_centring(reading)
+    if reading.architecture == "topk" and not isinstance(k, int):
+        raise UnusableSAEError(f"is broken: its k is {k!r}, but must be a whole number.")
     try:
         with torch.device("meta"):  # its tensors come out of the files
             sae = SparseAutoencoder(
                 reading.d_in,
                 reading.d_sae,
                 reading.architecture,
-                reading.k,
+                k,
                 reading.normalization,
                 reading.apply_b_dec_to_input,
                 reading.rescale_acts_by_decoder_norm,
@@ -121,7 +120,7 @@ def _embed(reading: Reading) -> SparseAutoencoder:
     except (RuntimeError, ValueError) as error:  # a negative size; a k that cannot be
         raise UnusableSAEError(f"is broken: {reason(error)}") from error
     _check_shapes(reading, {name: list(buffer.shape) for name, buffer in sae.named_buffers()})
-    sae.load_state_dict({k: v.detach().float().contiguous() for k, v in reading.weights.items()}, assign=True)
+    sae.load_state_dict(folded_weights(reading), assign=True)
     _check_numbers(sae)
     return sae
 

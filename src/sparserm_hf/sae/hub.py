@@ -12,7 +12,6 @@ from huggingface_hub.file_download import repo_folder_name
 from ..errors import reason
 from .files import UnusableSAEError
 from .finding import holds_sae, listed, not_an_sae, read_sae
-from .folding import fold_input_scale
 from .readers import CONFIGS, READERS, Reading, from_sae_lens, is_centred
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def _read_registered(known: PretrainedSAELookup, sae_id: str, revision: str | No
     if is_centred(overrides.get("model_from_pretrained_kwargs")):
         reading = replace(reading, centred=True)
     if reading.normalization == "expected_average_only_in" and sae_id in known.norm_scaling_factor:
-        reading = fold_input_scale(reading, known.norm_scaling_factor[sae_id])
+        reading = replace(reading, normalization="none", input_scale=known.norm_scaling_factor[sae_id])
     facts = {
         "release": known.release,
         "sae_id": sae_id,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..modeling.autoencoder_sparserm import ARCHITECTURES
 from .files import UnusableSAEError, matrix, read_json, read_tensors
 
 CONFIGS = ("cfg.json", "config.json", "hyperparams.json")  # the files beside the weights
@@ -26,6 +27,7 @@ class Reading:
         d_sae: Number of latents.
         k: Latents that may fire on one token, where the architecture is `topk`.
         normalization: How an input is normalised before it is encoded.
+        input_scale: What an input is multiplied by before that, and a reconstruction divided by.
         apply_b_dec_to_input: Whether the decoder bias is taken off the input before it is encoded.
         rescale_acts_by_decoder_norm: Whether the latents compete by the norm of what they write.
         centred: Whether it was trained on the residual stream less its mean, as TransformerLens can have it.
@@ -38,6 +40,7 @@ class Reading:
     d_sae: int
     k: int | None = None
     normalization: str = "none"
+    input_scale: float = 1.0
     apply_b_dec_to_input: bool = False
     rescale_acts_by_decoder_norm: bool = False
     centred: bool = False
@@ -59,7 +62,7 @@ def from_sae_lens(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> R
             weights["W_dec"] = weights["W_dec"] / norms[:, None]
         weights["threshold"] = torch.full_like(weights["b_enc"], theta.item())
         architecture, rescale = "jumprelu", False
-    if "log_threshold" in weights:  # a training checkpoint before version 6.50
+    if "log_threshold" in weights:  # an older training checkpoint
         weights = dict(weights)
         weights["threshold"] = weights.pop("log_threshold").float().exp()
     source = {"format": "sae-lens"} | {k: metadata.get(k) for k in ("hook_name", "model_name", "neuronpedia_id")}
@@ -68,12 +71,12 @@ def from_sae_lens(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> R
         weights,
         config["d_in"],
         config["d_sae"],
-        config.get("k") if architecture == "topk" else None,
-        config.get("normalize_activations") or "none",
-        config.get("apply_b_dec_to_input", True),
-        rescale,
-        is_centred(metadata.get("model_from_pretrained_kwargs")),
-        source,
+        k=config.get("k"),
+        normalization=config.get("normalize_activations") or "none",
+        apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
+        rescale_acts_by_decoder_norm=rescale,
+        centred=is_centred(metadata.get("model_from_pretrained_kwargs")),
+        source=source,
     )
 
 
@@ -85,7 +88,8 @@ def is_centred(model_settings: dict[str, Any] | None) -> bool:
 def _sae_lens(file: Path, where: str) -> Reading:
     config = read_json(file.parent / "cfg.json")
     weights = read_tensors(file)
-    if "metadata" not in config:  # written before version 6, with other names: sae-lens knows them all
+    known = config.get("architecture", "standard") in ARCHITECTURES
+    if "metadata" not in config and known:  # written before version 6, with other names: sae-lens knows them all
         from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting  # seconds to import
 
         config = handle_config_defaulting(config)
@@ -177,11 +181,11 @@ def _gemma_scope_2(file: Path, where: str) -> Reading:
 
 
 def _llama_scope(file: Path, where: str) -> Reading:
-    """Llama Scope, arXiv 2410.20526, whose normalisation by the data's mean norm is folded in.
+    """Llama Scope, arXiv 2410.20526.
 
-    Its SAEs read s x, where s = sqrt(d) / mean norm, and write s times what they reconstruct. Like sae-lens this keeps
-    their activations as they are, f = jumprelu(s x W_enc + b_enc). The threshold in the file is meant for the
-    activations divided by s, and for latents whose decoder rows have norm 1, which the published ones do not: it is
+    Its SAEs read s x, where s = sqrt(d) / mean norm of the data, and write s times what they reconstruct. Activations
+    are kept as they are, f = jumprelu(s x W_enc + b_enc), as sae-lens keeps them. The threshold in the file is meant
+    for activations divided by s, of latents whose decoder rows have norm 1, which the published ones have not: it is
     s * threshold / |d_j|. Source: `SparseAutoEncoder.from_config` of OpenMOSS/Language-Model-SAEs, November 2024;
     sae-lens leaves out the decoder's norm.
     """
@@ -200,7 +204,7 @@ def _llama_scope(file: Path, where: str) -> Reading:
     scale = 1.0
     if config["norm_activation"] == "dataset-wise":
         scale = config["d_model"] ** 0.5 / config["dataset_average_activation_norm"]["in"]
-    # In float32 throughout: in the file's bfloat16 the threshold would be off by up to 0.4%.
+    # In float32: in the file's bfloat16 the threshold would be off by up to 0.4%.
     tensors = {name: tensor.float() for name, tensor in read_tensors(file).items()}
     decoder = matrix(tensors, "decoder.weight")
     threshold = torch.full_like(tensors["encoder.bias"], scale * config["jump_relu_threshold"])
@@ -209,14 +213,15 @@ def _llama_scope(file: Path, where: str) -> Reading:
     return Reading(
         "jumprelu",
         {
-            "W_enc": matrix(tensors, "encoder.weight").T * scale,
+            "W_enc": matrix(tensors, "encoder.weight").T,
             "b_enc": tensors["encoder.bias"],
-            "W_dec": decoder.T / scale,
-            "b_dec": tensors["decoder.bias"] / scale,
+            "W_dec": decoder.T,
+            "b_dec": tensors["decoder.bias"],
             "threshold": threshold,
         },
         config["d_model"],
         config["d_sae"],
+        input_scale=scale,
         apply_b_dec_to_input=config.get("apply_decoder_bias_to_pre_encoder", False),
         source={
             "format": "llama-scope",
@@ -299,7 +304,7 @@ def _dictionary_learning(file: Path, where: str) -> Reading:
         weights,
         trainer["activation_dim"],
         trainer["dict_size"],
-        None if architecture != "topk" else trainer["k"] if k is None else int(k),
+        trainer.get("k") if k is None else int(k),
         apply_b_dec_to_input=apply_b_dec_to_input,
         source={
             "format": "dictionary-learning",
