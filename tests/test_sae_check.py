@@ -1,6 +1,5 @@
 """Does an SAE fit: the measures by hand, the hooks against cut models, the verdict on right and wrong set-ups."""
 
-import copy
 import json
 import logging
 import re
@@ -76,8 +75,9 @@ def test_a_layer_read_is_the_output_of_a_model_cut_there(architecture):
     """The last one too: `hidden_states` has the final norm on it. Left out: BOS and the first token after it."""
     model, texts = tiny_causal_lm(architecture), tiny_texts()
     found = read_layers(decoder_of(model), texts, [1, 2, 3, 4], BOS, "test")
-    for layer in (1, 2, 3, 4):
-        cut = cut_base_model(copy.deepcopy(model), layer)
+    cut = model
+    for layer in (4, 3, 2, 1):  # one after the other, as the trainer cuts again after its check
+        cut = cut_base_model(cut, layer)
         rows = []
         for text in sorted(texts, key=len, reverse=True):  # as batches are planned
             ids, mask = pad_texts([text], "cpu")
@@ -243,6 +243,15 @@ def test_check_refuses_too_little_text(world, tmp_path, capsys):
     assert "measured on at least 100" in capsys.readouterr().err
     assert main(["sae", "check", *given, "--max_tokens", "10"]) == 2
     assert "max_tokens is 10, but must be at least 100" in capsys.readouterr().err
+    assert main(["sae", "check", *given, "--max_length", "0"]) == 2
+    assert "max_length is 0, but must be at least 8" in capsys.readouterr().err
+
+
+def test_check_refuses_a_base_model_that_is_not_finite(world):
+    model = base_model()
+    model.model.layers[1].mlp.down_proj.weight.data.fill_(float("nan"))
+    with pytest.raises(SparseRMError, match=r"residual stream around layer 2 is not finite: .* overflows in float32"):
+        check_before_training(decoder_of(model), load_sae(str(world / "sae")), LAYER, tiny_texts() * 3, BOS, "tiny")
 
 
 def train_arguments(world, out, sae):

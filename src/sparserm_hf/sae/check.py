@@ -75,7 +75,7 @@ def compare_fits(
         bos: The begin-of-text token.
 
     Raises:
-        SparseRMError: There are too few tokens.
+        SparseRMError: There are too few tokens, or the base model gives something else than numbers.
     """
     layers = [n for n in (layer - 1, layer, layer + 1) if 1 <= n <= decoder.config.num_hidden_layers]
     tokens = read_layers(decoder, texts, layers, bos, "Residual stream")
@@ -83,6 +83,11 @@ def compare_fits(
         raise SparseRMError(
             f"The texts have {len(tokens[layer])} tokens besides the first ones, but an SAE is measured on at least "
             f"{MIN_TOKENS}: give more or longer texts."
+        )
+    if not all(torch.isfinite(found).all() for found in tokens.values()):
+        raise SparseRMError(
+            f"The residual stream around layer {layer} is not finite: the base model overflows in "
+            f"{str(decoder.dtype).removeprefix('torch.')}. Use --dtype float32, or look for broken weights."
         )
     neighbours = [
         Neighbour(f"layer {n}", _layer_remedy(sae, n), measure_fit(sae.autoencoder, tokens[n]))
