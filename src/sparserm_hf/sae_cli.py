@@ -9,6 +9,7 @@ from typing import Literal
 
 from accelerate import PartialState
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .base_models import cast_weights, is_gguf, load_language_model, load_tokenizer, materialise_gguf
@@ -21,6 +22,7 @@ from .sae.check import MIN_TOKENS, SAECheck, check_sae
 from .sae.formats import load_sae
 from .sae.matching import default_sae, matching_layer
 from .sae.presets import PRESETS, model_and_sae
+from .training_config import MIN_LENGTH
 
 
 @dataclass
@@ -62,8 +64,9 @@ def add_sae_commands(commands: argparse._SubParsersAction) -> None:
 
 def check_command(args: argparse.Namespace) -> int:
     """`sparserm sae check`; returns 1 where the SAE does not fit."""
-    if args.max_tokens < MIN_TOKENS:
-        raise SparseRMError(f"max_tokens is {args.max_tokens}, but must be at least {MIN_TOKENS}.")
+    for option, least in (("max_tokens", MIN_TOKENS), ("max_length", MIN_LENGTH)):
+        if getattr(args, option) < least:
+            raise SparseRMError(f"{option} is {getattr(args, option)}, but must be at least {least}.")
     name, sae_name = model_and_sae(args.preset, args.model, args.sae)
     if is_gguf(name):
         name = materialise_gguf(Path(name), default_cache_dir())
@@ -85,13 +88,13 @@ def check_command(args: argparse.Namespace) -> int:
 def print_check(check: SAECheck, title: str, texts: int, has_bos: bool) -> None:
     """Print a table of the fit beside its neighbours, one of the losses, and the verdict."""
     console = Console()
-    table = Table(title=title)
+    table = Table(title=escape(title))
     table.add_column("", no_wrap=True)
     for column in ("explained variance", "L0", "dead %", "share of the norm"):
         table.add_column(column, justify="right")
     for name, fit in [("as given", check.fit), *((n.name, n.fit) for n in check.neighbours)]:
         table.add_row(
-            name,
+            escape(name),  # a begin-of-text token may be called [BOS]
             f"{fit.explained_variance:.3f}",
             f"{fit.l0:.1f}",
             f"{100 * fit.dead_share:.1f}",
@@ -113,4 +116,4 @@ def print_check(check: SAECheck, title: str, texts: int, has_bos: bool) -> None:
         f"tokens and {check.fit.sinks} attention sinks with a norm above 3 times the median.",
         highlight=False,
     )
-    console.print(check.verdict.sentence, style="green" if check.verdict.fits else "red", highlight=False)
+    console.print(escape(check.verdict.sentence), style="green" if check.verdict.fits else "red", highlight=False)
