@@ -408,6 +408,7 @@ class Malicious:
         return setattr, (Malicious, "ran", True)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     sae = published.dictionary_learning(tmp_path, "AutoEncoder")
