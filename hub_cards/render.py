@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
+SAE_TEMPLATE = Path(__file__).parent / "sae_card.md"
 
 
 def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
@@ -47,5 +48,31 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
         metrics=metrics,
         rows=rows,
         latents=list(zip(config.latents, config.latent_sides, config.latent_separations, strict=True)),
+    )
+    return str(card)
+
+
+def render_sae_card(name: str, sae: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Markdown of an SAE's card, metadata included.
+
+    Args:
+        name: Of the repository.
+        sae: Its `cfg.json` in sae-lens' format; `metadata` holds what was measured too.
+        settings: The training settings.
+    """
+    metadata = sae["metadata"]
+    data = ModelCardData(
+        base_model=metadata["model_name"] if metadata.get("model_revision") else None,
+        library_name="saelens",
+        tags=["sparse-autoencoder", "interpretability", "sparserm"],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(SAE_TEMPLATE),
+        name=name,
+        metadata=metadata,
+        hook_name=metadata["hook_name"],
+        d_sae=sae["d_sae"],
+        settings=settings,
     )
     return str(card)

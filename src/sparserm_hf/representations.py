@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def plan_shards(batches: list[list[int]], lengths: list[int]) -> list[list[list[
     return shards
 
 
-def pad_texts(texts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_texts(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded token ids and attention mask, both (B, T)."""
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,8 @@ from .sae.check import MIN_TOKENS, SAECheck, check_sae
 from .sae.formats import load_sae
 from .sae.matching import default_sae, matching_layer
 from .sae.presets import PRESETS, model_and_sae
+from .sae.recipe import SAETrainingData, train_from_dataset
+from .sae.training import SAETrainingConfig
 from .training_config import MIN_LENGTH
 
 
@@ -53,13 +55,30 @@ class SAECheckData:
 
 def add_sae_commands(commands: argparse._SubParsersAction) -> None:
     """Hang `sparserm sae` and its commands on the subparsers of `sparserm`."""
-    sae = commands.add_parser("sae", dataclass_types=[], help="check a sparse autoencoder")
+    sae = commands.add_parser("sae", dataclass_types=[], help="check or train a sparse autoencoder")
     sae_commands = sae.add_subparsers(dest="sae_command", required=True)
 
     check = sae_commands.add_parser(
         "check", dataclass_types=[SAECheckData], help="whether an SAE fits a base model, a layer and some texts"
     )
     check.set_defaults(run=check_command)
+
+    train = sae_commands.add_parser(
+        "train", dataclass_types=[SAETrainingData, SAETrainingConfig], help="train an SAE on a layer of a base model"
+    )
+    train.set_defaults(run=train_command)
+
+
+def train_command(args: argparse.Namespace) -> None:
+    """`sparserm sae train`."""
+    data = SAETrainingData(**{f.name: getattr(args, f.name) for f in fields(SAETrainingData)})
+    config = SAETrainingConfig(**{f.name: getattr(args, f.name) for f in fields(SAETrainingConfig)})
+    fit = train_from_dataset(data, config)
+    Console().print(
+        f"Saved {data.output_dir}: explained variance {fit.explained_variance:.3f}, L0 {fit.l0:.1f}, "
+        f"{100 * fit.dead_share:.1f}% dead, on {fit.tokens:,} tokens that were held out.",
+        highlight=False,
+    )
 
 
 def check_command(args: argparse.Namespace) -> int:

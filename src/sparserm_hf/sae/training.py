@@ -2,145 +2,290 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..modeling.autoencoder_sparserm import SparseAutoencoder
-from ..modeling.backbone_sparserm import residual_stream
-from ..representations import pad_texts, plan_batches
-from .formats import load_sae
+from ..checkpoints import replacing_folder
+from ..errors import SparseRMError, reason
+from ..representations import fingerprint_module, preferred_dtype
+from .check import Fit, measure_fit
+from .formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
+from .tokens import ResidualTokens, TokenReader, shuffled_tokens
+
+if TYPE_CHECKING:
+    from sae_lens.training.sae_trainer import SAETrainer
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT, PROGRESS_FILE = "checkpoint", "progress.json"
+ARCHITECTURES = ("batchtopk", "topk", "jumprelu")
+HELD_OUT_TOKENS = 40_000
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class SAETrainingConfig:
-    """How an SAE is trained. The defaults are those of the SAE that the package ships."""
+    """How an SAE is trained. Each option is described once, in its `help`; the defaults made the shipped SAE."""
 
-    d_sae: int = 4608
-    k: int = 32
-    total_tokens: int = 2_500_000
-    batch_tokens: int = 2048  # SAE inputs per optimiser step
-    learning_rate: float = 8e-4
-    buffer_tokens: int = 150_000  # held in memory and shuffled, so that one step sees many texts
-    sink_ratio: float = 3.0  # tokens above this many times the median norm are attention sinks
-    seed: int = 0
+    architecture: Literal["batchtopk", "topk", "jumprelu"] = _option(
+        "batchtopk", "What keeps it sparse; batchtopk is saved as jumprelu, whose latents can be computed one by one."
+    )
+    d_sae: int | None = _option(None, "Number of latents; by default 8 times the width of the residual stream.")
+    k: int = _option(32, "Latents active on a token: on each (topk), on average (batchtopk), aimed at (jumprelu).")
+    total_tokens: int = _option(5_000_000, "Tokens to train on; the texts are repeated where they hold fewer.")
+    step_tokens: int = _option(2048, "Tokens of one optimiser step.")
+    learning_rate: float = _option(8e-4, "Learning rate; warmed up over 5% of the steps, decayed over the last third.")
+    buffer_tokens: int = _option(150_000, "Tokens held in memory and shuffled, so that one step sees many texts.")
+    sink_ratio: float = _option(
+        3.0, "Tokens above this many times the median norm are attention sinks and are left out."
+    )
+    checkpoint_seconds: float = _option(120.0, "Least time between two checkpoints, which end with a buffer.")
+    seed: int = _option(0, "Seed of all that is random.")
 
     def __post_init__(self) -> None:
-        if not 0 < self.k <= self.d_sae:
-            raise ValueError(f"k is {self.k}, but must be between 1 and d_sae = {self.d_sae}.")
-        if self.total_tokens < self.batch_tokens:
-            raise ValueError(
-                f"total_tokens is {self.total_tokens}, less than one batch of {self.batch_tokens} tokens."
+        if self.architecture not in ARCHITECTURES:
+            raise SparseRMError(
+                f"architecture is {self.architecture!r}, but must be one of {', '.join(ARCHITECTURES)}."
             )
+        if self.k < 1:
+            raise SparseRMError(f"k is {self.k}, but must be at least 1.")
+        if not 2 <= self.step_tokens <= self.buffer_tokens:
+            raise SparseRMError(
+                f"step_tokens is {self.step_tokens}, but must be between 2 and buffer_tokens = {self.buffer_tokens}."
+            )
+        if self.total_tokens < self.step_tokens:
+            raise SparseRMError(f"total_tokens is {self.total_tokens}, less than one step of {self.step_tokens}.")
+        if not self.learning_rate > 0 or not self.sink_ratio > 1:
+            raise SparseRMError("learning_rate must be above 0 and sink_ratio above 1.")
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps."""
+        return self.total_tokens // self.step_tokens
 
 
-def residual_tokens(
-    base_model: PreTrainedModel, texts: list[list[int]], sink_ratio: float, seed: int, max_tokens: int = 2048
-) -> Iterator[torch.Tensor]:
-    """Endless stream of (N, d_model) residual-stream tokens, each divided by its root mean square.
+class BatchTopK(nn.Module):
+    """Keep the k * B largest of (B, d_sae) activations and zero the rest, as sae-lens' module of this name does.
 
-    Left out, because they would be nearly all of the variance: each text's first token, and every token whose norm is
-    more than `sink_ratio` times the batch's median.
+    That one sorts all of them, which on a CPU takes a quarter of a training step. This one sorts only those above nine
+    tenths of the last step's threshold, unless they are too few.
     """
-    batches = plan_batches([len(text) for text in texts], max_tokens)
-    for epoch in itertools.count():
-        generator = torch.Generator().manual_seed(seed + epoch)
-        for number in torch.randperm(len(batches), generator=generator).tolist():
-            ids, mask = pad_texts([texts[i] for i in batches[number]], base_model.device)
-            with torch.no_grad():
-                hidden = residual_stream(base_model, ids, mask).float()
-            mask[:, 0] = 0
-            tokens = hidden[mask.bool()]  # (N, d_model)
-            rms = tokens.pow(2).mean(-1, keepdim=True).sqrt()
-            yield (tokens / rms)[(rms < sink_ratio * rms.median()).squeeze(-1)]
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k, self.floor = k, 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, d_sae) activations to those kept; of several at the threshold, all are."""
+        x, count = x.relu(), self.k * len(x)
+        with torch.no_grad():
+            largest = x[x > self.floor]
+            if len(largest) < count:
+                largest = x.flatten()
+            threshold = largest.topk(count, sorted=False).values.min()
+            self.floor = 0.9 * threshold.item()
+        return torch.where(x >= threshold, x, 0.0)
+
+
+def _new_trainer(config: SAETrainingConfig, d_in: int, device: torch.device) -> SAETrainer:
+    """An untrained SAE in sae-lens' trainer, which is fed by hand, step by step."""
+    import sae_lens
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    torch.manual_seed(config.seed)
+    d_sae = config.d_sae or 8 * d_in
+    if config.k > d_sae:
+        raise SparseRMError(f"k is {config.k}, but must be between 1 and the number of latents, {d_sae}.")
+    shape: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "device": str(device)}
+    sae: Any
+    if config.architecture == "batchtopk":
+        sae = sae_lens.BatchTopKTrainingSAE(sae_lens.BatchTopKTrainingSAEConfig(k=config.k, **shape))
+        sae.activation_fn = BatchTopK(config.k)
+    elif config.architecture == "topk":
+        sae = sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(k=config.k, **shape))
+    else:
+        settings = sae_lens.JumpReLUTrainingSAEConfig(
+            jumprelu_sparsity_loss_mode="quadratic",  # around a number of active latents, as in Gemma Scope 2
+            target_l0=config.k,
+            l0_warm_up_steps=config.steps // 10,
+            jumprelu_init_threshold=0.3,  # from sae-lens' 0.01 the thresholds do not get far in a short run
+            jumprelu_bandwidth=0.3,
+            **shape,
+        )
+        sae = sae_lens.JumpReLUTrainingSAE(settings)
+    trainer_config = SAETrainerConfig(
+        total_training_samples=config.steps * config.step_tokens,
+        train_batch_size_samples=config.step_tokens,
+        lr=config.learning_rate,
+        lr_end=config.learning_rate / 10,
+        lr_warm_up_steps=config.steps // 20,
+        lr_decay_steps=config.steps // 3,
+        device=str(device),
+        autocast=preferred_dtype(device) == torch.bfloat16,
+        dead_feature_window=max(100, config.steps // 8),
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    return SAETrainer(trainer_config, sae, iter(()))
+
+
+def _save_checkpoint(trainer: SAETrainer, folder: Path, progress: Mapping[str, Any]) -> None:
+    with replacing_folder(folder) as temporary:
+        trainer.save_checkpoint(".", temporary)
+        (temporary / PROGRESS_FILE).write_text(json.dumps(progress))
+
+
+def _resume(trainer: SAETrainer, folder: Path, run: Mapping[str, Any]) -> int:
+    """Bring a trainer to the state that its checkpoint holds, if there is one; returns the position to read from.
+
+    Raises:
+        SparseRMError: The checkpoint is of another run, or broken.
+    """
+    if not (folder / PROGRESS_FILE).is_file():
+        return 0
+    try:
+        progress = json.loads((folder / PROGRESS_FILE).read_text())
+        other = sorted(key for key in {*run, *progress["run"]} if run.get(key) != progress["run"].get(key))
+        if other:
+            raise SparseRMError(
+                f"{folder} holds a run with another {other[0]} ({progress['run'].get(other[0])}, not "
+                f"{run.get(other[0])}): remove that folder, or name another output folder."
+            )
+        trainer.sae.load_weights_from_checkpoint(folder)
+        trainer.load_trainer_state(folder)
+    except SparseRMError:
+        raise
+    except Exception as error:  # torch's and safetensors' readers raise a dozen kinds
+        raise SparseRMError(f"The checkpoint {folder} is broken: remove that folder. ({reason(error)})") from error
+    logger.info("Going on after %s of %s steps.", trainer.n_training_steps, trainer.cfg.total_training_steps)
+    return int(progress["position"])
+
+
+def _show(bar: tqdm, trainer: SAETrainer, output: Any) -> None:
+    """Put explained variance, active latents a token and the share of dead latents beside the progress bar."""
+    with torch.no_grad():
+        inputs, latents = output.sae_in.float(), output.feature_acts
+        unexplained = (inputs - output.sae_out).pow(2).sum() / (inputs - inputs.mean(0)).pow(2).sum()
+        active = (latents > 0).float().sum(-1).mean()
+        dead = trainer.dead_neurons.float().mean()
+    bar.set_postfix_str(f"explained variance {1 - unexplained:.3f}, L0 {active:.1f}, dead {100 * dead:.1f}%")
+
+
+def fit_sae(
+    read: TokenReader, config: SAETrainingConfig, checkpoint: Path | None = None, run: Mapping[str, Any] | None = None
+) -> Any:
+    """Train an SAE on tokens of norm sqrt(d_model).
+
+    Args:
+        read: The tokens.
+        config: The settings.
+        checkpoint: Folder that the state is kept in; a killed run goes on from there and ends with the same bits.
+        run: What the state belongs to besides the settings.
+
+    Returns:
+        The SAE in sae-lens' training form.
+
+    Raises:
+        SparseRMError: The checkpoint is of another run, or broken.
+    """
+    first = read(0)
+    trainer = _new_trainer(config, first.shape[1], first.device)
+    trainer.sae.b_dec.data.copy_(first.mean(0))
+    run = {**asdict(config), **(run or {})}
+    del run["checkpoint_seconds"]  # which makes no difference to the SAE
+    position = _resume(trainer, checkpoint, run) if checkpoint else 0
+    saved = time.monotonic()
+    total, done = config.steps * config.step_tokens, trainer.n_training_samples
+    with tqdm(total=total, initial=done, desc="Training the SAE", unit="token", unit_scale=True) as bar:
+        while trainer.n_training_steps < config.steps:
+            tokens, position = shuffled_tokens(read, position, config.buffer_tokens, config.step_tokens, config.seed)
+            for batch in tokens.split(config.step_tokens)[: config.steps - trainer.n_training_steps]:
+                trainer.maybe_reset_sparsity()
+                output = trainer.step(batch)
+                trainer.n_training_steps += 1
+                bar.update(len(batch))
+                if trainer.n_training_steps % 10 == 0:
+                    _show(bar, trainer, output)
+            if checkpoint and time.monotonic() - saved >= config.checkpoint_seconds:
+                _save_checkpoint(trainer, checkpoint, {"position": position, "run": run})
+                saved = time.monotonic()
+    trainer.set_final_sae_metadata()
+    return trainer.sae
+
+
+def save_sae(sae: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Save a trained SAE in sae-lens' own format: matrices in bfloat16, biases and thresholds in float32.
+
+    Args:
+        sae: What `fit_sae` returned.
+        folder: It is made.
+        metadata: Added to sae-lens' own.
+    """
+    sae.save_inference_model(folder)
+    weights = load_file(folder / WEIGHTS_FILE)
+    weights |= {name: weights[name].bfloat16() for name in ("W_enc", "W_dec")}
+    save_file(weights, folder / WEIGHTS_FILE)
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    # Trained on tokens that were normalised beforehand; from here on the SAE does it itself.
+    config |= {"normalize_activations": "constant_norm_rescale", "device": "cpu"}
+    config["metadata"] = {k: v for k, v in {**config["metadata"], **metadata}.items() if v is not None}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def train_sae(
     base_model: PreTrainedModel,
-    texts: list[list[int]],
+    texts: Sequence[Sequence[int]],
     output_dir: Path,
     config: SAETrainingConfig,
-    metadata: dict[str, object],
-) -> dict[str, float]:
-    """Train a BatchTopK SAE on the output of a cut base model and save it in sae-lens' own format.
+    metadata: Mapping[str, Any],
+) -> Fit:
+    """Train an SAE on the output of a cut base model and save it in sae-lens' own format.
 
-    sae-lens saves it as a JumpReLU SAE with one threshold a latent, so each latent can be computed alone.
+    Every twentieth text, or fewer where that is more than 40,000 tokens, is held out for the measurement.
 
     Args:
         base_model: A base model that `modeling.backbone_sparserm.cut_base_model` has cut.
         texts: Token ids of the texts to train on, repeated as often as `total_tokens` asks for.
-        output_dir: Where `cfg.json` and `sae_weights.safetensors` (bfloat16) go.
+        output_dir: Where `cfg.json` and `sae_weights.safetensors` go, and a checkpoint until they are there.
         config: The training settings.
         metadata: Written into `cfg.json`: at least `model_name` and `hook_name`.
 
     Returns:
-        What `measure_sae` says of the saved SAE on tokens drawn after those that it was trained on.
-    """
-    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.training.mixing_buffer import mixing_buffer
-    from sae_lens.training.sae_trainer import SAETrainer
+        What `measure_fit` says of the saved SAE on the texts held out.
 
-    torch.manual_seed(config.seed)
-    stream = residual_tokens(base_model, texts, config.sink_ratio, config.seed)
-    batches = mixing_buffer(config.buffer_tokens, config.batch_tokens, stream)
-    first = next(batches)
-    sae = BatchTopKTrainingSAE(
-        BatchTopKTrainingSAEConfig(
-            d_in=first.shape[1],
-            d_sae=config.d_sae,
-            k=config.k,
-            device=str(first.device),
-            metadata=SAEMetadata(**metadata),
+    Raises:
+        SparseRMError: Fewer than two texts, or a checkpoint of another run.
+    """
+    if len(texts) < 2:
+        raise SparseRMError(
+            f"{len(texts)} text is not enough to train an SAE on and measure it: at least 2 are needed."
         )
-    )
-    sae.b_dec.data.copy_(first.mean(0))
-    steps = config.total_tokens // config.batch_tokens
-    trainer_config = SAETrainerConfig(
-        total_training_samples=steps * config.batch_tokens,
-        train_batch_size_samples=config.batch_tokens,
-        lr=config.learning_rate,
-        lr_end=config.learning_rate / 10,
-        lr_warm_up_steps=steps // 20,
-        lr_decay_steps=steps // 3,
-        device=str(first.device),
-        autocast=True,
-        dead_feature_window=max(100, steps // 8),
-        logger=LoggingConfig(log_to_wandb=False),
-    )
-    SAETrainer(trainer_config, sae, batches).fit()
-    sae.to(dtype=torch.bfloat16)
-    sae.save_inference_model(output_dir)
-    cfg_path = output_dir / "cfg.json"
-    cfg = json.loads(cfg_path.read_text())
-    # Trained on tokens that were normalised beforehand; from here on the SAE does it itself.
-    cfg |= {"normalize_activations": "constant_norm_rescale", "dtype": "bfloat16", "device": "cpu"}
-    cfg_path.write_text(json.dumps(cfg))
-    quality = measure_sae(load_sae(str(output_dir)).autoencoder, torch.cat([next(stream) for _ in range(10)]).cpu())
-    cfg["metadata"] |= {**metadata, **quality, "tokens_trained_on": steps * config.batch_tokens}
-    cfg_path.write_text(json.dumps(cfg, indent=2, sort_keys=True) + "\n")
-    return quality
-
-
-@torch.no_grad()
-def measure_sae(sae: SparseAutoencoder, tokens: torch.Tensor) -> dict[str, float]:
-    """Measure an SAE on (N, d_model) residual-stream tokens that it was not trained on.
-
-    Returns:
-        `l0`, the mean number of latents active on a token; `fraction_of_variance_unexplained` by the reconstruction;
-        `dead_share`, the share of latents that fire on none of the tokens.
-    """
-    tokens = tokens.float()
-    latents = sae.encode(tokens)
-    residual = tokens - sae(tokens)
-    return {
-        "l0": (latents > 0).float().sum(-1).mean().item(),
-        "fraction_of_variance_unexplained": (residual.pow(2).sum() / (tokens - tokens.mean(0)).pow(2).sum()).item(),
-        "dead_share": (latents == 0).all(0).float().mean().item(),
-    }
+    every = max(min(20, len(texts)), sum(map(len, texts)) // HELD_OUT_TOKENS)
+    seen = [text for i, text in enumerate(texts) if (i + 1) % every]
+    read = ResidualTokens(base_model, seen, config.sink_ratio, config.seed)
+    held_out = ResidualTokens(base_model, texts[every - 1 :: every], config.sink_ratio)
+    run = {"base model": fingerprint_module(base_model), "texts": len(texts), "tokens": sum(map(len, texts))}
+    sae = fit_sae(read, config, output_dir / CHECKPOINT, {**metadata, **run})
+    with replacing_folder(output_dir) as temporary:
+        save_sae(sae, temporary, metadata)
+        saved = load_sae(str(temporary)).autoencoder.to(base_model.device)
+        fit = measure_fit(saved, torch.cat([held_out(i) for i in range(len(held_out))]))
+        measured = {name: getattr(fit, name) for name in ("explained_variance", "l0", "dead_share")}
+        save_sae(sae, temporary, {**metadata, **measured, "tokens_trained_on": config.steps * config.step_tokens})
+    shutil.rmtree(output_dir / CHECKPOINT, ignore_errors=True)
+    return fit

@@ -1,0 +1,131 @@
+"""From a base model and a dataset to an SAE in a folder or on the Hub, as one recipe."""
+
+from __future__ import annotations
+
+import json
+import logging
+from array import array
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from ..base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, materialise_gguf
+from ..errors import SparseRMError
+from ..hub_cards.render import render_sae_card
+from ..modeling.backbone_sparserm import cut_base_model
+from ..preferences.templates import prepare_tokenizer
+from ..preferences.texts import load_texts
+from ..representations import default_cache_dir, named_dtype
+from .check import Fit
+from .formats import CONFIG_FILE, WEIGHTS_FILE
+from .training import CHECKPOINT, SAETrainingConfig, train_sae
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class SAETrainingData:
+    """What an SAE is trained on, and where it goes."""
+
+    model: str = field(metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
+    dataset: str = field(
+        metadata={"help": "Texts: a .txt, .json, .jsonl(.gz), .csv, .parquet file or a Hub id, which is streamed."}
+    )
+    layer: int = field(metadata={"help": "The SAE reads the residual stream after this many decoder layers."})
+    output_dir: str = field(metadata={"help": "Folder that the SAE is written to, in sae-lens' format."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    max_length: int = field(default=512, metadata={"help": "Most tokens of a text; longer plain texts are split."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Revision of the base model; its commit is recorded."}
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = field(
+        default="auto", metadata={"help": "Type the base model runs in, as for `sparserm train`."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the SAE and its card to the Hub."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub; by default the name of the output folder."}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Make the repository private."})
+
+    def __post_init__(self) -> None:
+        if self.layer < 1 or self.max_length < 2:
+            raise SparseRMError(
+                f"layer is {self.layer} and max_length {self.max_length}, but they must be at least 1 and 2."
+            )
+        folder = Path(self.output_dir)
+        ours = {CONFIG_FILE, WEIGHTS_FILE, CARD, CHECKPOINT}
+        if folder.is_file() or (folder.is_dir() and not {file.name for file in folder.iterdir()} <= ours):
+            raise SparseRMError(
+                f"The output folder {self.output_dir!r} holds something else than an SAE; name another."
+            )
+
+    @property
+    def hook_name(self) -> str:
+        """The place that the SAE reads, as sae-lens names it."""
+        return f"blocks.{self.layer - 1}.hook_resid_post"
+
+
+def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
+    """Train an SAE and save it with its card; a killed run goes on where it stopped.
+
+    Args:
+        data: Base model, texts and output folder.
+        config: The training settings.
+
+    Returns:
+        How well it fits texts that were held out.
+
+    Raises:
+        SparseRMError: Base model, dataset or settings cannot be used.
+    """
+    name = materialise_gguf(Path(data.model), default_cache_dir()) if is_gguf(data.model) else data.model
+    base = load_base_model(name, data.revision)
+    revision = getattr(base.config, "_commit_hash", None)
+    tokenizer = prepare_tokenizer(load_tokenizer(name, revision))
+    try:
+        base = cut_base_model(base, data.layer)
+    except ValueError as error:
+        raise SparseRMError(str(error)) from error
+    device = PartialState().device
+    dtype = named_dtype(data.dtype, device)
+    base = cast_weights(base.to(device), dtype).eval().requires_grad_(False)
+    texts = load_texts(
+        data.dataset, tokenizer, config.total_tokens, data.max_length, data.dataset_split, data.dataset_config
+    )
+    logger.info("%s texts, %s tokens.", f"{len(texts):,}", f"{sum(map(len, texts)):,}")
+    model_name = Path(name).name if Path(name).is_dir() else name  # not the path, which is of this machine only
+    metadata = {
+        "model_name": model_name,
+        "model_revision": revision,
+        "hook_name": data.hook_name,
+        "dataset_path": Path(data.dataset).name if Path(data.dataset).is_file() else data.dataset,
+        "context_size": data.max_length,
+        "prepend_bos": tokenizer.bos_token_id is not None and texts[0][0] == tokenizer.bos_token_id,
+    }
+    folder = Path(data.output_dir)
+    fit = train_sae(base, [array("i", text) for text in texts], folder, config, metadata)
+    repo = data.hub_model_id or folder.name
+    sae_config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CARD).write_text(render_sae_card(repo, sae_config, asdict(config)))
+    if data.push_to_hub:
+        push_sae(folder, repo, data.hook_name, private=data.hub_private_repo)
+    return fit
+
+
+def push_sae(folder: Path, repo_id: str, hook_name: str, private: bool = False) -> str:
+    """Upload an SAE and its card in one commit, the SAE into a folder named after its hook, as sae-lens does.
+
+    Returns:
+        The address of the commit.
+    """
+    api: Any = HfApi()
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    places = {CARD: CARD} | {name: f"{hook_name}/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    operations = [CommitOperationAdd(place, folder / name) for name, place in places.items()]
+    return api.create_commit(repo_id, operations, commit_message="Add SAE").commit_url
