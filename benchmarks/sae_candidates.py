@@ -34,7 +34,7 @@ from sparserm_hf.preferences.files import iterate_json, load_preferences
 from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
 from sparserm_hf.preferences.templates import assistant_header_ids, encode, prepare_tokenizer
 from sparserm_hf.representations import Representations, default_cache_dir, pad_texts, plan_batches
-from sparserm_hf.sae.check import measure_fit
+from sparserm_hf.sae.fit import measure_fit
 from sparserm_hf.sae.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from sparserm_hf.sae.training import SAETrainingConfig, fit_sae, save_sae
 from sparserm_hf.selection import select_latents

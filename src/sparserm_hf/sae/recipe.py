@@ -19,7 +19,7 @@ from ..modeling.backbone_sparserm import cut_base_model
 from ..preferences.templates import prepare_tokenizer
 from ..preferences.texts import load_texts
 from ..representations import default_cache_dir, named_dtype
-from .check import Fit
+from .fit import Fit
 from .formats import CONFIG_FILE, WEIGHTS_FILE
 from .training import CHECKPOINT, SAETrainingConfig, train_sae
 

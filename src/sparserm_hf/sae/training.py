@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..checkpoints import replacing_folder
 from ..errors import SparseRMError, reason
 from ..representations import fingerprint_module, preferred_dtype
-from .check import Fit, measure_fit
+from .fit import Fit, measure_fit
 from .formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from .tokens import ResidualTokens, TokenReader, shuffled_tokens
 
