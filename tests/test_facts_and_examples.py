@@ -7,12 +7,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from sparserm_hf.modeling.backbone_sparserm import decoder_of
 from tiny import tiny_causal_lm, tiny_tokenizer
 
 from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.demo.facts import make_facts
 from sparserm_hf.demo.run import TRAIN_PAIRS, score_in_plain_transformers
+from sparserm_hf.preferences.templates import encode
 from sparserm_hf.sae.formats import load_sae
+from sparserm_hf.sae.hooks import read_layers
 from sparserm_hf.sae.matching import SHIPPED_SAE, default_sae
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -99,14 +102,19 @@ def test_the_shipped_sae_fits_the_package_and_its_base_model():
 
 
 def test_the_examples_run(tmp_path, capsys, monkeypatch):
-    from test_training import make_rows, save_sae, write_jsonl
+    from test_sae_check import principal_sae, save_sae
+    from test_training import make_rows, write_jsonl
 
     assert all(len(path.read_text().splitlines()) <= 60 for path in EXAMPLES.glob("*.py"))
     base, model = str(tmp_path / "base"), str(tmp_path / "model")
-    tiny_causal_lm().save_pretrained(base)
-    save_tokenizer(tiny_tokenizer(), Path(base))
-    pairs = write_jsonl(tmp_path / "pairs.jsonl", make_rows(60))
-    runpy.run_path(str(EXAMPLES / "train.py"))["main"](base, pairs, model, save_sae(tmp_path / "sae"))
+    causal_lm, tokenizer, rows = tiny_causal_lm(), tiny_tokenizer(), make_rows(60)
+    causal_lm.save_pretrained(base)
+    save_tokenizer(tokenizer, Path(base))
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    texts = [encode(tokenizer, row["prompt"] + row["chosen"]) for row in rows]
+    tokens = read_layers(decoder_of(causal_lm), texts, [2], tokenizer.bos_token_id, "test")[2]
+    save_sae(tmp_path / "sae", principal_sae(tokens), "blocks.1.hook_resid_post")
+    runpy.run_path(str(EXAMPLES / "train.py"))["main"](base, pairs, model, str(tmp_path / "sae"))
     assert "dense representation" in capsys.readouterr().out
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / "best_of_n.py"), model, base, "w1 w2", "4"], capture_output=True, text=True
