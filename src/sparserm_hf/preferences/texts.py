@@ -28,16 +28,25 @@ def iterate_rows(source: str, split: str = "train", config: str | None = None) -
         SparseRMError: It is missing, broken or of another kind.
     """
     path = Path(source)
-    if path.is_file() and path.suffix == ".txt":
-        return ({"text": line} for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if path.suffix == ".txt":
+        return _lines(path)
     if path.is_file() and {".json", ".jsonl"} & set(path.suffixes):
         return iterate_json(path)
-    if path.suffix in (".json", ".jsonl", ".gz", ".csv", ".parquet", ".txt") or path.exists():
+    if path.exists() or {".json", ".jsonl", ".csv", ".parquet"} & set(path.suffixes):
         return load_preferences(source)
     try:
         return load_dataset(source, config, split=split, streaming=True)
     except Exception as error:  # datasets and huggingface_hub raise a dozen kinds
         raise SparseRMError(f"The dataset {source!r}, split {split!r}, cannot be loaded: {reason(error)}") from error
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise SparseRMError(f"There is no file {path}.")
+    try:
+        return [{"text": line} for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise SparseRMError(f"{path} cannot be read as text: {error}.") from None
 
 
 def texts_of_row(row: Mapping[str, Any], number: int) -> dict[str, Text]:
