@@ -21,6 +21,7 @@ from .demo.run import run_demo
 from .errors import SparseRMError
 from .evaluation.evaluate import Evaluation, evaluate_checkpoint
 from .preferences.files import iterate_json, load_preferences
+from .preferences.texts import iterate_rows
 from .sae.presets import PRESETS, model_and_sae
 from .sae_cli import add_sae_commands
 from .scoring import load_reward_model, score_rows, score_to_file, write_row
@@ -152,7 +153,7 @@ def score_command(args: argparse.Namespace) -> None:
     """`sparserm score`."""
     if args.output and args.output.exists():
         raise SparseRMError(f"{args.output} exists already: name another file, or remove it.")
-    rows: Any = iterate_json(sys.stdin) if args.input == "-" else _input_rows(args.input)
+    rows: Any = iterate_json(sys.stdin) if args.input == "-" else iterate_rows(args.input)
     model, tokenizer = load_reward_model(args.model, PartialState().device, args.dtype, args.revision)
     rows = tqdm(rows, desc="Scoring", unit="row", delay=2)
     if args.output is None:
@@ -161,13 +162,6 @@ def score_command(args: argparse.Namespace) -> None:
         return
     before = score_to_file(model, tokenizer, rows, args.output, args.max_length)
     Console().print(f"Wrote {args.output}" + (f"; {before} rows were there from a run before." if before else "."))
-
-
-def _input_rows(source: str) -> Any:
-    path = Path(source)
-    if path.is_file() and {".json", ".jsonl"} & set(path.suffixes):
-        return iterate_json(path)  # streamed
-    return load_preferences(source)
 
 
 def evaluate_command(args: argparse.Namespace) -> None:

@@ -36,8 +36,9 @@ def default_sae(config: PretrainedConfig, name: str) -> str:
     if all(getattr(config, key, None) == value for key, value in _SMOLLM2_135M.items()):
         return str(SHIPPED_SAE)
     raise SparseRMError(
-        f"No SAE is known for the base model {name!r}: name one with --sae, a folder in sae-lens' format or an entry "
-        "of sae-lens' registry such as gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical."
+        f"No SAE is known for the base model {name!r}: name one with --sae (a folder, a repository on the Hub or "
+        "an entry of sae-lens' registry such as gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical), or "
+        "train one with sparserm sae train."
     )
 
 

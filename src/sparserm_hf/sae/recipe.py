@@ -37,7 +37,7 @@ class SAETrainingData:
         metadata={"help": "Texts: a .txt, .json, .jsonl(.gz), .csv, .parquet file or a Hub id, which is streamed."}
     )
     layer: int = field(metadata={"help": "The SAE reads the residual stream after this many decoder layers."})
-    output_dir: str = field(metadata={"help": "Folder that the SAE is written to, in sae-lens' format."})
+    output_dir: str = field(metadata={"help": "Folder that the SAE is written to, in sae-lens' own format."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
     max_length: int = field(default=512, metadata={"help": "Most tokens of a text; longer plain texts are split."})
