@@ -10,6 +10,7 @@ from there. A killed run goes on where it stopped.
 
 import json
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,7 @@ CANDIDATES = {
     "k 64": Candidate(18, SHORT | {"k": 64}),
     "topk": Candidate(18, SHORT | {"architecture": "topk"}),
     "half the width": Candidate(18, SHORT | {"d_sae": 2304}),
+    "shipped": Candidate(18),
 }
 
 
@@ -163,6 +165,7 @@ def train(name: str, candidate: Candidate, work: Path) -> None:
     }
     with replacing_folder(folder) as temporary:
         save_sae(sae, temporary, metadata)
+    shutil.rmtree(work / "checkpoints" / name, ignore_errors=True)
 
 
 @torch.no_grad()
@@ -215,7 +218,7 @@ def measure(folder: Path, work: Path, pairs: dict[str, TokenizedPreferences]) ->
         "layer": layer,
         "architecture": config["metadata"].get("training_architecture", config["architecture"]),
         "width": sae.d_sae,
-        "k": details.get("k") or details.get("target_l0"),
+        "k": details.get("k") or details.get("target_l0") or config["k"],
         "tokens": config["metadata"]["tokens_trained_on"],
         "megabytes": (folder / WEIGHTS_FILE).stat().st_size / 1e6,
         "explained_variance": fit.explained_variance,

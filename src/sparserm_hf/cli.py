@@ -22,35 +22,23 @@ from .errors import SparseRMError
 from .evaluation.evaluate import Evaluation, evaluate_checkpoint
 from .preferences.files import iterate_json, load_preferences
 from .preferences.texts import iterate_rows
-from .sae.presets import PRESETS, model_and_sae
-from .sae_cli import add_sae_commands
+from .sae.presets import model_and_sae
+from .sae_cli import ModelAndSAE, add_sae_commands
 from .scoring import load_reward_model, score_rows, score_to_file, write_row
 from .trainer import SparseRMTrainer
 from .training_config import MIN_LENGTH, SparseRMTrainingConfig
 
 
-@dataclass
-class TrainData:
+@dataclass(kw_only=True)
+class TrainData(ModelAndSAE):
     """What `sparserm train` is given besides its settings."""
 
     dataset: str = field(metadata={"help": "Preference pairs: a .json, .jsonl(.gz), .csv, .parquet file or a Hub id."})
-    model: str | None = field(default=None, metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
     dataset_split: str = field(
         default="train", metadata={"help": "Split of the dataset; slices like train[:1000] work."}
     )
     eval_dataset: str | None = field(default=None, metadata={"help": "Pairs to evaluate on, beside the controls."})
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of the evaluation pairs, on the Hub."})
-    sae: str | None = field(
-        default=None,
-        metadata={"help": "SAE: a folder, release/id of sae-lens, or a Hub repo; by default the base's own."},
-    )
-    preset: str | None = field(
-        default=None,
-        metadata={"help": "Base model and SAE by one name; --model and --sae win.", "choices": list(PRESETS)},
-    )
-    revision: str | None = field(
-        default=None, metadata={"help": "Revision of the base model; its commit is recorded."}
-    )
 
 
 class Parser(HfArgumentParser):

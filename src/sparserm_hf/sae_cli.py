@@ -28,12 +28,9 @@ from .training_config import MIN_LENGTH
 
 
 @dataclass
-class SAECheckData:
-    """What `sparserm sae check` is given."""
+class ModelAndSAE:
+    """The base model and the SAE that a command is given."""
 
-    dataset: str = field(
-        metadata={"help": "Texts: a file or a Hub id; rows with text, messages, prompt and completion, or pairs."}
-    )
     model: str | None = field(default=None, metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
     sae: str | None = field(
         default=None,
@@ -43,9 +40,20 @@ class SAECheckData:
         default=None,
         metadata={"help": "Base model and SAE by one name; --model and --sae win.", "choices": list(PRESETS)},
     )
+    revision: str | None = field(
+        default=None, metadata={"help": "Revision of the base model; its commit is recorded."}
+    )
+
+
+@dataclass(kw_only=True)
+class SAECheckData(ModelAndSAE):
+    """What `sparserm sae check` is given."""
+
+    dataset: str = field(
+        metadata={"help": "Texts: a file or a Hub id; rows with text, messages, prompt and completion, or pairs."}
+    )
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset, on the Hub."})
     layer: int | None = field(default=None, metadata={"help": "Layer to check; by default where the SAE reads."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the base model."})
     dtype: Literal["auto", "bfloat16", "float32"] = field(
         default="auto", metadata={"help": "Type the base model runs in, as for `sparserm train`."}
     )

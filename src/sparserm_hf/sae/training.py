@@ -47,7 +47,7 @@ class SAETrainingConfig:
     )
     d_sae: int | None = _option(None, "Number of latents; by default 8 times the width of the residual stream.")
     k: int = _option(32, "Latents active on a token: on each (topk), on average (batchtopk), aimed at (jumprelu).")
-    total_tokens: int = _option(5_000_000, "Tokens to train on; the texts are repeated where they hold fewer.")
+    total_tokens: int = _option(3_000_000, "Tokens to train on; the texts are repeated where they hold fewer.")
     step_tokens: int = _option(2048, "Tokens of one optimiser step.")
     learning_rate: float = _option(8e-4, "Learning rate; warmed up over 5% of the steps, decayed over the last third.")
     buffer_tokens: int = _option(150_000, "Tokens held in memory and shuffled, so that one step sees many texts.")
