@@ -87,7 +87,7 @@ def test_the_shipped_sae_fits_the_package_and_its_base_model():
     assert size <= 12 * 2**20
     sae = load_sae(str(SHIPPED_SAE))
     assert sae.autoencoder.d_in == 576 and sae.source["model_name"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert sae.layer == 15
+    assert sae.layer == 18
     config = tiny_causal_lm().config
     for name, value in {
         "hidden_size": 576,
