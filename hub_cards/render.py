@@ -52,13 +52,14 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
     return str(card)
 
 
-def render_sae_card(name: str, sae: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def render_sae_card(name: str, sae: Mapping[str, Any], settings: Mapping[str, Any], on_hub: bool) -> str:
     """Markdown of an SAE's card, metadata included.
 
     Args:
-        name: Of the repository.
+        name: Of the repository, or of the folder.
         sae: Its `cfg.json` in sae-lens' format; `metadata` holds what was measured too.
         settings: The training settings.
+        on_hub: Whether it is pushed.
     """
     metadata = sae["metadata"]
     data = ModelCardData(
@@ -73,6 +74,7 @@ def render_sae_card(name: str, sae: Mapping[str, Any], settings: Mapping[str, An
         metadata=metadata,
         hook_name=metadata["hook_name"],
         d_sae=sae["d_sae"],
+        on_hub=on_hub,
         settings=settings,
     )
     return str(card)

@@ -250,7 +250,7 @@ def test_check_refuses_too_little_text(world, tmp_path, capsys):
 def test_check_refuses_a_base_model_that_is_not_finite(world):
     model = base_model()
     model.model.layers[1].mlp.down_proj.weight.data.fill_(float("nan"))
-    with pytest.raises(SparseRMError, match=r"residual stream around layer 2 is not finite: .* overflows in float32"):
+    with pytest.raises(SparseRMError, match="residual stream is not finite in float32"):
         check_before_training(decoder_of(model), load_sae(str(world / "sae")), LAYER, tiny_texts() * 3, BOS, "tiny")
 
 

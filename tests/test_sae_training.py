@@ -63,6 +63,7 @@ def test_it_learns_and_equals_what_sae_lens_reads(architecture, saved_as, steps,
 def test_a_killed_run_ends_with_the_same_bits(base_model, texts, tmp_path, monkeypatch):
     config = SAETrainingConfig(total_tokens=20_000, checkpoint_seconds=0, **SETTINGS)
     monkeypatch.setattr("sparserm_hf.sae.tokens.batch_tokens", lambda device: 1000)  # several batches a buffer
+    train_sae(base_model, texts, tmp_path / "whole", config, METADATA)
     read = ResidualTokens.__call__
     positions = []
 
@@ -72,11 +73,11 @@ def test_a_killed_run_ends_with_the_same_bits(base_model, texts, tmp_path, monke
             raise KeyboardInterrupt
         return read(self, position)
 
-    train_sae(base_model, texts, tmp_path / "whole", config, METADATA)
     monkeypatch.setattr(ResidualTokens, "__call__", killed_later)
     with pytest.raises(KeyboardInterrupt):
         train_sae(base_model, texts, tmp_path / "killed", config, METADATA)
     assert not (tmp_path / "killed" / "cfg.json").exists(), "nothing half-trained looks like an SAE"
+    (tmp_path / "killed" / "checkpoint" / ".9-half-written").mkdir()  # what a kill leaves that hits the writing
     positions.clear()
     monkeypatch.setattr(ResidualTokens, "__call__", lambda self, p: (positions.append(p), read(self, p))[1])
     train_sae(base_model, texts, tmp_path / "killed", config, METADATA)
@@ -103,10 +104,33 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(base_model, texts, tmp_
         train_sae(base_model, texts, tmp_path / "sae", other, METADATA)
     with pytest.raises(SparseRMError, match="holds a run with another base model"):
         train_sae(cut_base_model(tiny_causal_lm(), 2), texts, tmp_path / "sae", config, METADATA)
-    state = tmp_path / "sae" / "checkpoint" / "trainer_state.pt"
+    with pytest.raises(SparseRMError, match="holds a run with another set of texts"):
+        train_sae(base_model, texts[::-1], tmp_path / "sae", config, METADATA)
+    (state,) = (tmp_path / "sae" / "checkpoint").glob("*/trainer_state.pt")
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(SparseRMError, match="is broken: remove that folder"):
         train_sae(base_model, texts, tmp_path / "sae", config, METADATA)
+
+
+def test_a_short_run_too_is_saved_with_a_threshold_that_lets_k_latents_fire(base_model, texts, tmp_path):
+    """The running mean of sae-lens starts at zero: after 16 steps it let seven times as many fire."""
+    config = SAETrainingConfig(total_tokens=16 * 256, **SETTINGS)
+    assert 6 < train_sae(base_model, texts, tmp_path / "sae", config, METADATA).l0 < 10
+
+
+def test_a_base_model_that_gives_no_numbers_is_told_at_once(texts, tmp_path):
+    base_model = cut_base_model(tiny_causal_lm(), 2)
+    base_model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(SparseRMError, match="not finite in float32"):
+        train_sae(base_model, texts, tmp_path / "sae", SAETrainingConfig(total_tokens=512, **SETTINGS), METADATA)
+
+
+def test_too_little_text_is_told_before_training(base_model, texts, tmp_path):
+    config = SAETrainingConfig(total_tokens=512, **SETTINGS)
+    for few in (texts[:1], texts[:3], [text[:2] for text in texts[:40]]):
+        with pytest.raises(SparseRMError, match="are not enough to train and measure an SAE"):
+            train_sae(base_model, few, tmp_path / "sae", config, METADATA)
+    assert not (tmp_path / "sae").exists()
 
 
 def test_sinks_stay_out_and_every_token_has_the_same_norm(texts):
@@ -142,6 +166,16 @@ def test_batch_topk_equals_that_of_sae_lens_whatever_the_last_step_was_like():
 
 
 @pytest.mark.parametrize(
+    "command", [[], ["train"], ["score"], ["evaluate"], ["demo"], ["sae", "train"], ["sae", "check"]]
+)
+def test_every_command_has_help(command, capsys):
+    """A percent sign in a help text is a format to argparse, which then fails."""
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0 and "--help" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"k": 0}, "k is 0"),
@@ -162,7 +196,8 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     tiny_causal_lm("gpt2").save_pretrained(folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
-    rows = [{"prompt": f"what is {i}", "completion": f"it is {i} and not {i + 1}"} for i in range(60)]
+    rows = [{"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2} w{i + 3} w{i + 5} w{i + 7}"} for i in range(60)]
+    rows[7]["completion"] = "w1 w2 " * 100  # longer than the base model has positions
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -190,7 +225,7 @@ def test_the_command_trains_an_sae_that_comes_with_a_card(world, tmp_path, capsy
     loaded = load_sae(str(tmp_path / "sae"))
     assert loaded.layer == 2 and loaded.autoencoder.d_sae == 64 and loaded.source["model_name"] == "base"
     card = (tmp_path / "sae" / "README.md").read_text()
-    assert 'SAE.from_pretrained("sae", "blocks.1.hook_resid_post")' in card
+    assert 'SAE.load_from_disk("sae")' in card and "--sae sae ..." in card
     assert "library_name: saelens" in card and "{{" not in card and str(tmp_path) not in card
     cfg = (tmp_path / "sae" / "cfg.json").read_text()
     assert str(tmp_path) not in cfg and json.loads(cfg)["metadata"]["dataset_path"] == "texts.jsonl"
@@ -228,6 +263,7 @@ def test_it_is_pushed_where_sae_lens_looks_for_it(world, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "HfApi", Api)
     assert main(arguments(world, tmp_path / "my-sae", "--push_to_hub", "--hub_private_repo")) == 0
     hook = "blocks.1.hook_resid_post"
+    assert f'SAE.from_pretrained("somebody/my-sae", "{hook}")' in (tmp_path / "my-sae" / "README.md").read_text()
     assert pushed == {
         "private": True,
         "exist_ok": True,

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .checkpoints import replacing_folder, save_tokenizer
 from .errors import SparseRMError, reason
@@ -94,6 +100,11 @@ def load_language_model(name: str, revision: str | None = None) -> PreTrainedMod
 def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
     """Load the decoder of a base model; `load_language_model` says how."""
     return decoder_of(load_language_model(name, revision))
+
+
+def longest_text(config: PretrainedConfig, max_length: int) -> int:
+    """Most tokens of a text: `max_length`, or as many positions as the base model has."""
+    return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

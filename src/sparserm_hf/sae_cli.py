@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .base_models import cast_weights, is_gguf, load_language_model, load_tokenizer, materialise_gguf
+from .base_models import cast_weights, is_gguf, load_language_model, load_tokenizer, longest_text, materialise_gguf
 from .errors import SparseRMError
 from .modeling.backbone_sparserm import use_exact_attention
 from .preferences.templates import prepare_tokenizer
 from .preferences.texts import load_texts
 from .representations import default_cache_dir, named_dtype
 from .sae.check import MIN_TOKENS, SAECheck, check_sae
+from .sae.fit import NOTHING_EXPLAINED
 from .sae.formats import load_sae
 from .sae.matching import default_sae, matching_layer
 from .sae.presets import PRESETS, model_and_sae
@@ -40,9 +41,7 @@ class ModelAndSAE:
         default=None,
         metadata={"help": "Base model and SAE by one name; --model and --sae win.", "choices": list(PRESETS)},
     )
-    revision: str | None = field(
-        default=None, metadata={"help": "Revision of the base model; its commit is recorded."}
-    )
+    revision: str | None = field(default=None, metadata={"help": "Revision of the base model, on the Hub."})
 
 
 @dataclass(kw_only=True)
@@ -53,6 +52,7 @@ class SAECheckData(ModelAndSAE):
         metadata={"help": "Texts: a file or a Hub id; rows with text, messages, prompt and completion, or pairs."}
     )
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset, on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset, on the Hub."})
     layer: int | None = field(default=None, metadata={"help": "Layer to check; by default where the SAE reads."})
     dtype: Literal["auto", "bfloat16", "float32"] = field(
         default="auto", metadata={"help": "Type the base model runs in, as for `sparserm train`."}
@@ -87,6 +87,8 @@ def train_command(args: argparse.Namespace) -> None:
         f"{100 * fit.dead_share:.1f}% dead, on {fit.tokens:,} tokens that were held out.",
         highlight=False,
     )
+    if not fit.explained_variance > NOTHING_EXPLAINED:
+        Console().print("It explains nothing yet: train it on more tokens.", style="red")
 
 
 def check_command(args: argparse.Namespace) -> int:
@@ -102,7 +104,8 @@ def check_command(args: argparse.Namespace) -> int:
     sae = load_sae(sae_name or default_sae(config, name))
     layer = matching_layer(sae, config, name, args.layer)
     tokenizer = prepare_tokenizer(load_tokenizer(name, args.revision))
-    texts = load_texts(args.dataset, tokenizer, args.max_tokens, args.max_length, args.dataset_split)
+    max_length = longest_text(config, args.max_length)
+    texts = load_texts(args.dataset, tokenizer, args.max_tokens, max_length, args.dataset_split, args.dataset_config)
     device = PartialState().device
     model = use_exact_attention(cast_weights(model.to(device), named_dtype(args.dtype, device)).eval())
     sae.autoencoder.to(device)

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .assembly import build_model
-from .base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, materialise_gguf
+from .base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, longest_text, materialise_gguf
 from .checkpoints import check_output_dir, push_folder, replacing_folder, save_tokenizer
 from .errors import SparseRMError
 from .evaluation.controls import (
@@ -103,8 +103,7 @@ class SparseRMTrainer:
             processing_class or load_tokenizer(self.base_name, self.base_revision)
         )
         # Saved with the tokenizer: scoring truncates as training did.
-        longest = getattr(text_config, "max_position_embeddings", None) or self.args.max_length
-        self.processing_class.model_max_length = min(self.args.max_length, longest)
+        self.processing_class.model_max_length = longest_text(text_config, self.args.max_length)
         self.how = self._pooling()
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None

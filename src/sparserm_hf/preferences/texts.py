@@ -40,11 +40,12 @@ def iterate_rows(source: str, split: str = "train", config: str | None = None) -
         raise SparseRMError(f"The dataset {source!r}, split {split!r}, cannot be loaded: {reason(error)}") from error
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
+def _lines(path: Path) -> Iterator[dict[str, str]]:
     if not path.is_file():
         raise SparseRMError(f"There is no file {path}.")
     try:
-        return [{"text": line} for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        with path.open(encoding="utf-8") as stream:
+            yield from ({"text": line.rstrip("\n")} for line in stream if line.strip())
     except UnicodeDecodeError as error:
         raise SparseRMError(f"{path} cannot be read as text: {error}.") from None
 

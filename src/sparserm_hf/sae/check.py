@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import SparseRMError
 from ..modeling.autoencoder_sparserm import NORMALIZATIONS, SparseAutoencoder
 from ..modeling.backbone_sparserm import decoder_of
-from .fit import Fit, Neighbour, Verdict, judge, measure_fit
+from .fit import MIN_TOKENS, Fit, Neighbour, Verdict, judge, measure_fit
 from .formats import LoadedSAE
 from .hooks import leading_bos, next_token_loss, read_layers
+from .tokens import check_finite
 
 SAMPLE_LENGTH = 128  # tokens of a text that are looked at, so that many texts are
-MIN_TOKENS = 100  # with fewer, explained variance is noise
 TRAINING_TOKENS = 1024  # looked at before a training run
 
 
@@ -84,11 +84,8 @@ def compare_fits(
             f"The texts have {len(tokens[layer])} tokens besides the first ones, but an SAE is measured on at least "
             f"{MIN_TOKENS}: give more or longer texts."
         )
-    if not all(torch.isfinite(found).all() for found in tokens.values()):
-        raise SparseRMError(
-            f"The residual stream around layer {layer} is not finite: the base model overflows in "
-            f"{str(decoder.dtype).removeprefix('torch.')}. Use --dtype float32, or look for broken weights."
-        )
+    for found in tokens.values():
+        check_finite(found, decoder.dtype)
     neighbours = [
         Neighbour(f"layer {n}", _layer_remedy(sae, n), measure_fit(sae.autoencoder, tokens[n]))
         for n in layers
@@ -195,9 +192,12 @@ def check_before_training(
         name: The base model's, for the verdict.
 
     Raises:
-        SparseRMError: The SAE does not fit, or there are too few tokens.
+        SparseRMError: The SAE does not fit.
     """
-    fit, neighbours = compare_fits(decoder, sae, layer, sample_texts(texts, TRAINING_TOKENS), bos)
+    sample = sample_texts(texts, TRAINING_TOKENS)
+    if sum(max(0, len(text) - 2) for text in sample) < MIN_TOKENS:
+        return Verdict(True, f"Whether the SAE fits is not known: the texts have fewer than {MIN_TOKENS} tokens.")
+    fit, neighbours = compare_fits(decoder, sae, layer, sample, bos)
     verdict = judge(fit, neighbours, f"layer {layer} of {name}", sae.source.get("model_name"))
     if not verdict.fits:
         raise SparseRMError(f"{verdict.sentence} If you know better, leave the check out with --check_sae False.")

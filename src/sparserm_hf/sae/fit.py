@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import SparseRMError
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 
 SINK_RATIO = 3.0  # tokens above this many times the median norm are attention sinks
+MIN_TOKENS = 100  # with fewer, explained variance is noise
 CHUNK_TOKENS = 1024  # encoded at once: (tokens, d_sae) is the largest tensor
 
 # By the shipped SAE, also with most of its latents taken out or the base model's weights shaken until it explains 0.4:
@@ -71,6 +73,9 @@ def measure_fit(sae: SparseAutoencoder, tokens: torch.Tensor) -> Fit:
     """Measure an SAE on (N, d_model) residual-stream tokens.
 
     Attention sinks are left out: a few of them are nearly all of the variance, so that every SAE would look perfect.
+
+    Raises:
+        SparseRMError: There is no variance in the tokens.
     """
     norms = tokens.norm(dim=-1)
     kept = tokens[norms <= SINK_RATIO * norms.median()]  # (n, d_model)
@@ -83,6 +88,8 @@ def measure_fit(sae: SparseAutoencoder, tokens: torch.Tensor) -> Fit:
         unexplained += (x - reconstruction).pow(2).sum().item()
         norm_share += (reconstruction.norm(dim=-1) / x.norm(dim=-1)).sum().item()
     variance = (kept - kept.mean(0)).pow(2).sum().item()
+    if not variance > 0:
+        raise SparseRMError("All tokens are the same, so that there is no variance to explain: give other texts.")
     return Fit(
         tokens=len(kept),
         sinks=len(tokens) - len(kept),
@@ -122,7 +129,7 @@ def judge(fit: Fit, neighbours: list[Neighbour], where: str, trained_on: str | N
             f"The SAE does not fit {where}, but {best.name} (explained variance {other:.2f} against {found:.2f}): "
             f"{best.remedy}.",
         )
-    if found <= NOTHING_EXPLAINED:
+    if not found > NOTHING_EXPLAINED:
         belongs = f"it was trained on {trained_on}" if trained_on else "it does not say which base model it belongs to"
         return Verdict(
             False,

@@ -7,12 +7,12 @@ import logging
 from array import array
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from accelerate import PartialState
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ..base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, materialise_gguf
+from ..base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, longest_text, materialise_gguf
 from ..errors import SparseRMError
 from ..hub_cards.render import render_sae_card
 from ..modeling.backbone_sparserm import cut_base_model
@@ -37,7 +37,9 @@ class SAETrainingData:
         metadata={"help": "Texts: a .txt, .json, .jsonl(.gz), .csv, .parquet file or a Hub id, which is streamed."}
     )
     layer: int = field(metadata={"help": "The SAE reads the residual stream after this many decoder layers."})
-    output_dir: str = field(metadata={"help": "Folder that the SAE is written to, in sae-lens' own format."})
+    output_dir: str = field(
+        metadata={"help": "Folder that the SAE is written to, in sae-lens' own format; an SAE there is replaced."}
+    )
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
     max_length: int = field(default=512, metadata={"help": "Most tokens of a text; longer plain texts are split."})
@@ -84,6 +86,15 @@ def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
     Raises:
         SparseRMError: Base model, dataset or settings cannot be used.
     """
+    state = PartialState()
+    if state.num_processes > 1:
+        raise SparseRMError(
+            f"An SAE is trained in one process, but there are {state.num_processes}: run it without accelerate launch."
+        )
+    folder = Path(data.output_dir)
+    repo = folder.name
+    if data.push_to_hub:  # now: name, token and network are known to work before anything is trained
+        repo = HfApi().create_repo(data.hub_model_id or repo, private=data.hub_private_repo, exist_ok=True).repo_id
     name = materialise_gguf(Path(data.model), default_cache_dir()) if is_gguf(data.model) else data.model
     base = load_base_model(name, data.revision)
     revision = getattr(base.config, "_commit_hash", None)
@@ -92,11 +103,11 @@ def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
         base = cut_base_model(base, data.layer)
     except ValueError as error:
         raise SparseRMError(str(error)) from error
-    device = PartialState().device
-    dtype = named_dtype(data.dtype, device)
-    base = cast_weights(base.to(device), dtype).eval().requires_grad_(False)
+    dtype = named_dtype(data.dtype, state.device)
+    base = cast_weights(base.to(state.device), dtype).eval().requires_grad_(False)
+    max_length = longest_text(base.config, data.max_length)
     texts = load_texts(
-        data.dataset, tokenizer, config.total_tokens, data.max_length, data.dataset_split, data.dataset_config
+        data.dataset, tokenizer, config.total_tokens, max_length, data.dataset_split, data.dataset_config
     )
     logger.info("%s texts, %s tokens.", f"{len(texts):,}", f"{sum(map(len, texts)):,}")
     model_name = Path(name).name if Path(name).is_dir() else name  # not the path, which is of this machine only
@@ -104,28 +115,29 @@ def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
         "model_name": model_name,
         "model_revision": revision,
         "hook_name": data.hook_name,
-        "dataset_path": Path(data.dataset).name if Path(data.dataset).is_file() else data.dataset,
-        "context_size": data.max_length,
+        "dataset_path": Path(data.dataset).name if Path(data.dataset).exists() else data.dataset,
+        "context_size": max_length,
         "prepend_bos": tokenizer.bos_token_id is not None and texts[0][0] == tokenizer.bos_token_id,
     }
-    folder = Path(data.output_dir)
     fit = train_sae(base, [array("i", text) for text in texts], folder, config, metadata)
-    repo = data.hub_model_id or folder.name
     sae_config = json.loads((folder / CONFIG_FILE).read_text())
-    (folder / CARD).write_text(render_sae_card(repo, sae_config, asdict(config)))
+    (folder / CARD).write_text(render_sae_card(repo, sae_config, asdict(config), data.push_to_hub))
     if data.push_to_hub:
-        push_sae(folder, repo, data.hook_name, private=data.hub_private_repo)
+        push_sae(folder, repo, data.hook_name)
     return fit
 
 
-def push_sae(folder: Path, repo_id: str, hook_name: str, private: bool = False) -> str:
+def push_sae(folder: Path, repo_id: str, hook_name: str) -> str:
     """Upload an SAE and its card in one commit, the SAE into a folder named after its hook, as sae-lens does.
+
+    Args:
+        folder: What `train_from_dataset` has written.
+        repo_id: The repository, which is there.
+        hook_name: Where the SAE reads.
 
     Returns:
         The address of the commit.
     """
-    api: Any = HfApi()
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     places = {CARD: CARD} | {name: f"{hook_name}/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE)}
     operations = [CommitOperationAdd(place, folder / name) for name, place in places.items()]
-    return api.create_commit(repo_id, operations, commit_message="Add SAE").commit_url
+    return HfApi().create_commit(repo_id, operations, commit_message="Add SAE").commit_url

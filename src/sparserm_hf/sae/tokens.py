@@ -7,11 +7,21 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
+from ..errors import SparseRMError
 from ..modeling.backbone_sparserm import residual_stream
 from ..representations import batch_tokens, pad_texts, plan_batches
 
 # Gives the (N, d_model) tokens at a position of an endless row of batches, the same at every call.
 TokenReader = Callable[[int], torch.Tensor]
+
+
+def check_finite(tokens: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise a `SparseRMError` where a base model gives something else than numbers."""
+    if not torch.isfinite(tokens).all():
+        raise SparseRMError(
+            f"The residual stream is not finite in {str(dtype).removeprefix('torch.')}: try --dtype float32, or look "
+            "for broken weights in the base model."
+        )
 
 
 class ResidualTokens:
@@ -53,6 +63,7 @@ class ResidualTokens:
         hidden = residual_stream(self.base_model, ids, mask)
         mask[:, 0] = 0
         tokens = hidden[mask.bool()].float()  # (N, d_model)
+        check_finite(tokens, self.base_model.dtype)
         rms = tokens.pow(2).mean(-1, keepdim=True).sqrt()
         return (tokens / rms)[(rms < self.sink_ratio * rms.median()).squeeze(-1)]
 
@@ -83,4 +94,5 @@ def shuffled_tokens(
         position += 1
     order = torch.randperm(size, generator=generator)[: size - size % step_tokens]
     tokens = torch.cat(parts)
+    del parts
     return tokens[order.to(tokens.device)], position

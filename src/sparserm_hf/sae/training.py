@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from transformers import PreTrainedModel
 from ..checkpoints import replacing_folder
 from ..errors import SparseRMError, reason
 from ..representations import fingerprint_module, preferred_dtype
-from .fit import Fit, measure_fit
+from .fit import MIN_TOKENS, Fit, measure_fit
 from .formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from .tokens import ResidualTokens, TokenReader, shuffled_tokens
 
@@ -49,7 +51,9 @@ class SAETrainingConfig:
     k: int = _option(32, "Latents active on a token: on each (topk), on average (batchtopk), aimed at (jumprelu).")
     total_tokens: int = _option(3_000_000, "Tokens to train on; the texts are repeated where they hold fewer.")
     step_tokens: int = _option(2048, "Tokens of one optimiser step.")
-    learning_rate: float = _option(8e-4, "Learning rate; warmed up over 5% of the steps, decayed over the last third.")
+    learning_rate: float = _option(
+        8e-4, "Learning rate; warmed up over a twentieth of the steps, decayed over the last third."
+    )
     buffer_tokens: int = _option(150_000, "Tokens held in memory and shuffled, so that one step sees many texts.")
     sink_ratio: float = _option(
         3.0, "Tokens above this many times the median norm are attention sinks and are left out."
@@ -62,8 +66,8 @@ class SAETrainingConfig:
             raise SparseRMError(
                 f"architecture is {self.architecture!r}, but must be one of {', '.join(ARCHITECTURES)}."
             )
-        if self.k < 1:
-            raise SparseRMError(f"k is {self.k}, but must be at least 1.")
+        if self.k < 1 or (self.d_sae is not None and self.d_sae < self.k):
+            raise SparseRMError(f"k is {self.k}, but must be between 1 and the number of latents, {self.d_sae}.")
         if not 2 <= self.step_tokens <= self.buffer_tokens:
             raise SparseRMError(
                 f"step_tokens is {self.step_tokens}, but must be between 2 and buffer_tokens = {self.buffer_tokens}."
@@ -88,17 +92,17 @@ class BatchTopK(nn.Module):
 
     def __init__(self, k: int):
         super().__init__()
-        self.k, self.floor = k, 0.0
+        self.k, self.threshold = k, 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, d_sae) activations to those kept; of several at the threshold, all are."""
         x, count = x.relu(), self.k * len(x)
         with torch.no_grad():
-            largest = x[x > self.floor]
+            largest = x[x > 0.9 * self.threshold]
             if len(largest) < count:
                 largest = x.flatten()
             threshold = largest.topk(count, sorted=False).values.min()
-            self.floor = 0.9 * threshold.item()
+            self.threshold = threshold.item()
         return torch.where(x >= threshold, x, 0.0)
 
 
@@ -109,7 +113,7 @@ def _new_trainer(config: SAETrainingConfig, d_in: int, device: torch.device) -> 
     from sae_lens.training.sae_trainer import SAETrainer
 
     torch.manual_seed(config.seed)
-    d_sae = config.d_sae or 8 * d_in
+    d_sae = 8 * d_in if config.d_sae is None else config.d_sae
     if config.k > d_sae:
         raise SparseRMError(f"k is {config.k}, but must be between 1 and the number of latents, {d_sae}.")
     shape: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "device": str(device)}
@@ -145,33 +149,42 @@ def _new_trainer(config: SAETrainingConfig, d_in: int, device: torch.device) -> 
 
 
 def _save_checkpoint(trainer: SAETrainer, folder: Path, progress: Mapping[str, Any]) -> None:
-    with replacing_folder(folder) as temporary:
+    """Write a checkpoint under a new name, then remove the one before: a kill leaves one of them whole."""
+    newest = folder / str(trainer.n_training_steps)
+    if newest.exists():
+        return
+    with replacing_folder(newest) as temporary:
         trainer.save_checkpoint(".", temporary)
         (temporary / PROGRESS_FILE).write_text(json.dumps(progress))
+    for other in folder.iterdir():
+        if other != newest:
+            shutil.rmtree(other)
 
 
 def _resume(trainer: SAETrainer, folder: Path, run: Mapping[str, Any]) -> int:
-    """Bring a trainer to the state that its checkpoint holds, if there is one; returns the position to read from.
+    """Bring a trainer to the state that its newest checkpoint holds, if any; returns the position to read from.
 
     Raises:
         SparseRMError: The checkpoint is of another run, or broken.
     """
-    if not (folder / PROGRESS_FILE).is_file():
+    checkpoints = [path for path in folder.glob("*") if path.name.isdigit()]
+    if not checkpoints:
         return 0
+    newest = max(checkpoints, key=lambda path: int(path.name))
     try:
-        progress = json.loads((folder / PROGRESS_FILE).read_text())
+        progress = json.loads((newest / PROGRESS_FILE).read_text())
         other = sorted(key for key in {*run, *progress["run"]} if run.get(key) != progress["run"].get(key))
         if other:
             raise SparseRMError(
                 f"{folder} holds a run with another {other[0]} ({progress['run'].get(other[0])}, not "
                 f"{run.get(other[0])}): remove that folder, or name another output folder."
             )
-        trainer.sae.load_weights_from_checkpoint(folder)
-        trainer.load_trainer_state(folder)
+        trainer.sae.load_weights_from_checkpoint(newest)
+        trainer.load_trainer_state(newest)
     except SparseRMError:
         raise
     except Exception as error:  # torch's and safetensors' readers raise a dozen kinds
-        raise SparseRMError(f"The checkpoint {folder} is broken: remove that folder. ({reason(error)})") from error
+        raise SparseRMError(f"The checkpoint {newest} is broken: remove that folder. ({reason(error)})") from error
     logger.info("Going on after %s of %s steps.", trainer.n_training_steps, trainer.cfg.total_training_steps)
     return int(progress["position"])
 
@@ -206,15 +219,17 @@ def fit_sae(
     first = read(0)
     trainer = _new_trainer(config, first.shape[1], first.device)
     trainer.sae.b_dec.data.copy_(first.mean(0))
-    run = {**asdict(config), **(run or {})}
+    run = {**asdict(config), **(run or {}), "step of the base model": len(first)}
     del run["checkpoint_seconds"]  # which makes no difference to the SAE
     position = _resume(trainer, checkpoint, run) if checkpoint else 0
     saved = time.monotonic()
     total, done = config.steps * config.step_tokens, trainer.n_training_samples
     with tqdm(total=total, initial=done, desc="Training the SAE", unit="token", unit_scale=True) as bar:
         while trainer.n_training_steps < config.steps:
-            tokens, position = shuffled_tokens(read, position, config.buffer_tokens, config.step_tokens, config.seed)
-            for batch in tokens.split(config.step_tokens)[: config.steps - trainer.n_training_steps]:
+            left = config.steps - trainer.n_training_steps
+            needed = min(config.buffer_tokens, left * config.step_tokens)
+            tokens, position = shuffled_tokens(read, position, needed, config.step_tokens, config.seed)
+            for batch in tokens.split(config.step_tokens)[:left]:
                 trainer.maybe_reset_sparsity()
                 output = trainer.step(batch)
                 trainer.n_training_steps += 1
@@ -224,8 +239,26 @@ def fit_sae(
             if checkpoint and time.monotonic() - saved >= config.checkpoint_seconds:
                 _save_checkpoint(trainer, checkpoint, {"position": position, "run": run})
                 saved = time.monotonic()
+    if checkpoint:  # what may still fail costs no training
+        _save_checkpoint(trainer, checkpoint, {"position": position, "run": run})
+    if config.architecture == "batchtopk":
+        _set_threshold(trainer.sae, read, position, config)
     trainer.set_final_sae_metadata()
     return trainer.sae
+
+
+@torch.no_grad()
+def _set_threshold(sae: Any, read: TokenReader, position: int, config: SAETrainingConfig) -> None:
+    """Give a BatchTopK SAE the mean threshold of some further batches, with the final weights.
+
+    sae-lens' own is a running mean that starts at zero: after 100 steps, three times as many latents as k would fire.
+    """
+    tokens, _ = shuffled_tokens(read, position, 8 * config.step_tokens, config.step_tokens, config.seed)
+    thresholds = []
+    for batch in tokens.split(config.step_tokens):
+        sae.encode(batch)
+        thresholds.append(sae.activation_fn.threshold)
+    sae.topk_threshold.fill_(sum(thresholds) / len(thresholds))
 
 
 def save_sae(sae: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -243,8 +276,22 @@ def save_sae(sae: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text())
     # Trained on tokens that were normalised beforehand; from here on the SAE does it itself.
     config |= {"normalize_activations": "constant_norm_rescale", "device": "cpu"}
-    config["metadata"] = {k: v for k, v in {**config["metadata"], **metadata}.items() if v is not None}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    add_metadata(folder, metadata)
+
+
+def add_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write what is known of an SAE into its configuration."""
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["metadata"] |= {key: value for key, value in metadata.items() if value is not None}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _fingerprint(texts: Sequence[Sequence[int]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        digest.update(array("i", [len(text), *text]).tobytes())
+    return digest.hexdigest()
 
 
 def train_sae(
@@ -256,7 +303,7 @@ def train_sae(
 ) -> Fit:
     """Train an SAE on the output of a cut base model and save it in sae-lens' own format.
 
-    Every twentieth text, or fewer where that is more than 40,000 tokens, is held out for the measurement.
+    Every twentieth text is held out for the measurement: more of few texts, fewer where that is over 40,000 tokens.
 
     Args:
         base_model: A base model that `modeling.backbone_sparserm.cut_base_model` has cut.
@@ -269,23 +316,27 @@ def train_sae(
         What `measure_fit` says of the saved SAE on the texts held out.
 
     Raises:
-        SparseRMError: Fewer than two texts, or a checkpoint of another run.
+        SparseRMError: Too little text, a base model that gives no numbers, or a checkpoint of another run.
     """
-    if len(texts) < 2:
+    total = sum(map(len, texts))
+    every = min(max(2, min(20, total // (4 * MIN_TOKENS)), total // HELD_OUT_TOKENS), len(texts))
+    kept_out = texts[every - 1 :: every]
+    if sum(len(text) - 1 for text in kept_out) < MIN_TOKENS or every < 2:
         raise SparseRMError(
-            f"{len(texts)} text is not enough to train an SAE on and measure it: at least 2 are needed."
+            f"{len(texts)} texts with {total} tokens are not enough to train and measure an SAE: give more."
         )
-    every = max(min(20, len(texts)), sum(map(len, texts)) // HELD_OUT_TOKENS)
-    seen = [text for i, text in enumerate(texts) if (i + 1) % every]
-    read = ResidualTokens(base_model, seen, config.sink_ratio, config.seed)
-    held_out = ResidualTokens(base_model, texts[every - 1 :: every], config.sink_ratio)
-    run = {"base model": fingerprint_module(base_model), "texts": len(texts), "tokens": sum(map(len, texts))}
+    (output_dir / CHECKPOINT).mkdir(parents=True, exist_ok=True)  # so that it is known now if that is not possible
+    read = ResidualTokens(
+        base_model, [text for i, text in enumerate(texts) if (i + 1) % every], config.sink_ratio, config.seed
+    )
+    held_out = ResidualTokens(base_model, kept_out, config.sink_ratio)
+    run = {"base model": fingerprint_module(base_model), "set of texts": _fingerprint(texts)}
     sae = fit_sae(read, config, output_dir / CHECKPOINT, {**metadata, **run})
     with replacing_folder(output_dir) as temporary:
         save_sae(sae, temporary, metadata)
         saved = load_sae(str(temporary)).autoencoder.to(base_model.device)
         fit = measure_fit(saved, torch.cat([held_out(i) for i in range(len(held_out))]))
         measured = {name: getattr(fit, name) for name in ("explained_variance", "l0", "dead_share")}
-        save_sae(sae, temporary, {**metadata, **measured, "tokens_trained_on": config.steps * config.step_tokens})
+        add_metadata(temporary, {**measured, "tokens_trained_on": config.steps * config.step_tokens})
     shutil.rmtree(output_dir / CHECKPOINT, ignore_errors=True)
     return fit
