@@ -37,7 +37,8 @@ from sparserm_hf.preferences.templates import assistant_header_ids, encode, prep
 from sparserm_hf.representations import Representations, default_cache_dir, pad_texts, plan_batches
 from sparserm_hf.sae.fit import measure_fit
 from sparserm_hf.sae.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
-from sparserm_hf.sae.training import SAETrainingConfig, fit_sae, save_sae
+from sparserm_hf.sae.training import fit_sae, save_sae
+from sparserm_hf.sae.training_config import SAETrainingConfig
 from sparserm_hf.selection import select_latents
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,7 +24,8 @@ from sparserm_hf.preferences.templates import prepare_tokenizer
 from sparserm_hf.preferences.texts import load_texts
 from sparserm_hf.representations import default_cache_dir, preferred_dtype
 from sparserm_hf.sae.tokens import ResidualTokens
-from sparserm_hf.sae.training import SAETrainingConfig, fit_sae
+from sparserm_hf.sae.training import fit_sae
+from sparserm_hf.sae.training_config import SAETrainingConfig
 
 BASE = "base model"
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product")

@@ -63,7 +63,7 @@ CONFIGS = {
         },
     ),
 }
-LAYERS = {"gemma-2-2b-it": 14, "gemma-2-9b-it": 32, "llama-3.1-8b-instruct": 16, "smollm2-135m-instruct": 15}
+LAYERS = {"gemma-2-2b-it": 14, "gemma-2-9b-it": 32, "llama-3.1-8b-instruct": 16, "smollm2-135m-instruct": 18}
 PAPER = {"gemma-2-2b-it": 13, "gemma-2-9b-it": 31, "llama-3.1-8b-instruct": 15}  # counted from 0, as Scope counts
 
 

@@ -13,7 +13,8 @@ from sparserm_hf.errors import SparseRMError
 from sparserm_hf.sae import recipe
 from sparserm_hf.sae.formats import load_sae
 from sparserm_hf.sae.tokens import ResidualTokens, shuffled_tokens
-from sparserm_hf.sae.training import BatchTopK, SAETrainingConfig, train_sae
+from sparserm_hf.sae.training import BatchTopK, train_sae
+from sparserm_hf.sae.training_config import SAETrainingConfig
 
 sae_lens = pytest.importorskip("sae_lens")
 

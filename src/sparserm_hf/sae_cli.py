@@ -24,7 +24,7 @@ from .sae.formats import load_sae
 from .sae.matching import default_sae, matching_layer
 from .sae.presets import PRESETS, model_and_sae
 from .sae.recipe import SAETrainingData, train_from_dataset
-from .sae.training import SAETrainingConfig
+from .sae.training_config import SAETrainingConfig
 from .training_config import MIN_LENGTH
 
 

@@ -21,7 +21,8 @@ from ..preferences.texts import load_texts
 from ..representations import default_cache_dir, named_dtype
 from .fit import Fit
 from .formats import CONFIG_FILE, WEIGHTS_FILE
-from .training import CHECKPOINT, SAETrainingConfig, train_sae
+from .training import CHECKPOINT, train_sae
+from .training_config import SAETrainingConfig
 
 logger = logging.getLogger(__name__)
 
