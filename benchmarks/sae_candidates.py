@@ -30,15 +30,15 @@ from sparserm_hf.modeling.backbone_sparserm import cut_base_model, pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from sparserm_hf.base_models import load_base_model, materialise_gguf
+from sparserm_hf.base_models import load_base_model, unpacked
 from sparserm_hf.checkpoints import replacing_folder
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.head import Objective, PairFeatures, fit_linear_head
 from sparserm_hf.preferences.files import iterate_json, load_preferences
 from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
 from sparserm_hf.preferences.templates import assistant_header_ids, encode, prepare_tokenizer
-from sparserm_hf.representations import Representations, default_cache_dir, pad_texts, plan_batches
-from sparserm_hf.sae.fit import measure_fit
+from sparserm_hf.representations import Representations, pad_texts, plan_batches
+from sparserm_hf.sae.fit import SINK_RATIO, measure_fit
 from sparserm_hf.sae.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from sparserm_hf.sae.training import fit_sae, save_sae
 from sparserm_hf.sae.training_config import SAETrainingConfig
@@ -54,7 +54,6 @@ CORPUS_TOKENS = 1_100_000  # of sae_corpus; the tasks' texts come on top
 HELD_OUT = 3  # shards of about 16,000 tokens
 K = 128  # latents selected on either side
 SEEDS = (0, 1, 2)
-SINK_RATIO = 3.0  # tokens above this many times the median norm are attention sinks
 
 
 @dataclass(frozen=True)
@@ -268,7 +267,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main(data: Path, work: Path) -> None:
-    base = materialise_gguf(Path(find_base_model()), default_cache_dir())
+    base = unpacked(find_base_model())
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
     tokenizer.model_max_length = 1024
     model = cut_base_model(load_base_model(base), max(LAYERS)).eval()

@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparserm_hf.base_models import materialise_gguf
+from sparserm_hf.base_models import unpacked
 from sparserm_hf.cli import main as sparserm
 from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.representations import default_cache_dir
 from sparserm_hf.sae.presets import SHIPPED_SAE
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +72,7 @@ def check(model: str, sae: str, dataset: str) -> tuple[int, str]:
 def main(dataset: str) -> None:
     os.environ["COLUMNS"] = "118"  # the width of the tables
     dataset = str(Path(dataset).resolve())
-    base = materialise_gguf(Path(find_base_model()), default_cache_dir())
+    base = unpacked(find_base_model())
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # names, not paths, in the output
         shutil.copytree(base, BASE)

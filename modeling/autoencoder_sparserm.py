@@ -103,8 +103,11 @@ class SparseAutoencoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Reconstruct x (..., d_in) from its latents."""
+        return self.decode(self.encode(x), x)
+
+    def decode(self, f: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Reconstruct x (..., d_in) from its latents f (..., d_sae); x itself gives the scale alone."""
         _, scale, shift = self.normalize(x.to(self.W_enc.dtype))
-        f = self.encode(x)
         if self.rescale_acts_by_decoder_norm:
             f = f / self.W_dec.norm(dim=-1)
         return (f @ self.W_dec + self.b_dec) * scale + shift

@@ -61,25 +61,29 @@ def test_it_learns_and_equals_what_sae_lens_reads(architecture, saved_as, steps,
     assert not (tmp_path / "long" / "checkpoint").exists(), "the checkpoint goes when the SAE is there"
 
 
+def kill_at(position, monkeypatch):
+    """End every run when it comes to read a position."""
+    read = ResidualTokens.__call__
+
+    def killed_later(self, asked):
+        if asked >= position:
+            raise KeyboardInterrupt
+        return read(self, asked)
+
+    monkeypatch.setattr(ResidualTokens, "__call__", killed_later)
+
+
 def test_a_killed_run_ends_with_the_same_bits(base_model, texts, tmp_path, monkeypatch):
     config = SAETrainingConfig(total_tokens=20_000, checkpoint_seconds=0, **SETTINGS)
     monkeypatch.setattr("sparserm_hf.sae.tokens.batch_tokens", lambda device: 1000)  # several batches a buffer
     train_sae(base_model, texts, tmp_path / "whole", config, METADATA)
     read = ResidualTokens.__call__
-    positions = []
-
-    def killed_later(self, position):
-        positions.append(position)
-        if position >= 4:
-            raise KeyboardInterrupt
-        return read(self, position)
-
-    monkeypatch.setattr(ResidualTokens, "__call__", killed_later)
+    kill_at(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_sae(base_model, texts, tmp_path / "killed", config, METADATA)
     assert not (tmp_path / "killed" / "cfg.json").exists(), "nothing half-trained looks like an SAE"
     (tmp_path / "killed" / "checkpoint" / ".9-half-written").mkdir()  # what a kill leaves that hits the writing
-    positions.clear()
+    positions = []
     monkeypatch.setattr(ResidualTokens, "__call__", lambda self, p: (positions.append(p), read(self, p))[1])
     train_sae(base_model, texts, tmp_path / "killed", config, METADATA)
     assert positions[1] > 0, "it goes on, but for the look at the width of the first batch"
@@ -90,14 +94,7 @@ def test_a_killed_run_ends_with_the_same_bits(base_model, texts, tmp_path, monke
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_with(base_model, texts, tmp_path, monkeypatch):
     config = SAETrainingConfig(total_tokens=20_000, checkpoint_seconds=0, **SETTINGS)
-    read = ResidualTokens.__call__
-
-    def killed_later(self, position):
-        if position >= 2:
-            raise KeyboardInterrupt
-        return read(self, position)
-
-    monkeypatch.setattr(ResidualTokens, "__call__", killed_later)
+    kill_at(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_sae(base_model, texts, tmp_path / "sae", config, METADATA)
     other = SAETrainingConfig(total_tokens=20_000, **SETTINGS | {"k": 9})

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -17,14 +18,10 @@ from transformers import (
 
 from .checkpoints import replacing_folder, save_tokenizer
 from .errors import SparseRMError, reason
-from .modeling.backbone_sparserm import decoder_of, load_causal_lm
+from .modeling.backbone_sparserm import cut_base_model, decoder_of, load_causal_lm
+from .representations import default_cache_dir
 
 logger = logging.getLogger(__name__)
-
-
-def is_gguf(name: str) -> bool:
-    """Whether a base model is named by a GGUF file."""
-    return name.endswith(".gguf")
 
 
 def materialise_gguf(path: Path, cache_dir: Path) -> str:
@@ -71,6 +68,14 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
     return str(folder)
 
 
+def unpacked(name: str) -> str:
+    """The name of a base model; of a GGUF file, that of the folder it is unpacked into, by one process for all."""
+    if not name.endswith(".gguf"):
+        return name
+    with PartialState().main_process_first():
+        return materialise_gguf(Path(name), default_cache_dir())
+
+
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Cast a model's parameters, in place.
 
@@ -105,6 +110,22 @@ def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
 def longest_text(config: PretrainedConfig, max_length: int) -> int:
     """Most tokens of a text: `max_length`, or as many positions as the base model has."""
     return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+
+
+def prepare_base_model(
+    model: PreTrainedModel, layer: int, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Cut a base model after `layer` layers, move it to its device and type, and freeze it; all in place.
+
+    Raises:
+        SparseRMError: It has no such layer, or is of an unknown architecture.
+    """
+    try:
+        model = cut_base_model(model, layer)
+    except ValueError as error:
+        raise SparseRMError(str(error)) from error
+    model.to(device)  # type: ignore[arg-type]
+    return cast_weights(model, dtype).eval().requires_grad_(False)
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

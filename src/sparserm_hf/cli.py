@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from .evaluation.evaluate import Evaluation, evaluate_checkpoint
 from .preferences.files import iterate_json, load_preferences
 from .preferences.texts import iterate_rows
 from .sae.presets import model_and_sae
-from .sae_cli import ModelAndSAE, add_sae_commands
+from .sae_cli import ModelAndSAE, add_sae_commands, given
 from .scoring import load_reward_model, score_rows, score_to_file, write_row
 from .trainer import SparseRMTrainer
 from .training_config import MIN_LENGTH, SparseRMTrainingConfig
@@ -107,7 +107,7 @@ def _local_split(source: str, split: str) -> str:
 
 def train_command(args: argparse.Namespace) -> None:
     """`sparserm train`."""
-    config = SparseRMTrainingConfig(**{f.name: getattr(args, f.name) for f in fields(SparseRMTrainingConfig)})
+    config = given(SparseRMTrainingConfig, args)
     model, sae = model_and_sae(args.preset, args.model, args.sae)
     evaluation_data = None
     if args.eval_dataset:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import PartialState
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .base_models import cast_weights, is_gguf, load_language_model, load_tokenizer, longest_text, materialise_gguf
+from .base_models import cast_weights, load_language_model, load_tokenizer, longest_text, unpacked
 from .errors import SparseRMError
 from .modeling.backbone_sparserm import use_exact_attention
 from .preferences.templates import prepare_tokenizer
 from .preferences.texts import load_texts
-from .representations import default_cache_dir, named_dtype
+from .representations import named_dtype
 from .sae.check import MIN_TOKENS, SAECheck, check_sae
 from .sae.fit import NOTHING_EXPLAINED
 from .sae.formats import load_sae
@@ -77,11 +76,15 @@ def add_sae_commands(commands: argparse._SubParsersAction) -> None:
     train.set_defaults(run=train_command)
 
 
+def given(kind: type, args: argparse.Namespace) -> Any:
+    """The instance of a dataclass whose fields a command was given."""
+    return kind(**{f.name: getattr(args, f.name) for f in fields(kind)})
+
+
 def train_command(args: argparse.Namespace) -> None:
     """`sparserm sae train`."""
-    data = SAETrainingData(**{f.name: getattr(args, f.name) for f in fields(SAETrainingData)})
-    config = SAETrainingConfig(**{f.name: getattr(args, f.name) for f in fields(SAETrainingConfig)})
-    fit = train_from_dataset(data, config)
+    data = given(SAETrainingData, args)
+    fit = train_from_dataset(data, given(SAETrainingConfig, args))
     Console().print(
         f"Saved {data.output_dir}: explained variance {fit.explained_variance:.3f}, L0 {fit.l0:.1f}, "
         f"{100 * fit.dead_share:.1f}% dead, on {fit.tokens:,} tokens that were held out.",
@@ -97,8 +100,7 @@ def check_command(args: argparse.Namespace) -> int:
         if getattr(args, option) < least:
             raise SparseRMError(f"{option} is {getattr(args, option)}, but must be at least {least}.")
     name, sae_name = model_and_sae(args.preset, args.model, args.sae)
-    if is_gguf(name):
-        name = materialise_gguf(Path(name), default_cache_dir())
+    name = unpacked(name)
     model = load_language_model(name, args.revision)
     config = model.config.get_text_config()
     sae = load_sae(sae_name or default_sae(config, name))

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .assembly import build_model
-from .base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, longest_text, materialise_gguf
+from .base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
 from .checkpoints import check_output_dir, push_folder, replacing_folder, save_tokenizer
 from .errors import SparseRMError
 from .evaluation.controls import (
@@ -90,9 +90,7 @@ class SparseRMTrainer:
                 "folder and pass that, or leave slim out."
             )
         self.state = PartialState()
-        if is_gguf(self.base_name):
-            with self.state.main_process_first():
-                self.base_name = materialise_gguf(Path(self.base_name), default_cache_dir())
+        self.base_name = unpacked(self.base_name)
         base = load_base_model(self.base_name, revision) if isinstance(model, str) else copy.deepcopy(model)
         text_config = base.config.get_text_config()
         self.base_revision = getattr(base.config, "_commit_hash", None)
@@ -119,11 +117,9 @@ class SparseRMTrainer:
     def _prepare_base(self, base: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         """Cut the base model, move it to its device and type, and check on the way that the SAE fits."""
         depth = base.config.get_text_config().num_hidden_layers
-        try:  # with the layer behind, to which the SAE may belong
-            base = cut_base_model(base, min(self.layer + 1, depth) if self.args.check_sae else self.layer)
-        except ValueError as error:
-            raise SparseRMError(str(error)) from error
-        base = cast_weights(base.to(self.state.device), dtype).eval().requires_grad_(False)
+        # With the layer behind, to which the SAE may belong.
+        layer = min(self.layer + 1, depth) if self.args.check_sae else self.layer
+        base = prepare_base_model(base, layer, self.state.device, dtype)
         if self.args.check_sae:
             self.sae.autoencoder.to(self.state.device)
             bos = self.processing_class.bos_token_id

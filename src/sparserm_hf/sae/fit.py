@@ -82,7 +82,8 @@ def measure_fit(sae: SparseAutoencoder, tokens: torch.Tensor) -> Fit:
     fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=tokens.device)
     active = unexplained = norm_share = 0.0
     for x in kept.split(CHUNK_TOKENS):
-        latents, reconstruction = sae.encode(x), sae(x)
+        latents = sae.encode(x)
+        reconstruction = sae.decode(latents, x)
         fired |= (latents > 0).any(0)
         active += (latents > 0).sum().item()
         unexplained += (x - reconstruction).pow(2).sum().item()

@@ -12,13 +12,12 @@ from typing import Literal
 from accelerate import PartialState
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ..base_models import cast_weights, is_gguf, load_base_model, load_tokenizer, longest_text, materialise_gguf
+from ..base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
 from ..errors import SparseRMError
 from ..hub_cards.render import render_sae_card
-from ..modeling.backbone_sparserm import cut_base_model
 from ..preferences.templates import prepare_tokenizer
 from ..preferences.texts import load_texts
-from ..representations import default_cache_dir, named_dtype
+from ..representations import named_dtype
 from .fit import Fit
 from .formats import CONFIG_FILE, WEIGHTS_FILE
 from .training import CHECKPOINT, train_sae
@@ -96,16 +95,11 @@ def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
     repo = folder.name
     if data.push_to_hub:  # now: name, token and network are known to work before anything is trained
         repo = HfApi().create_repo(data.hub_model_id or repo, private=data.hub_private_repo, exist_ok=True).repo_id
-    name = materialise_gguf(Path(data.model), default_cache_dir()) if is_gguf(data.model) else data.model
+    name = unpacked(data.model)
     base = load_base_model(name, data.revision)
     revision = getattr(base.config, "_commit_hash", None)
     tokenizer = prepare_tokenizer(load_tokenizer(name, revision))
-    try:
-        base = cut_base_model(base, data.layer)
-    except ValueError as error:
-        raise SparseRMError(str(error)) from error
-    dtype = named_dtype(data.dtype, state.device)
-    base = cast_weights(base.to(state.device), dtype).eval().requires_grad_(False)
+    base = prepare_base_model(base, data.layer, state.device, named_dtype(data.dtype, state.device))
     max_length = longest_text(base.config, data.max_length)
     texts = load_texts(
         data.dataset, tokenizer, config.total_tokens, max_length, data.dataset_split, data.dataset_config

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..errors import SparseRMError
 from ..modeling.backbone_sparserm import residual_stream
 from ..representations import batch_tokens, pad_texts, plan_batches
+from .fit import SINK_RATIO
 
 # Gives the (N, d_model) tokens at a position of an endless row of batches, the same at every call.
 TokenReader = Callable[[int], torch.Tensor]
@@ -42,7 +43,7 @@ class ResidualTokens:
         self,
         base_model: PreTrainedModel,
         texts: Sequence[Sequence[int]],
-        sink_ratio: float = 3.0,
+        sink_ratio: float = SINK_RATIO,
         seed: int = 0,
         max_tokens: int | None = None,
     ):

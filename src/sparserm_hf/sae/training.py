@@ -104,8 +104,6 @@ def _new_trainer(config: SAETrainingConfig, d_in: int, device: torch.device) -> 
 def _save_checkpoint(trainer: SAETrainer, folder: Path, progress: Mapping[str, Any]) -> None:
     """Write a checkpoint under a new name, then remove the one before: a kill leaves one of them whole."""
     newest = folder / str(trainer.n_training_steps)
-    if newest.exists():
-        return
     with replacing_folder(newest) as temporary:
         trainer.save_checkpoint(".", temporary)
         (temporary / PROGRESS_FILE).write_text(json.dumps(progress))
@@ -189,11 +187,10 @@ def fit_sae(
                 bar.update(len(batch))
                 if trainer.n_training_steps % 10 == 0:
                     _show(bar, trainer, output)
-            if checkpoint and time.monotonic() - saved >= config.checkpoint_seconds:
+            finished = trainer.n_training_steps == config.steps  # what may still fail then costs no training
+            if checkpoint and (finished or time.monotonic() - saved >= config.checkpoint_seconds):
                 _save_checkpoint(trainer, checkpoint, {"position": position, "run": run})
                 saved = time.monotonic()
-    if checkpoint:  # what may still fail costs no training
-        _save_checkpoint(trainer, checkpoint, {"position": position, "run": run})
     if config.architecture == "batchtopk":
         _set_threshold(trainer.sae, read, position, config)
     trainer.set_final_sae_metadata()
@@ -226,16 +223,13 @@ def save_sae(sae: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
     weights = load_file(folder / WEIGHTS_FILE)
     weights |= {name: weights[name].bfloat16() for name in ("W_enc", "W_dec")}
     save_file(weights, folder / WEIGHTS_FILE)
-    config = json.loads((folder / CONFIG_FILE).read_text())
     # Trained on tokens that were normalised beforehand; from here on the SAE does it itself.
-    config |= {"normalize_activations": "constant_norm_rescale", "device": "cpu"}
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
-    add_metadata(folder, metadata)
+    edit_config(folder, metadata, normalize_activations="constant_norm_rescale", device="cpu")
 
 
-def add_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Write what is known of an SAE into its configuration."""
-    config = json.loads((folder / CONFIG_FILE).read_text())
+def edit_config(folder: Path, metadata: Mapping[str, Any], **settings: str) -> None:
+    """Write what is known of an SAE into the metadata of its configuration, and change some of its settings."""
+    config = json.loads((folder / CONFIG_FILE).read_text()) | settings
     config["metadata"] |= {key: value for key, value in metadata.items() if value is not None}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -290,6 +284,6 @@ def train_sae(
         saved = load_sae(str(temporary)).autoencoder.to(base_model.device)
         fit = measure_fit(saved, torch.cat([held_out(i) for i in range(len(held_out))]))
         measured = {name: getattr(fit, name) for name in ("explained_variance", "l0", "dead_share")}
-        add_metadata(temporary, {**measured, "tokens_trained_on": config.steps * config.step_tokens})
+        edit_config(temporary, {**measured, "tokens_trained_on": config.steps * config.step_tokens})
     shutil.rmtree(output_dir / CHECKPOINT, ignore_errors=True)
     return fit

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import SparseRMError
+from .fit import SINK_RATIO
 
 ARCHITECTURES = ("batchtopk", "topk", "jumprelu")
 
@@ -30,7 +31,7 @@ class SAETrainingConfig:
     )
     buffer_tokens: int = _option(150_000, "Tokens held in memory and shuffled, so that one step sees many texts.")
     sink_ratio: float = _option(
-        3.0, "Tokens above this many times the median norm are attention sinks and are left out."
+        SINK_RATIO, "Tokens above this many times the median norm are attention sinks and are left out."
     )
     checkpoint_seconds: float = _option(120.0, "Least time between two checkpoints, which end with a buffer.")
     seed: int = _option(0, "Seed of all that is random.")
