@@ -37,12 +37,12 @@ from sparserm_hf.head import Objective, PairFeatures, fit_linear_head
 from sparserm_hf.preferences.files import iterate_json, load_preferences
 from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
 from sparserm_hf.preferences.templates import assistant_header_ids, encode, prepare_tokenizer
-from sparserm_hf.representations import Representations, pad_texts, plan_batches
+from sparserm_hf.representations import pad_texts, plan_batches
 from sparserm_hf.sae.fit import SINK_RATIO, measure_fit
 from sparserm_hf.sae.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from sparserm_hf.sae.training import fit_sae, save_sae
 from sparserm_hf.sae.training_config import SAETrainingConfig
-from sparserm_hf.selection import select_latents
+from sparserm_hf.selection import select_by_frequency
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -172,7 +172,7 @@ def train(name: str, candidate: Candidate, work: Path) -> None:
 
 
 @torch.no_grad()
-def pool(shards: Path, layer: int, texts: int, sae: SparseAutoencoder) -> Representations:
+def pool(shards: Path, layer: int, texts: int, sae: SparseAutoencoder) -> tuple[np.ndarray, csr_matrix]:
     """Mean over each text's tokens, of the tokens themselves and of their SAE activations."""
     tokens, activations, counts = torch.zeros(texts, sae.d_in), torch.zeros(texts, sae.d_sae), torch.zeros(texts, 1)
     for path in sorted(shards.glob("*.safetensors")):
@@ -183,20 +183,23 @@ def pool(shards: Path, layer: int, texts: int, sae: SparseAutoencoder) -> Repres
             activations.index_add_(0, i, sae.encode(part))
             counts.index_add_(0, i, torch.ones(len(i), 1))
     counts.clamp_(min=1)
-    return Representations((tokens / counts).numpy(), csr_matrix((activations / counts).numpy()))
+    return (tokens / counts).numpy(), csr_matrix((activations / counts).numpy())
 
 
-def cross_validate(r: Representations, pairs: TokenizedPreferences, sae: SparseAutoencoder, reads: str) -> float:
+def cross_validate(
+    pooled: np.ndarray, activations: csr_matrix, pairs: TokenizedPreferences, sae: SparseAutoencoder, reads: str
+) -> float:
     """Share of the training pairs ranked right while they were held out; latents are selected in each fold."""
     chosen, rejected = np.array(pairs.chosen), np.array(pairs.rejected)
     directions = sae.W_dec.double().numpy()
 
     def features_for(train: np.ndarray) -> PairFeatures:
         if reads == "dense":
-            features = r.pooled
+            features = pooled
         else:
-            picked = select_latents(r.activations[chosen[train]], r.activations[rejected[train]], K).latents
-            features = r.pooled @ directions[picked].T if reads == "projection" else r.activations[:, picked].toarray()
+            firing = activations[chosen[train]], activations[rejected[train]]
+            picked = select_by_frequency(*firing, K, ["mean_projection"]).latents
+            features = pooled @ directions[picked].T if reads == "projection" else activations[:, picked].toarray()
         return PairFeatures(features[chosen].astype(np.float64), features[rejected].astype(np.float64))
 
     objective = Objective("margin", 1.0, np.zeros(len(pairs)))
@@ -230,9 +233,9 @@ def measure(folder: Path, work: Path, pairs: dict[str, TokenizedPreferences]) ->
         "accuracy": {},
     }
     for task in TASKS:
-        representations = pool(work / "tasks" / task, layer, len(pairs[task].texts), sae)
+        pooled, activations = pool(work / "tasks" / task, layer, len(pairs[task].texts), sae)
         row["accuracy"][task] = {
-            reads: cross_validate(representations, pairs[task], sae, reads)
+            reads: cross_validate(pooled, activations, pairs[task], sae, reads)
             for reads in ("projection", "activation", "dense")
         }
     path.parent.mkdir(exist_ok=True)

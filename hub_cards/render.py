@@ -47,7 +47,9 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
         settings=settings,
         metrics=metrics,
         rows=rows,
-        latents=list(zip(config.latents, config.latent_sides, config.latent_separations, strict=True)),
+        features=list(
+            zip(config.latents, config.readings, config.latent_sides, config.latent_separations, strict=True)
+        ),
     )
     return str(card)
 

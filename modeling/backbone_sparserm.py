@@ -1,7 +1,7 @@
 """The frozen base model: cut it after one layer, run it, pool its residual stream to one vector per sequence."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -205,26 +205,72 @@ def pooled_tokens(
     return candidates
 
 
-def pool_representations(hidden: torch.Tensor, pooled: torch.Tensor, norm: str) -> torch.Tensor:
-    """Mean over the pooled tokens, in float32: (B, T, d_model) and (B, T) bool to (B, d_model).
+class PooledTexts(NamedTuple):
+    """What is read of B texts, in float32.
 
-    With `norm="rms"` each token is divided by its root mean square first, which takes the attention sinks inside a
-    text down to the size of any other token.
+    Attributes:
+        mean: (B, d_model) mean of the pooled tokens.
+        last: (B, d_model) the last of them.
+        mean_activation: (B, K) mean SAE activation over the pooled tokens; K = 0 without an SAE.
+        max_activation: (B, K) largest one.
+        has_tokens: (B, 1) bool: whether any token was pooled; if not, all else is zero.
     """
-    hidden = hidden.float()
-    if norm == "rms":
-        hidden = hidden / hidden.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
-    weight = pooled.float().unsqueeze(-1)  # (B, T, 1)
+
+    mean: torch.Tensor
+    last: torch.Tensor
+    mean_activation: torch.Tensor
+    max_activation: torch.Tensor
+    has_tokens: torch.Tensor
+
+
+def pool_texts(hidden: torch.Tensor, pooled: torch.Tensor, norm: str, sae: SparseAutoencoder | None) -> PooledTexts:
+    """Read (B, T, d_model) residual streams at their pooled tokens, (B, T) bool.
+
+    Args:
+        hidden: The residual streams.
+        pooled: What `pooled_tokens` returns.
+        norm: With `rms`, each token is divided by its root mean square, which takes the attention sinks inside a text
+            down to the size of any other token. The SAE reads the tokens as they are.
+        sae: With the latents whose activations are read.
+    """
+    index = torch.arange(pooled.shape[1], device=pooled.device)
+    last = pooled & (index == (pooled * index).amax(-1, keepdim=True))
+    mean_activation = max_activation = hidden.new_zeros((len(hidden), 0), dtype=torch.float32)
+    if sae is not None:
+        mean_activation, max_activation = pool_activations(hidden, pooled, sae)
+    return PooledTexts(
+        pool_representations(hidden, pooled, norm),
+        pool_representations(hidden, last, norm),
+        mean_activation,
+        max_activation,
+        pooled.any(-1, keepdim=True),
+    )
+
+
+def pool_representations(hidden: torch.Tensor, pooled: torch.Tensor, norm: str) -> torch.Tensor:
+    """Mean over the pooled tokens, in float32: (B, T, d_model) and (B, T) bool to (B, d_model)."""
     # Masked, not multiplied by zero: a padded position may hold an infinity.
-    total = torch.where(pooled.unsqueeze(-1), hidden, 0.0).sum(1)
-    return total / weight.sum(1).clamp(min=1.0)
+    tokens = torch.where(pooled.unsqueeze(-1), hidden, 0.0).float()
+    weight = pooled.float()  # (B, T)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1.0)
+    if norm == "rms":
+        weight = weight / tokens.pow(2).mean(-1).sqrt().clamp(min=1e-6)
+    return (weight.unsqueeze(1) @ tokens).squeeze(1)
 
 
-def pool_activations(hidden: torch.Tensor, pooled: torch.Tensor, sae: SparseAutoencoder) -> torch.Tensor:
-    """Mean SAE activation over the pooled tokens: (B, T, d_model) and (B, T) bool to (B, d_sae).
+def pool_activations(
+    hidden: torch.Tensor, pooled: torch.Tensor, sae: SparseAutoencoder
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and largest SAE activation over the pooled tokens: (B, T, d_model), (B, T) bool to (B, d_sae) each.
 
     An SAE is trained on single tokens, so each token is encoded and the activations are pooled, never the other way
     round. One sequence at a time: (tokens, d_sae) is the largest tensor here.
     """
-    rows = [sae.encode(hidden[i, pooled[i]].float()) for i in range(len(hidden))]  # each (tokens, d_sae)
-    return torch.stack([row.sum(0) / max(len(row), 1) for row in rows])
+    nothing = hidden.new_zeros((1, sae.d_in), dtype=torch.float32)
+    means, largest = [], []
+    for tokens, where in zip(hidden, pooled, strict=True):
+        some = bool(where.any())
+        f = sae.encode(tokens[where].float() if some else nothing)  # (tokens, d_sae)
+        means.append(f.mean(0) * some)
+        largest.append(f.amax(0) * some)
+    return torch.stack(means), torch.stack(largest)

@@ -7,7 +7,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 POOLINGS = ("last", "mean", "response_mean")
 REPRESENTATION_NORMS = ("none", "rms")
-FEATURES = ("projection", "activation", "both")
+# What a feature is of its latent: the projection on its decoder direction of the mean pooled token or of the last one,
+# or its activation, mean or largest over the pooled tokens.
+READINGS = ("mean_projection", "last_projection", "mean_activation", "max_activation")
 HEAD_TYPES = ("linear", "mlp")
 
 AUTO_MAP = {
@@ -59,11 +61,13 @@ class SparseRMConfig(PretrainedConfig):
         pooling: `last`, `mean` or `response_mean`.
         response_marker_ids: Token ids of the chat template's assistant header, for `response_mean`.
         representation_norm: `rms` divides each token by its root mean square before pooling; `none` does not.
-        features: What is read of each selected latent: the `projection` of the representation on its decoder
-            direction, its pooled `activation`, or `both`.
-        latents: Ids, in the SAE, of the selected latents, those that fire more on chosen responses first.
-        latent_sides: For each selected latent, `chosen` or `rejected`: the side that it was selected for.
-        latent_separations: For each selected latent, its share of chosen minus its share of rejected responses.
+        latents: For each feature, the id, in the SAE, of the latent that it reads. A latent that is read in several
+            ways is there several times. The features that are higher on chosen responses come first.
+        readings: For each feature, what it reads of its latent, one of ``READINGS``.
+        latent_sides: For each feature, `chosen` or `rejected`: the side that it was selected for.
+        latent_separations: For each feature, how well it separates chosen from rejected training responses: mean over
+            standard deviation of the paired differences, or, where latents were selected by frequency, the share of
+            chosen minus the share of rejected responses on which the latent fires.
         head_type: `linear` or `mlp`.
         head_hidden_size: Width of the hidden layer of the `mlp` head.
         sae: Shape of the embedded SAE: the arguments of `SparseAutoencoder`. None where it holds none.
@@ -77,7 +81,7 @@ class SparseRMConfig(PretrainedConfig):
         slim: Whether the checkpoint leaves out the base model, to be loaded from `base_model_name_or_path`.
 
     Raises:
-        ValueError: An unknown pooling, norm, kind of features or head.
+        ValueError: An unknown pooling, norm, reading or head.
     """
 
     model_type = "sparserm"
@@ -93,8 +97,8 @@ class SparseRMConfig(PretrainedConfig):
         pooling: str = "response_mean",
         response_marker_ids: list[int] | None = None,
         representation_norm: str = "rms",
-        features: str = "projection",
         latents: list[int] | None = None,
+        readings: list[str] | None = None,
         latent_sides: list[str] | None = None,
         latent_separations: list[float] | None = None,
         head_type: str = "linear",
@@ -111,11 +115,16 @@ class SparseRMConfig(PretrainedConfig):
         for value, known, what in (
             (pooling, POOLINGS, "pooling"),
             (representation_norm, REPRESENTATION_NORMS, "representation_norm"),
-            (features, FEATURES, "features"),
             (head_type, HEAD_TYPES, "head_type"),
         ):
             if value not in known:
                 raise ValueError(f"{what} is {value!r}, but must be one of {', '.join(known)}.")
+        latents, readings = latents or [], readings or []
+        if len(latents) != len(readings) or not set(readings) <= set(READINGS):
+            raise ValueError(
+                f"There are {len(readings)} readings for {len(latents)} latents: each latent needs one of "
+                f"{', '.join(READINGS)}."
+            )
         if isinstance(base_config, dict):
             base_config = CONFIG_MAPPING[base_config["model_type"]](**base_config)
         if base_config is not None:
@@ -139,8 +148,8 @@ class SparseRMConfig(PretrainedConfig):
         self.pooling = pooling
         self.response_marker_ids = response_marker_ids or []
         self.representation_norm = representation_norm
-        self.features = features
-        self.latents = latents or []
+        self.latents = latents
+        self.readings = readings
         self.latent_sides = latent_sides or []
         self.latent_separations = latent_separations or []
         self.head_type = head_type
@@ -156,8 +165,14 @@ class SparseRMConfig(PretrainedConfig):
 
     @property
     def num_features(self) -> int:
-        """Number of features that the head reads: one or two for each selected latent."""
-        return len(self.latents) * (2 if self.features == "both" else 1)
+        """Number of features that the head reads."""
+        return len(self.latents)
+
+    @property
+    def activation_latents(self) -> list[int]:
+        """The latents whose activation is read, each once: no others have to be encoded."""
+        pairs = zip(self.latents, self.readings, strict=True)
+        return sorted({latent for latent, reading in pairs if reading.endswith("activation")})
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as transformers 4 and 5 both read it."""

@@ -10,9 +10,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import (
+    PooledTexts,
     load_cut_decoder,
-    pool_activations,
-    pool_representations,
+    pool_texts,
     pooled_tokens,
     prepare_backbone,
     residual_stream,
@@ -50,7 +50,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     Attributes:
         model: The base model, cut after `config.layer` layers. Frozen, always in eval mode.
         sae: The embedded SAE; None in a slim checkpoint that does not need it.
-        directions: (K, d_model) decoder directions of the selected latents.
+        directions: (F, d_model) decoder direction of each feature's latent.
         feature_mean: (F,) mean of each feature over the training responses: what a text without any pooled token
             gets, and what steering moves a feature towards.
         score: The head.
@@ -137,49 +137,51 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the head reads: (B, F) float32, one or two features for each selected latent.
-
-        With `features="both"` all projections come first, then all activations.
-        """
+        """What the head reads: (B, F) float32."""
         if attention_mask is None:
             if input_ids is None:
                 raise ValueError("With inputs_embeds padding cannot be told from text: pass attention_mask.")
             attention_mask = self.attention_mask_from_padding(input_ids)
         hidden = residual_stream(self.model, input_ids, attention_mask, inputs_embeds)  # (B, T, d_model)
         pooled = pooled_tokens(input_ids, attention_mask, self.config.pooling, self.config.response_marker_ids)
-        pooled = pooled.to(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):  # it would round the projections to bfloat16
-            z = pool_representations(hidden, pooled, self.config.representation_norm)
-            activations = None if self.config.features == "projection" else self._activations(hidden, pooled)
-            return self.combine_features(z, activations, pooled.any(-1, keepdim=True))
+            norm = self.config.representation_norm
+            texts = pool_texts(hidden, pooled.to(hidden.device), norm, self._sae_of_features())
+            if not self.config.slim and self.sae is not None and not self.sae.elementwise:
+                texts = texts._replace(
+                    mean_activation=texts.mean_activation[:, self.config.activation_latents],
+                    max_activation=texts.max_activation[:, self.config.activation_latents],
+                )
+            return self.combine_features(texts)
 
-    def _activations(self, hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """Pooled activations (B, K) of the selected latents."""
-        if self.config.slim:
-            return pool_activations(hidden, pooled, self.sae)
-        if self.sae.elementwise:
-            return pool_activations(hidden, pooled, self.sae.keep(self.config.latents))
-        return pool_activations(hidden, pooled, self.sae)[:, self.config.latents]
+    def _sae_of_features(self) -> SparseAutoencoder | None:
+        """The SAE with the latents whose activations are read, or with all where they compete; None without any."""
+        latents = self.config.activation_latents
+        if not latents or self.config.slim or not self.sae.elementwise:
+            return self.sae if latents else None
+        return self.sae.keep(latents)
 
-    def combine_features(
-        self, z: torch.Tensor, activations: torch.Tensor | None, has_tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """Representations to what the head reads, steered.
+    def combine_features(self, texts: PooledTexts) -> torch.Tensor:
+        """What is read of texts to what the head reads, (B, F), steered.
 
         Args:
-            z: (B, d_model) pooled representations, in float32.
-            activations: (B, K) pooled activations of the selected latents; None where the head reads none.
-            has_tokens: (B, 1) bool: whether any token was pooled.
+            texts: With the activations of `config.activation_latents`, in that order.
         """
-        features = [] if self.config.features == "activation" else [z @ self.directions.to(z).T]
-        if activations is not None:
-            features.append(activations)
-        raw = torch.cat(features, dim=-1)  # (B, F)
+        z = {"mean_projection": texts.mean, "last_projection": texts.last}
+        f = {"mean_activation": texts.mean_activation, "max_activation": texts.max_activation}
+        raw = texts.mean.new_zeros((len(texts.mean), self.config.num_features))
+        place = {latent: i for i, latent in enumerate(self.config.activation_latents)}
+        for reading in sorted(set(self.config.readings)):
+            columns = [i for i, name in enumerate(self.config.readings) if name == reading]
+            if reading in z:
+                raw[:, columns] = z[reading] @ self.directions[columns].to(raw).T
+            else:
+                raw[:, columns] = f[reading][:, [place[self.config.latents[i]] for i in columns]].to(raw)
         mean = self.feature_mean.to(raw)
         if self.config.steering:
             factors = [self.config.steering.get(str(latent), 1.0) for latent in self.config.latents]
-            raw = mean + raw.new_tensor(factors * len(features)) * (raw - mean)
-        return torch.where(has_tokens, raw, mean)
+            raw = mean + raw.new_tensor(factors) * (raw - mean)
+        return torch.where(texts.has_tokens, raw, mean)
 
     def reward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, F) features to (B, 1) rewards, in float32 under any autocast."""
@@ -222,7 +224,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             return self
         config = copy.deepcopy(self.config)
         config.slim = True
-        sae = self.sae.keep(config.latents) if config.features != "projection" else None
+        sae = self.sae.keep(config.activation_latents) if config.activation_latents else None
         config.sae = sae.spec() if sae else None
         slim = SparseRMForSequenceClassification(config, base_model=self.model)
         slim.sae = sae

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sparserm_hf.modeling.configuration_sparserm import READINGS
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tiny import ARCHITECTURES, BOS, EOS, PAD, tiny_reward_model, tiny_texts
 from transformers import AutoModelForSequenceClassification
@@ -27,8 +28,7 @@ def rewards(model, **batch):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_score_depends_on_the_text_alone(architecture, pooling, tmp_path):
     norm = "none" if pooling == "last" else "rms"
-    features = "both" if pooling == "mean" else "projection"
-    model = tiny_reward_model(architecture, pooling=pooling, representation_norm=norm, features=features)
+    model = tiny_reward_model(architecture, pooling=pooling, representation_norm=norm, readings=READINGS)
     texts = tiny_texts()
     alone = torch.cat([rewards(model, **pad_batch([text])) for text in texts])
     assert alone.std() > 0.05, "the texts must differ, or the test shows nothing"

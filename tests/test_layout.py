@@ -21,6 +21,8 @@ LEVELS = [
         "sae",
         "selection",
         "head",
+        "features",
+        "packing",
         "checkpoints",
         "base_models",
         "training_config",

@@ -7,11 +7,12 @@ from sparserm_hf.modeling.backbone_sparserm import (
     cut_base_model,
     pool_activations,
     pool_representations,
+    pool_texts,
     pooled_tokens,
     residual_stream,
     response_start,
 )
-from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
+from sparserm_hf.modeling.configuration_sparserm import READINGS, SparseRMConfig
 from tiny import ARCHITECTURES, BOS, EOS, HEADER, LAYERS, tiny_causal_lm, tiny_reward_model, tiny_sae, tiny_texts
 from torch import nn
 
@@ -90,10 +91,24 @@ def test_activations_are_pooled_never_the_encoded_mean():
     sae = tiny_sae("jumprelu")
     hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     pooled = torch.tensor([[False, True, True, True, False], [False, False, False, False, False]])
-    activations = pool_activations(hidden, pooled, sae)
-    torch.testing.assert_close(activations[0], sae.encode(hidden[0, 1:4]).mean(0))
-    assert not torch.allclose(activations[0], sae.encode(hidden[0, 1:4].mean(0)))
-    assert torch.equal(activations[1], torch.zeros(64))
+    mean, largest = pool_activations(hidden, pooled, sae)
+    torch.testing.assert_close(mean[0], sae.encode(hidden[0, 1:4]).mean(0))
+    torch.testing.assert_close(largest[0], sae.encode(hidden[0, 1:4]).amax(0))
+    assert not torch.allclose(mean[0], sae.encode(hidden[0, 1:4].mean(0)))
+    assert torch.equal(mean[1], torch.zeros(64)) and torch.equal(largest[1], torch.zeros(64))
+
+
+def test_the_last_pooled_token_is_read_wherever_the_padding_is():
+    hidden = torch.arange(1.0, 11.0).reshape(1, 5, 2)
+    for where in ([1, 2, 3], [0, 2], [4]):
+        pooled = torch.zeros(1, 5, dtype=torch.bool)
+        pooled[0, where] = True
+        read = pool_texts(hidden, pooled, "none", None)
+        torch.testing.assert_close(read.mean, hidden[:, where].mean(1))
+        assert torch.equal(read.last, hidden[:, where[-1]]) and read.has_tokens.all()
+        assert read.mean_activation.shape == read.max_activation.shape == (1, 0)
+    nothing = pool_texts(hidden, torch.zeros(1, 5, dtype=torch.bool), "rms", tiny_sae(d_in=2))
+    assert not any(tensor.any() for tensor in nothing)
 
 
 ENCODE_REFERENCES = {
@@ -126,23 +141,26 @@ def test_a_topk_sae_cannot_be_taken_apart():
 
 
 def test_configuration_refuses_what_it_does_not_know():
-    for name in ("pooling", "representation_norm", "features", "head_type"):
+    for name in ("pooling", "representation_norm", "head_type"):
         with pytest.raises(ValueError, match=f"{name} is 'nonsense', but must be one of"):
             SparseRMConfig(**{name: "nonsense"})
+    for readings in (["nonsense"], []):
+        with pytest.raises(ValueError, match="1 latents: each latent needs one of mean_projection, "):
+            SparseRMConfig(latents=[7], readings=readings)
 
 
 def test_the_linear_reward_is_the_exact_sum_of_its_features():
-    model = tiny_reward_model(features="both")
+    model = tiny_reward_model(readings=READINGS)
     ids = torch.tensor([tiny_texts()[0]])
     mask = torch.ones_like(ids)
     features = model.extract_features(ids, mask)
-    assert features.shape == (1, 12)
+    assert features.shape == (1, 24)
     parts = features * model.score.weight
     torch.testing.assert_close(model(ids, mask).logits, parts.sum(-1, keepdim=True) + model.score.bias)
 
 
 def test_steering_moves_a_latent_towards_its_mean_and_survives_a_reload(tmp_path):
-    model = tiny_reward_model(features="both")
+    model = tiny_reward_model(readings=READINGS)
     ids = torch.tensor([tiny_texts()[0]])
     plain = model.extract_features(ids, torch.ones_like(ids))
     model.config.steering = {"8": 0.0, "40": 2.0}  # the third and fourth of the six selected latents
@@ -150,12 +168,12 @@ def test_steering_moves_a_latent_towards_its_mean_and_survives_a_reload(tmp_path
     for candidate in (model, type(model).from_pretrained(tmp_path)):
         steered = candidate.extract_features(ids, torch.ones_like(ids))
         mean = candidate.feature_mean
-        for offset in (0, 6):  # projections, then activations
+        for offset in (0, 6, 12, 18):  # one reading after the other
             torch.testing.assert_close(steered[:, offset + 2], mean[None, offset + 2])
             torch.testing.assert_close(
                 steered[:, offset + 3] - mean[offset + 3], 2 * (plain[:, offset + 3] - mean[offset + 3])
             )
-        untouched = [0, 1, 4, 5, 6, 7, 10, 11]
+        untouched = [i for i in range(24) if i % 6 not in (2, 3)]
         torch.testing.assert_close(steered[:, untouched], plain[:, untouched])
 
 

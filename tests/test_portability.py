@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sparserm_hf.modeling.configuration_sparserm import READINGS
 from tiny import ARCHITECTURES, tiny_causal_lm, tiny_reward_model, tiny_texts, tiny_tokenizer
 
 from sparserm_hf.checkpoints import save_tokenizer
@@ -66,7 +67,7 @@ def checkpoints(tmp_path_factory):
     for architecture in ARCHITECTURES:
         tiny_causal_lm(architecture).save_pretrained(root / f"{architecture}-base")
         model = tiny_reward_model(
-            architecture, base_model_name_or_path=str(root / f"{architecture}-base"), features="both"
+            architecture, base_model_name_or_path=str(root / f"{architecture}-base"), readings=READINGS
         )
         with torch.no_grad():
             rewards = [model(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in tiny_texts()]

@@ -118,7 +118,7 @@ def test_a_preset_fits_the_real_model(name):
         hidden = residual_stream(base, ids, torch.ones_like(ids))
         pooled = torch.ones_like(ids).bool()
         assert pool_representations(hidden, pooled, "rms").shape == (2, d_model)
-        activations = pool_activations(hidden, pooled, sae.autoencoder)
+        activations, _ = pool_activations(hidden, pooled, sae.autoencoder)
     assert activations.shape == (2, sae.autoencoder.d_sae) and torch.isfinite(activations).all()
 
 

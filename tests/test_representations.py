@@ -21,6 +21,7 @@ def base_model():
 @pytest.fixture
 def small_shards(monkeypatch):
     monkeypatch.setattr(representations, "SHARD_TOKENS", 30)
+    monkeypatch.setattr("sparserm_hf.packing.MAX_MEMBERS", 2)
 
 
 def collect(base_model, cache, texts=None, sae=None, how=HOW):
@@ -36,9 +37,17 @@ def test_it_equals_one_text_at_a_time(base_model, tmp_path, small_shards):
             hidden = base_model(ids).last_hidden_state[0]
         tokens = hidden[pooled_tokens(ids, torch.ones_like(ids), "response_mean", HEADER)[0]]
         rms = tokens.pow(2).mean(-1, keepdim=True).sqrt()
-        np.testing.assert_allclose(result.pooled[i], (tokens / rms).mean(0), rtol=1e-4, atol=1e-5)
-        expected = sae.encode(tokens).mean(0).numpy()
-        np.testing.assert_allclose(result.activations[i].toarray()[0], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(result.mean[i], (tokens / rms).mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(result.last[i], (tokens / rms)[-1], rtol=1e-4, atol=1e-5)
+        f = sae.encode(tokens).numpy()
+        np.testing.assert_allclose(result.mean_activation[i].toarray()[0], f.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(result.max_activation[i].toarray()[0], f.max(0), rtol=1e-3, atol=1e-4)
+
+
+def assert_same(one, two):
+    assert np.array_equal(one.mean, two.mean) and np.array_equal(one.last, two.last)
+    assert (one.mean_activation != two.mean_activation).nnz == 0
+    assert (one.max_activation != two.max_activation).nnz == 0
 
 
 def forbid(base_model):
@@ -54,8 +63,7 @@ def test_a_second_run_does_not_touch_the_base_model(base_model, tmp_path, small_
     first = collect(base_model, tmp_path)
     forbid(base_model)
     second = collect(base_model, tmp_path)
-    assert np.array_equal(first.pooled, second.pooled)
-    assert (first.activations != second.activations).nnz == 0
+    assert_same(first, second)
 
 
 def test_whatever_changes_the_result_changes_the_fingerprint(base_model, tmp_path, small_shards):
@@ -92,8 +100,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(base_model, tmp_path, small
     resumed = collect(base_model, tmp_path / "killed")
     (folder,) = (tmp_path / "killed").iterdir()
     assert len(calls) == len(list(folder.iterdir())) + 1, "only the shard that died is computed again"
-    assert np.array_equal(resumed.pooled, expected.pooled)
-    assert (resumed.activations != expected.activations).nnz == 0
+    assert_same(resumed, expected)
 
 
 def test_a_shard_that_was_cut_off_is_computed_again(base_model, tmp_path, small_shards):
@@ -101,7 +108,7 @@ def test_a_shard_that_was_cut_off_is_computed_again(base_model, tmp_path, small_
     (folder,) = tmp_path.iterdir()
     shard = sorted(folder.iterdir())[1]
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert np.array_equal(collect(base_model, tmp_path).pooled, first.pooled)
+    assert np.array_equal(collect(base_model, tmp_path).mean, first.mean)
 
 
 def test_a_full_disk_leaves_nothing_half_written(base_model, tmp_path, small_shards, monkeypatch):

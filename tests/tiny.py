@@ -85,19 +85,24 @@ def tiny_sae(
 
 
 def tiny_reward_model(
-    architecture: str = "llama", layer: int = 2, sae_architecture: str = "jumprelu", **config
+    architecture: str = "llama",
+    layer: int = 2,
+    sae_architecture: str = "jumprelu",
+    readings: tuple[str, ...] = ("mean_projection",),
+    **config,
 ) -> SparseRMForSequenceClassification:
-    """A whole random SparseRM model with six selected latents."""
+    """A whole random SparseRM model with six selected latents, each read in all the given ways."""
     causal_lm = tiny_causal_lm(architecture)
     base = cut_base_model(causal_lm, layer)
     sae = tiny_sae(sae_architecture)
-    latents = [3, 11, 8, 40, 5, 21]
+    latents = [3, 11, 8, 40, 5, 21] * len(readings)
     settings = {
         "base_model_name_or_path": "tiny",
         "response_marker_ids": HEADER,
         "latents": latents,
-        "latent_sides": ["chosen"] * 3 + ["rejected"] * 3,
-        "latent_separations": [0.3, 0.2, 0.1, -0.1, -0.2, -0.3],
+        "readings": [reading for reading in readings for _ in range(6)],
+        "latent_sides": (["chosen"] * 3 + ["rejected"] * 3) * len(readings),
+        "latent_separations": [0.3, 0.2, 0.1, -0.1, -0.2, -0.3] * len(readings),
         "sae": sae.spec(),
         "layer": layer,
     } | config

@@ -18,16 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .errors import SparseRMError, full_disk_as_os_error
 from .modeling.autoencoder_sparserm import SparseAutoencoder
-from .modeling.backbone_sparserm import pool_activations, pool_representations, pooled_tokens, residual_stream
+from .modeling.backbone_sparserm import pool_texts, pooled_tokens, residual_stream
+from .packing import Family, can_pack, find_families, run_packed
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1  # raise it when what a shard holds changes
+CACHE_FORMAT = 2  # raise it when what a shard holds changes
 SHARD_TOKENS = 16_384  # a killed run loses at most this much work
 
 
@@ -36,12 +38,16 @@ class Representations:
     """What the base model says of N texts.
 
     Attributes:
-        pooled: (N, d_model) float32, normalised as the model's configuration says.
-        activations: (N, d_sae) mean SAE activation over the pooled tokens, sparse.
+        mean: (N, d_model) float32, mean of the pooled tokens, normalised as the model's configuration says.
+        last: (N, d_model) float32, the last pooled token.
+        mean_activation: (N, d_sae) mean SAE activation over the pooled tokens, sparse.
+        max_activation: (N, d_sae) largest one, sparse.
     """
 
-    pooled: np.ndarray
-    activations: sparse.csr_matrix
+    mean: np.ndarray
+    last: np.ndarray
+    mean_activation: sparse.csr_matrix
+    max_activation: sparse.csr_matrix
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def fingerprint_module(module: nn.Module) -> str:
 
 
 def plan_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Batches of text numbers: longest first, similar lengths together, at most `max_tokens` with the padding."""
+    """Batches of numbers of sequences: longest first, alike lengths together, at most `max_tokens` with padding."""
     batches: list[list[int]] = []
     width = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -127,34 +133,42 @@ def _compute_shard(
     base_model: PreTrainedModel,
     sae: SparseAutoencoder | None,
     texts: list[list[int]],
-    shard: list[list[int]],
+    shard: list[list[Family]],
     how: Pooling,
+    packed: bool,
 ) -> dict[str, torch.Tensor]:
-    pooled_rows, activation_rows = [], []
+    rows: dict[str, list[torch.Tensor]] = {"mean": [], "last": [], "values": [], "max_values": [], "columns": []}
+    counts = [torch.zeros(1, dtype=torch.int64)]
     for batch in shard:
-        ids, mask = pad_texts([texts[i] for i in batch], base_model.device)
+        members = [i for family in batch for i in family.members]
+        ids, mask = pad_texts([texts[i] for i in members], base_model.device)
         with torch.inference_mode():
-            hidden = residual_stream(base_model, ids, mask)  # (B, T, d_model)
+            if packed:
+                hidden = pad_sequence(run_packed(base_model, texts, batch), batch_first=True)  # (B, T, d_model)
+            else:
+                hidden = residual_stream(base_model, ids, mask)
             pooled = pooled_tokens(ids, mask, how.pooling, how.response_marker_ids)  # (B, T)
-            z = pool_representations(hidden, pooled, how.representation_norm)
-            activations = pool_activations(hidden, pooled, sae) if sae else z[:, :0]
-        finite = torch.isfinite(z).all(-1) & torch.isfinite(activations).all(-1)
-        if not finite.all():
-            worst = batch[int((~finite).nonzero()[0])]
-            raise SparseRMError(
-                f"The representation of text {worst + 1} ({len(texts[worst])} tokens) is not finite: the base model "
-                f"overflows in {str(base_model.dtype).removeprefix('torch.')}. Use dtype='float32', or look for "
-                "broken weights."
-            )
-        pooled_rows.append(z.cpu())
-        activation_rows.append(sparse.csr_matrix(activations.cpu().numpy()))
-    activations = sparse.vstack(activation_rows, format="csr")
-    return {
-        "pooled": torch.cat(pooled_rows),
-        "values": torch.from_numpy(activations.data),
-        "columns": torch.from_numpy(activations.indices.astype(np.int32)),
-        "row_starts": torch.from_numpy(activations.indptr.astype(np.int64)),
-    }
+            read = pool_texts(hidden, pooled, how.representation_norm, sae)
+            finite = torch.isfinite(read.mean).all(-1) & torch.isfinite(read.max_activation).all(-1)
+            if not finite.all():
+                worst = members[int((~finite).nonzero()[0])]
+                raise SparseRMError(
+                    f"The representation of text {worst + 1} ({len(texts[worst])} tokens) is not finite: the base "
+                    f"model overflows in {str(base_model.dtype).removeprefix('torch.')}. Use dtype='float32', or look "
+                    "for broken weights."
+                )
+            fires = read.max_activation > 0  # where the mean is above zero too
+            found = {
+                "mean": read.mean,
+                "last": read.last,
+                "values": read.mean_activation[fires],
+                "max_values": read.max_activation[fires],
+                "columns": fires.nonzero()[:, 1].int(),
+            }
+        for name, tensor in found.items():
+            rows[name].append(tensor.cpu())
+        counts.append(fires.sum(-1).cpu())
+    return {name: torch.cat(parts) for name, parts in rows.items()} | {"row_starts": torch.cat(counts).cumsum(0)}
 
 
 def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -176,11 +190,13 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _read_shards(paths: list[Path], d_sae: int) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+def _read_shards(paths: list[Path], d_sae: int) -> Iterator[Representations]:
     for path in paths:
-        shard = load_file(path)
-        parts = (shard[name].numpy() for name in ("values", "columns", "row_starts"))
-        yield shard["pooled"].numpy(), sparse.csr_matrix(tuple(parts), shape=(len(shard["pooled"]), d_sae))
+        shard = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+        where = shard["columns"], shard["row_starts"]
+        shape = (len(shard["mean"]), d_sae)
+        activations = (sparse.csr_matrix((shard[name], *where), shape=shape) for name in ("values", "max_values"))
+        yield Representations(shard["mean"], shard["last"], *activations)
 
 
 def collect_representations(
@@ -192,6 +208,8 @@ def collect_representations(
     max_tokens: int | None = None,
 ) -> Representations:
     """Represent texts; what is already in the cache is not computed again, even where a run was killed half-way.
+
+    What several texts begin with, such as the prompt of a pair, is computed once.
 
     Under `accelerate launch` each process computes its share of the shards and all return the whole.
 
@@ -210,6 +228,7 @@ def collect_representations(
     """
     state = PartialState()
     max_tokens = max_tokens or batch_tokens(base_model.device)
+    packed = can_pack(base_model, max(map(len, texts)))
     identity = {
         "format": CACHE_FORMAT,
         "base_model": fingerprint_module(base_model),
@@ -220,12 +239,14 @@ def collect_representations(
         "dtype": str(base_model.dtype),
         "device": base_model.device.type,
         "max_tokens": max_tokens,
+        "packed": packed,
         "texts": hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest(),
     }
     fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16)
     folder = cache_dir / fingerprint.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    lengths = [len(text) for text in texts]
+    families = find_families(texts) if packed else [Family((i,), len(text), len(text)) for i, text in enumerate(texts)]
+    lengths = [family.length for family in families]
     batches = plan_batches(lengths, max_tokens)
     shards = plan_shards(batches, lengths)
     paths = [folder / f"{i:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
@@ -242,11 +263,18 @@ def collect_representations(
             disable=not state.is_main_process,
         ) as bar:
             for i in todo:
-                _write_shard(paths[i], _compute_shard(base_model, sae, texts, shards[i], how))
+                shard = [[families[j] for j in batch] for batch in shards[i]]
+                _write_shard(paths[i], _compute_shard(base_model, sae, texts, shard, how, packed))
                 bar.update(size[i])
     else:
         logger.info("All representations come from the cache, %s", folder)
     state.wait_for_everyone()
-    pooled, activations = zip(*_read_shards(paths, sae.d_sae if sae else 0), strict=True)
-    place = np.argsort([i for batch in batches for i in batch])  # from the order of the batches to that of the texts
-    return Representations(np.concatenate(pooled)[place], sparse.vstack(activations, format="csr")[place])
+    parts = list(_read_shards(paths, sae.d_sae if sae else 0))
+    # From the order of the batches to that of the texts.
+    place = np.argsort([i for batch in batches for family in batch for i in families[family].members])
+    return Representations(
+        np.concatenate([part.mean for part in parts])[place],
+        np.concatenate([part.last for part in parts])[place],
+        sparse.vstack([part.mean_activation for part in parts], format="csr")[place],
+        sparse.vstack([part.max_activation for part in parts], format="csr")[place],
+    )

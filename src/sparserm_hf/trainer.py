@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +21,9 @@ from .assembly import build_model
 from .base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
 from .checkpoints import check_output_dir, push_folder, replacing_folder, save_tokenizer
 from .errors import SparseRMError
-from .evaluation.controls import (
-    CONTROLS_FILE,
-    Control,
-    ControlInputs,
-    fit_controls,
-    random_directions,
-    save_controls,
-)
+from .evaluation.controls import CONTROLS_FILE, Control, ControlFitting, save_controls
 from .evaluation.evaluate import Evaluation, evaluate_representations
+from .features import FEATURES, read_features, select_features
 from .head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
 from .hub_cards.render import render_model_card
 from .modeling.backbone_sparserm import cut_base_model
@@ -46,7 +41,7 @@ from .representations import (
 from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
 from .sae.matching import default_sae, matching_layer
-from .selection import Selection, select_latents
+from .selection import Selection
 from .trackers import report_metrics
 from .training_config import SparseRMTrainingConfig
 
@@ -132,7 +127,7 @@ class SparseRMTrainer:
     def _check_latents(self) -> None:
         """Refuse settings that this SAE cannot meet."""
         sae, k = self.sae.autoencoder, self.args.k
-        if self.args.slim and self.args.features != "projection" and not sae.elementwise:
+        if self.args.slim and any(name.endswith("activation") for name in self.readings) and not sae.elementwise:
             raise SparseRMError(
                 f"A slim checkpoint cannot hold activations of a {sae.architecture} SAE, whose latents compete with "
                 "all others: use --features projection, or leave --slim out."
@@ -171,16 +166,16 @@ class SparseRMTrainer:
         started = time.perf_counter()
         if len(self.train_pairs) < 2:
             raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
-        d_model = self.train_representations.pooled.shape[1]
+        texts = self.train_representations
         represented = time.perf_counter()
-        head = self.fit_head("reward model")
-        selection = self.select(np.arange(len(self.train_pairs)))
-        self.model = self.assemble(selection, head)
+        everything = np.arange(len(self.train_pairs))
+        head = self.fit_head(lambda train: self.read(self.select(train, self.readings)))
+        self.model = self.assemble(self.select(everything, self.readings), head)
         if self.args.controls:
-            directions = random_directions(d_model, len(selection.latents), self.args.seed)
-            self.controls = fit_controls(
-                lambda reads: self.fit_head(reads, directions), self.args.features, directions
-            )
+            lengths = self.train_pairs.lengths
+            self.controls = ControlFitting(
+                self.fit_head, self.select, texts, lengths, self.directions, self.readings, self.args.seed
+            ).controls(everything)
         fitted = time.perf_counter()
         self.metrics = {
             "train_pairs": len(self.train_pairs),
@@ -213,7 +208,7 @@ class SparseRMTrainer:
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
             raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
-        latents = np.array(self.model.config.latents)
+        latents = self.model.config.activation_latents
         self.evaluation = evaluate_representations(self.model, self.controls, self.represent(pairs), pairs, latents)
         return self.evaluation.flat()
 
@@ -228,19 +223,34 @@ class SparseRMTrainer:
         """Representations of the training texts."""
         return self.represent(self.train_pairs)
 
-    def select(self, train: np.ndarray) -> Selection:
-        """Select latents by some of the training pairs, named by their numbers."""
-        activations = self.train_representations.activations
-        chosen, rejected = np.array(self.train_pairs.chosen), np.array(self.train_pairs.rejected)
-        return select_latents(activations[chosen[train]], activations[rejected[train]], self.args.k)
+    @cached_property
+    def directions(self) -> np.ndarray:
+        """(d_sae, d_model) decoder directions."""
+        return self.sae.autoencoder.W_dec.cpu().double().numpy()
 
-    def fit_head(self, reads: str, directions: np.ndarray | None = None) -> FittedHead:
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """What may be read of a latent; where one token is pooled, its mean and its last are the same."""
+        named = FEATURES[self.args.features]
+        return FEATURES["both"] if self.args.features == "all" and self.args.pooling == "last" else named
+
+    def select(self, train: np.ndarray, readings: Sequence[str]) -> Selection:
+        """Select features by some of the training pairs, named by their numbers."""
+        chosen, rejected = np.array(self.train_pairs.chosen), np.array(self.train_pairs.rejected)
+        args, texts = self.args, self.train_representations
+        return select_features(
+            texts, self.directions, chosen[train], rejected[train], args.k, args.selection, readings
+        )
+
+    def read(self, selection: Selection) -> np.ndarray:
+        """(N, F) selected features of all training texts."""
+        return read_features(self.train_representations, self.directions, selection.latents, selection.readings)
+
+    def fit_head(self, read: Callable[[np.ndarray], np.ndarray]) -> FittedHead:
         """Fit a head to the training pairs.
 
         Args:
-            reads: `reward model` for the model's own features, `random` for projections on `directions`, or what
-                `ControlInputs.read` knows.
-            directions: (F, d_model), for `random`.
+            read: From the numbers of the pairs that may be looked at to (N, F) features of all training texts.
         """
         args, pairs = self.args, self.train_pairs
         chosen, rejected = np.array(pairs.chosen), np.array(pairs.rejected)
@@ -248,29 +258,12 @@ class SparseRMTrainer:
         objective = Objective(args.loss, args.gamma, np.array(pairs.margins))
 
         def features_for(train: np.ndarray) -> PairFeatures:
-            if reads == "random" and directions is not None:
-                features = self.train_representations.pooled.astype(np.float64) @ directions.T
-            elif reads in ("pooled", "length"):  # nothing is selected
-                features = self._inputs(np.array([], dtype=np.int64)).read(reads)
-            else:
-                features = self._features(reads, self.select(train).latents)
+            features = read(train)
             return PairFeatures(features[chosen], features[rejected])
 
         if args.head_type == "linear":
             return fit_linear_head(features_for, objective, groups, args.seed)
         return fit_mlp_head(features_for(np.arange(len(pairs))), objective, groups, args.seed, args.head_hidden_size)
-
-    def _inputs(self, latents: np.ndarray) -> ControlInputs:
-        directions = self.sae.autoencoder.W_dec[latents].cpu().double().numpy()
-        return ControlInputs(self.train_representations, self.train_pairs.lengths, latents, directions)
-
-    def _features(self, reads: str, latents: np.ndarray) -> np.ndarray:
-        """(N, F) features of all training texts, of the given latents."""
-        kinds: tuple[str, ...] = (reads,)
-        if reads == "reward model":
-            kinds = ("projection", "activation") if self.args.features == "both" else (self.args.features,)
-        inputs = self._inputs(latents)
-        return np.concatenate([inputs.read(kind) for kind in kinds], axis=1)
 
     def assemble(self, selection: Selection, head: FittedHead) -> SparseRMForSequenceClassification:
         """Put base model, SAE and fitted head together."""
@@ -283,9 +276,9 @@ class SparseRMTrainer:
             pooling=args.pooling,
             response_marker_ids=self.how.response_marker_ids,
             representation_norm=args.representation_norm,
-            features=args.features,
             latents=selection.latents.tolist(),
-            latent_sides=selection.sides,
+            readings=list(selection.readings),
+            latent_sides=list(selection.sides),
             latent_separations=[round(float(s), 6) for s in selection.separations],
             head_type=args.head_type,
             head_hidden_size=args.head_hidden_size,
@@ -296,7 +289,7 @@ class SparseRMTrainer:
             bos_token_id=self.processing_class.bos_token_id,
         )
         config._name_or_path = args.output_dir  # trainers load the tokenizer from it
-        features = self._features("reward model", selection.latents)
+        features = self.read(selection)
         used = np.unique([*self.train_pairs.chosen, *self.train_pairs.rejected])
         rewards = head.rewards(features[used])
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())

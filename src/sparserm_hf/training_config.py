@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .errors import SparseRMError
+from .features import FEATURES
 from .head import LOSSES
-from .modeling.configuration_sparserm import FEATURES, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
+from .modeling.configuration_sparserm import HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
 from .trackers import tracker_names
 
 MIN_LENGTH = 8  # tokens; a chat template alone takes as many
@@ -29,10 +30,17 @@ class SparseRMTrainingConfig:
     representation_norm: Literal["rms", "none"] = _option(
         "rms", "Divide each token by its root mean square before pooling, or take it as it is."
     )
-    features: Literal["projection", "activation", "both"] = _option(
-        "projection", "What is read of each selected latent: projection on its decoder direction, activation, or both."
+    features: Literal["all", "projection", "activation", "both"] = _option(
+        "all",
+        "What may be read of a latent: the projection of the mean token on its decoder direction, its mean "
+        "activation, both, or all: these and the projection of the last token and the largest activation.",
     )
-    k: int = _option(128, "Latents selected on either side: K that fire more on chosen, K on rejected responses.")
+    selection: Literal["effect", "frequency"] = _option(
+        "effect",
+        "Select the features whose paired differences have the largest mean over standard deviation, or, as the paper "
+        "does, the latents that fire on more chosen than rejected responses.",
+    )
+    k: int = _option(128, "Features (latents, if by frequency) selected on either side, chosen and rejected.")
     head_type: Literal["linear", "mlp"] = _option("linear", "Head: linear, which is explained exactly, or an MLP.")
     head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
     loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss that the head is fitted with.")
@@ -61,6 +69,7 @@ class SparseRMTrainingConfig:
             ("pooling", POOLINGS),
             ("representation_norm", REPRESENTATION_NORMS),
             ("features", FEATURES),
+            ("selection", ("effect", "frequency")),
             ("head_type", HEAD_TYPES),
             ("loss", LOSSES),
             ("dtype", ("auto", "bfloat16", "float32")),

@@ -1,20 +1,23 @@
-"""The controls that every result is shown beside: the same head on something simpler than selected directions."""
+"""The controls that every result is shown beside: the same head on something simpler than selected features."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from ..features import FEATURES, read_features
 from ..head import FittedHead
 from ..representations import Representations
+from ..selection import Selection
 
 CONTROLS_FILE = "controls.safetensors"
+NO_DIRECTIONS = np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -23,63 +26,104 @@ class Control:
 
     Attributes:
         name: What it is called in tables.
-        reads: What its head reads: `pooled`, `activation`, `projection` or `length`.
         head: The fitted head.
+        poolings: The representations that the head reads, side by side: `mean`, `last`.
+        latents: Latents whose activations it reads.
+        readings: What it reads of each of them.
+        length: Whether it reads the number of tokens.
     """
 
     name: str
-    reads: str
     head: FittedHead
+    poolings: list[str] = field(default_factory=list)
+    latents: list[int] = field(default_factory=list)
+    readings: list[str] = field(default_factory=list)
+    length: bool = False
+
+    def rewards(self, texts: Representations, lengths: np.ndarray) -> np.ndarray:
+        """(N,) rewards of texts with their (N,) lengths in tokens."""
+        if self.length:
+            return self.head.rewards(lengths[:, None].astype(np.float64))
+        if self.poolings:
+            return self.head.rewards(dense(texts, self.poolings))
+        return self.head.rewards(read_features(texts, NO_DIRECTIONS, np.array(self.latents), self.readings))
+
+
+def dense(texts: Representations, poolings: Sequence[str]) -> np.ndarray:
+    """(N, poolings x d_model) representations side by side, in float64."""
+    return np.concatenate([getattr(texts, name) for name in poolings], axis=1).astype(np.float64)
+
+
+def poolings_of(readings: Sequence[str]) -> list[str]:
+    """The representations that readings are projections of; the mean where there is no projection among them."""
+    found = [name.removesuffix("_projection") for name in readings if name.endswith("projection")]
+    return found or ["mean"]
 
 
 @dataclass(frozen=True)
-class ControlInputs:
-    """What controls may read of N texts.
+class ControlFitting:
+    """What it takes to fit the controls of a reward model.
 
     Attributes:
-        representations: Of the texts.
-        lengths: (N,) tokens of each text.
-        latents: (2K,) ids of the selected latents.
-        directions: (2K, d_model) their decoder directions.
+        fit: Fits the reward model's kind of head; it is given what makes (N, F) features of all texts from the
+            numbers of the pairs that may be looked at.
+        select: From those numbers and the readings that are allowed to a selection.
+        texts: Representations of the training texts.
+        lengths: (N,) tokens of each.
+        directions: (d_sae, d_model) decoder directions of all latents.
+        readings: Those of the reward model.
+        seed: Of the random directions.
     """
 
-    representations: Representations
+    fit: Callable[[Callable[[np.ndarray], np.ndarray]], FittedHead]
+    select: Callable[[np.ndarray, Sequence[str]], Selection]
+    texts: Representations
     lengths: np.ndarray
-    latents: np.ndarray
     directions: np.ndarray
+    readings: tuple[str, ...]
+    seed: int
 
-    def read(self, what: str) -> np.ndarray:
-        """(N, F) features for a control's head."""
-        if what == "pooled":
-            return self.representations.pooled.astype(np.float64)
-        if what == "length":
-            return self.lengths[:, None].astype(np.float64)
-        if what == "projection":
-            return self.representations.pooled.astype(np.float64) @ self.directions.T
-        return self.representations.activations[:, self.latents].toarray().astype(np.float64)
+    def controls(self, pairs: np.ndarray) -> list[Control]:
+        """Fit all controls to the pairs with these numbers."""
+        poolings = poolings_of(self.readings)
+        z = dense(self.texts, poolings)
+        length = self.lengths[:, None].astype(np.float64)
+        return [
+            Control("dense representation", self.fit(lambda _: z), poolings),
+            self._random(poolings, len(self.select(pairs, self.readings).latents)),
+            self._other(pairs),
+            Control("length alone", self.fit(lambda _: length), length=True),
+        ]
 
+    def _random(self, poolings: list[str], count: int) -> Control:
+        """As many random directions as the reward model has features, shared out among the poolings."""
+        directions = random_directions(self.texts.mean.shape[1], count, self.seed)
+        block = np.zeros((count, len(poolings), directions.shape[1]))
+        turn = np.arange(count) % len(poolings)
+        block[np.arange(count), turn] = directions
+        return self._on_representations("random directions", poolings, block.reshape(count, -1))
 
-def fit_controls(fit: Callable[[str], FittedHead], features: str, directions: np.ndarray) -> list[Control]:
-    """Fit the controls.
+    def _on_representations(self, name: str, poolings: list[str], block: np.ndarray) -> Control:
+        projections = dense(self.texts, poolings) @ block.T
+        head = self.fit(lambda _: projections)
+        (weight, bias), *rest = head.layers
+        # On the representation itself, so that the directions need not be kept.
+        layers = ((weight @ block, bias), *rest)
+        return Control(name, FittedHead(layers, head.l2, head.validation_accuracy), poolings)
 
-    Args:
-        fit: Fits the reward model's kind of head to what `ControlInputs.read` gives for the name it is called with,
-            or, for `random`, to the pooled representation projected on random directions.
-        features: What the reward model itself reads: `projection`, `activation` or `both`.
-        directions: (F, d_model) these random directions.
-    """
-    random = fit("random")
-    (weight, bias), *rest = random.layers
-    # On the pooled representation itself, so that the directions need not be kept.
-    on_pooled = FittedHead(((weight @ directions, bias), *rest), random.l2, random.validation_accuracy)
-    other = "projection" if features == "activation" else "activation"
-    other_name = "decoder projections" if features == "activation" else "SAE activations"
-    return [
-        Control("dense representation", "pooled", fit("pooled")),
-        Control("random directions", "pooled", on_pooled),
-        Control(other_name, other, fit(other)),
-        Control("length alone", "length", fit("length")),
-    ]
+    def _other(self, pairs: np.ndarray) -> Control:
+        """SAE activations where the reward model reads projections, projections where it reads activations."""
+        if self.readings == FEATURES["activation"]:
+            selection = self.select(pairs, FEATURES["projection"])
+            return self._on_representations("decoder projections", ["mean"], self.directions[selection.latents])
+        readings = [name for name in self.readings if name.endswith("activation")] or FEATURES["activation"]
+
+        def features_for(train: np.ndarray) -> np.ndarray:
+            selection = self.select(train, readings)
+            return read_features(self.texts, NO_DIRECTIONS, selection.latents, selection.readings)
+
+        head, selection = self.fit(features_for), self.select(pairs, readings)
+        return Control("SAE activations", head, latents=selection.latents.tolist(), readings=list(selection.readings))
 
 
 def random_directions(d_model: int, count: int, seed: int) -> np.ndarray:
@@ -96,18 +140,18 @@ def save_controls(controls: list[Control], path: Path) -> None:
         for i, layer in enumerate(control.head.layers)
         for kind, tensor in zip(("weight", "bias"), layer, strict=True)
     }
-    reads = {control.name: control.reads for control in controls}
-    save_file(tensors, path, metadata={"reads": json.dumps(reads)})
+    described = {c.name: {k: v for k, v in vars(c).items() if k not in ("name", "head")} for c in controls}
+    save_file(tensors, path, metadata={"controls": json.dumps(described)})
 
 
 def load_controls(path: Path) -> list[Control]:
     """The controls that `save_controls` wrote."""
     with safe_open(path, "numpy") as file:
-        reads = json.loads(file.metadata()["reads"])
+        described = json.loads(file.metadata()["controls"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     controls = []
-    for name, what in reads.items():
+    for name, fields in described.items():
         depth = sum(key.startswith(f"{name}/") for key in tensors) // 2
         layers = tuple((tensors[f"{name}/{i}/weight"], tensors[f"{name}/{i}/bias"]) for i in range(depth))
-        controls.append(Control(name, what, FittedHead(layers, None, None)))
+        controls.append(Control(name, FittedHead(layers, None, None), **fields))
     return controls

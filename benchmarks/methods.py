@@ -1,0 +1,187 @@
+"""The methods that the scripts beside this one compare, on representations that `layers.py` keeps.
+
+A method says what a head reads. It is given the pairs that may be looked at, so that whatever it selects is selected
+inside each fold of the cross-validation, and never by test pairs.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from layers import Texts
+from scipy import sparse
+from scipy.stats import t as student
+from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
+
+from sparserm_hf.evaluation.controls import dense, random_directions
+from sparserm_hf.evaluation.metrics import pair_metrics
+from sparserm_hf.features import FEATURES, read_features, select_features
+from sparserm_hf.head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
+from sparserm_hf.representations import Representations
+from sparserm_hf.selection import Selection
+
+K = 128
+PAPER = ("mean_projection",)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Represented pairs, for one layer and pooling.
+
+    Attributes:
+        texts: Representations of N texts.
+        lengths: (N,) tokens of each.
+        chosen: (P,) numbers of the chosen texts.
+        rejected: (P,) numbers of the rejected ones.
+        groups: (P,) number of each pair's prompt.
+    """
+
+    texts: Representations
+    lengths: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    groups: np.ndarray
+
+    def first(self, count: int) -> "Data":
+        """The first pairs."""
+        return replace(self, chosen=self.chosen[:count], rejected=self.rejected[:count], groups=self.groups[:count])
+
+    def with_noise(self, share: float, seed: int) -> "Data":
+        """A share of the pairs turned round."""
+        turned = np.zeros(len(self.chosen), dtype=bool)
+        turned[np.random.default_rng(seed).permutation(len(turned))[: round(share * len(turned))]] = True
+        chosen, rejected = np.where(turned, (self.rejected, self.chosen), (self.chosen, self.rejected))
+        return replace(self, chosen=chosen, rejected=rejected)
+
+
+def data_at(texts: Texts, layer: int, pooling: str = "response_mean") -> Data:
+    """The represented pairs at one layer; without an SAE there, there are no activations."""
+    mean, last = texts.pooled[pooling][layer - 1], texts.pooled["last"][layer - 1]
+    nothing = sparse.csr_matrix((len(mean), 0), dtype=np.float32)
+    activations = (texts.activations.get((layer, how), nothing) for how in ("mean", "max"))
+    pairs = texts.pairs
+    return Data(
+        Representations(mean, last, *activations),
+        pairs.lengths,
+        np.array(pairs.chosen),
+        np.array(pairs.rejected),
+        np.array(pairs.groups),
+    )
+
+
+Reader = Callable[[Data], np.ndarray]  # (N, F) features of all texts
+Method = Callable[[Data, np.ndarray, int], Reader]  # from data, the pairs that may be looked at, and a seed
+
+
+def selected(
+    sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["all"], how: str = "effect", k: int = K
+) -> Method:
+    """SparseRM: selected features of an SAE's latents."""
+    directions = sae.W_dec.double().numpy()
+
+    def method(data: Data, train: np.ndarray, seed: int) -> Reader:
+        picked: Selection = select_features(
+            data.texts, directions, data.chosen[train], data.rejected[train], k, how, readings
+        )
+        return lambda other: read_features(other.texts, directions, picked.latents, picked.readings)
+
+    return method
+
+
+def representation(*poolings: str) -> Method:
+    """The dense representation."""
+    return lambda data, train, seed: lambda other: dense(other.texts, poolings)
+
+
+def random(*poolings: str, count: int = 2 * K) -> Method:
+    """Projections on random directions, shared out among the poolings."""
+
+    def method(data: Data, train: np.ndarray, seed: int) -> Reader:
+        directions = random_directions(data.texts.mean.shape[1], count, seed)
+        parts = np.array_split(directions, len(poolings))
+        return lambda other: np.concatenate(
+            [dense(other.texts, [name]) @ part.T for name, part in zip(poolings, parts, strict=True)], axis=1
+        )
+
+    return method
+
+
+def difference_of_means(*poolings: str) -> Method:
+    """One feature: the projection on the mean difference of chosen and rejected representations."""
+
+    def method(data: Data, train: np.ndarray, seed: int) -> Reader:
+        z = dense(data.texts, poolings)
+        direction = (z[data.chosen[train]] - z[data.rejected[train]]).mean(0)
+        return lambda other: dense(other.texts, poolings) @ direction[:, None]
+
+    return method
+
+
+def length(data: Data, train: np.ndarray, seed: int) -> Reader:
+    """The number of tokens alone."""
+    return lambda other: other.lengths[:, None].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted method.
+
+    Attributes:
+        read: What the head reads.
+        head: The head.
+        seconds: What fitting took, cross-validation and selection included, from representations that are there.
+    """
+
+    read: Reader
+    head: FittedHead
+    seconds: float
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters."""
+        return sum(weight.size + bias.size for weight, bias in self.head.layers)
+
+    def margins(self, data: Data) -> np.ndarray:
+        """(P,) reward differences of the pairs."""
+        rewards = self.head.rewards(self.read(data))
+        return rewards[data.chosen] - rewards[data.rejected]
+
+
+def train(method: Method, data: Data, seed: int, loss: str = "margin", head_type: str = "linear") -> Trained:
+    """Fit a method's head as `SparseRMTrainer` does."""
+    started = time.perf_counter()
+    objective = Objective(loss, 1.0, np.zeros(len(data.chosen)))
+
+    def features_for(pairs: np.ndarray) -> PairFeatures:
+        features = method(data, pairs, seed)(data)
+        return PairFeatures(features[data.chosen], features[data.rejected])
+
+    everything = np.arange(len(data.chosen))
+    if head_type == "linear":
+        head = fit_linear_head(features_for, objective, data.groups, seed)
+    else:
+        head = fit_mlp_head(features_for(everything), objective, data.groups, seed)
+    return Trained(method(data, everything, seed), head, time.perf_counter() - started)
+
+
+def correct(margins: np.ndarray) -> np.ndarray:
+    """For each pair 1 where the chosen response has the higher reward, 1/2 for a tie; over several runs the mean."""
+    return np.mean((np.atleast_2d(margins) > 0) + 0.5 * (np.atleast_2d(margins) == 0), axis=0)
+
+
+def accuracy_cell(margins: np.ndarray) -> str:
+    """Mean accuracy of some runs, (runs, P) margins, with the 95% interval of test sets (Wilson)."""
+    rows = [pair_metrics(row) for row in np.atleast_2d(margins)]
+    accuracy, low, high = (100 * np.mean([getattr(row, name) for row in rows]) for name in ("accuracy", "low", "high"))
+    return f"{accuracy:.1f} ({low:.1f} to {high:.1f})"
+
+
+def difference_cell(margins: np.ndarray, reference: np.ndarray) -> str:
+    """Accuracy minus that of a reference on the same pairs, with its paired 95% interval (Student)."""
+    differences = 100 * (correct(margins) - correct(reference))
+    mean, error = differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
+    if error == 0:
+        return f"{mean:+.1f}"
+    low, high = student.interval(0.95, len(differences) - 1, mean, error)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -1,0 +1,149 @@
+"""The table: SparseRM, its controls and TRL's RewardTrainer on three tasks.
+
+    python benchmarks/table.py DATA_DIR WORK_DIR
+
+Trained on the first 1,000 pairs of each task, 5 seeds (folds, initial weights, random directions), measured on all
+of `test`. Reads what `layers.py` and `trl_reward.py` keep in WORK_DIR, writes `results/table.json` and `.md`.
+Margins that are there already are not computed again: remove WORK_DIR/table to start anew.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from layers import LAYER, TASKS, find_saes, load, machine
+from methods import (
+    PAPER,
+    Method,
+    accuracy_cell,
+    correct,
+    data_at,
+    difference_cell,
+    difference_of_means,
+    length,
+    random,
+    representation,
+    selected,
+    train,
+)
+from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
+from tqdm.auto import tqdm
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = range(5)
+REFERENCE = "SparseRM: linear, margin"
+ACTIVATIONS = ("mean_activation", "max_activation")
+TRL = {"TRL RewardTrainer, LoRA": "lora", "TRL RewardTrainer, full": "full"}
+
+
+def rows(sae: SparseAutoencoder) -> dict[str, tuple[Method, str, str]]:
+    """By name: method, loss and head."""
+    ours, dense = selected(sae), representation("mean", "last")
+    return {
+        REFERENCE: (ours, "margin", "linear"),
+        "SparseRM: linear, Bradley-Terry": (ours, "bradley_terry", "linear"),
+        "SparseRM: linear, cross-entropy": (ours, "bce", "linear"),
+        "SparseRM: MLP, margin": (ours, "margin", "mlp"),
+        "SparseRM: MLP, Bradley-Terry": (ours, "bradley_terry", "mlp"),
+        "SparseRM: MLP, cross-entropy": (ours, "bce", "mlp"),
+        "as in the paper: linear, margin": (selected(sae, PAPER, "frequency"), "margin", "linear"),
+        "as in the paper: MLP, margin": (selected(sae, PAPER, "frequency"), "margin", "mlp"),
+        "dense, mean: linear, margin": (representation("mean"), "margin", "linear"),
+        "dense, mean: MLP, margin": (representation("mean"), "margin", "mlp"),
+        "dense, mean and last: linear, margin": (dense, "margin", "linear"),
+        "dense, mean and last: linear, Bradley-Terry": (dense, "bradley_terry", "linear"),
+        "dense, mean and last: linear, cross-entropy": (dense, "bce", "linear"),
+        "dense, mean and last: MLP, margin": (dense, "margin", "mlp"),
+        "random directions, mean": (random("mean"), "margin", "linear"),
+        "random directions, mean and last": (random("mean", "last"), "margin", "linear"),
+        "SAE activations, mean": (selected(sae, ("mean_activation",), "frequency"), "margin", "linear"),
+        "SAE activations, mean and largest": (selected(sae, ACTIVATIONS), "margin", "linear"),
+        "difference of means": (difference_of_means("mean"), "margin", "linear"),
+        "length alone": (length, "margin", "linear"),
+    }
+
+
+def measure(path: Path, compute: Callable[[], dict]) -> dict:
+    """What a file holds, computed where it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".part").write_text(json.dumps(compute()))
+        path.with_suffix(".part").rename(path)
+    return json.loads(path.read_text())
+
+
+def shipped_bytes(name: str, d_model: int, features: int, parameters: int) -> int:
+    """What has to be shipped beside the base model: the head, and the directions that it reads, in float32."""
+    on_directions = not name.startswith(("dense", "difference", "length"))
+    return 4 * (parameters + (features * d_model if on_directions else 0))
+
+
+def main(data: Path, work: Path) -> None:
+    texts, sae = load(data, work), find_saes(work)[LAYER]
+    methods = rows(sae)
+    results: dict[str, dict[str, dict]] = {name: {} for name in [*methods, *TRL]}
+    for task in TASKS:
+        fitted, test = data_at(texts[task, "train"], LAYER), data_at(texts[task, "test"], LAYER)
+        for name, (method, loss, head_type) in tqdm(methods.items(), desc=task):
+
+            def compute() -> dict:
+                runs = [train(method, fitted, seed, loss, head_type) for seed in SEEDS]  # noqa: B023
+                features = runs[0].head.layers[0][0].shape[1]
+                return {
+                    "margins": [run.margins(test).tolist() for run in runs],  # noqa: B023
+                    "trainable_parameters": runs[0].parameters,
+                    "seconds": float(np.mean([run.seconds for run in runs])),
+                    "bytes": shipped_bytes(name, sae.d_in, features, runs[0].parameters),  # noqa: B023
+                }
+
+            results[name][task] = measure(work / "table" / f"{task}-{name}.json", compute)
+        for name, kind in TRL.items():
+            runs = [json.loads(path.read_text()) for path in sorted((work / "trl").glob(f"{task}-{kind}-*.json"))]
+            if runs:
+                seconds = float(np.mean([run["seconds"] for run in runs]))
+                margins = [run["margins"] for run in runs]
+                results[name][task] = runs[0] | {"margins": margins, "seconds": seconds}
+    write(results)
+
+
+def write(results: dict[str, dict[str, dict]]) -> None:
+    """Print the table and write it, with the margins of every pair."""
+    columns = ["", *TASKS, *(f"{task}, minus SparseRM" for task in TASKS), "runs", "parameters", "seconds", "bytes"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, by_task in results.items():
+        cells, differences = [], []
+        for task in TASKS:
+            margins = np.array(by_task[task]["margins"]) if task in by_task else None
+            cells.append("" if margins is None else accuracy_cell(margins))
+            reference = np.array(results[REFERENCE][task]["margins"])
+            differences.append("" if margins is None or name == REFERENCE else difference_cell(margins, reference))
+        if by_task:
+            some = next(iter(by_task.values()))
+            seconds = " / ".join(f"{by_task[task]['seconds']:.0f}" if task in by_task else "-" for task in TASKS)
+            cost = [len(some["margins"]), f"{some['trainable_parameters']:,}", seconds, f"{some['bytes']:,}"]
+            lines.append(f"| {' | '.join(map(str, [name, *cells, *differences, *cost]))} |")
+    text = (
+        "Accuracy in % on the whole test set (95% interval, Wilson; mean over the runs), then the difference to "
+        "SparseRM on the same pairs (paired 95% interval). 1,000 training pairs, SmolLM2-135M-Instruct, layer "
+        f"{LAYER}. Seconds by task: to fit, from representations that are there; for TRL the whole training. Bytes: "
+        f"what is shipped beside the base model. {machine()}. Made by `python benchmarks/table.py`.\n\n"
+    )
+    text += "\n".join(lines) + "\n"
+    RESULTS.mkdir(exist_ok=True)
+    summary = {
+        name: {
+            task: {key: value for key, value in row.items() if key != "margins"}
+            | {"accuracy": float(correct(np.array(row["margins"])).mean()), "runs": len(row["margins"])}
+            for task, row in by_task.items()
+        }
+        for name, by_task in results.items()
+    }
+    (RESULTS / "table.json").write_text(json.dumps({"machine": machine(), "results": summary}, indent=1) + "\n")
+    (RESULTS / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,169 @@
+"""What anyone would use instead: TRL's RewardTrainer on the same base model and pairs, LoRA and full fine-tuning.
+
+    python benchmarks/trl_reward.py DATA_DIR WORK_DIR [--tasks ...] [--methods lora full] [--seeds 0] [--search TASK]
+
+Two epochs, max_length 512, everything else TRL's default but gradient checkpointing, which costs a third of the time
+and changes no result. The learning rate comes from a search inside `train` of one task: fitted to half of the pairs,
+judged on a fifth with other prompts. Each run leaves WORK_DIR/trl/TASK-METHOD-SEED.json with the margin of every test
+pair; a run that is there is not done again. `table.py` reads them.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from layers import MAX_LENGTH, TASKS, TRAIN_PAIRS
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from trl import RewardConfig, RewardTrainer
+
+from sparserm_hf import load_preferences
+from sparserm_hf.base_models import unpacked
+from sparserm_hf.demo.run import find_base_model
+from sparserm_hf.head import group_folds, pair_accuracy
+from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.preferences.templates import prepare_tokenizer
+from sparserm_hf.representations import pad_texts, plan_batches
+
+LEARNING_RATES = {"lora": (1e-4, 3e-4, 1e-3), "full": (1e-5, 3e-5, 1e-4)}
+LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear")
+
+
+def load_pairs(data: Path, task: str) -> dict[str, TokenizedPreferences]:
+    """The first training pairs of a task and all of its test pairs, tokenised as for SparseRM."""
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(unpacked(find_base_model())))
+    return {
+        split: tokenize_preferences(
+            load_preferences(str(data / task / f"{split}.jsonl.gz"), part), tokenizer, MAX_LENGTH
+        )
+        for split, part in (("train", f"train[:{TRAIN_PAIRS}]"), ("test", "train"))
+    }
+
+
+def as_dataset(pairs: TokenizedPreferences, rows: np.ndarray) -> Dataset:
+    """Token ids under the names that TRL looks for; it drops pairs above max_length itself."""
+    return Dataset.from_dict(
+        {
+            "chosen_ids": [pairs.texts[pairs.chosen[i]] for i in rows],
+            "rejected_ids": [pairs.texts[pairs.rejected[i]] for i in rows],
+        }
+    )
+
+
+def trainer_for(
+    method: str, dataset: Dataset, output: Path, learning_rate: float, seed: int, **config
+) -> RewardTrainer:
+    """TRL's trainer on SmolLM2; the frozen weights of LoRA are in bfloat16, trained ones in float32."""
+    base = unpacked(find_base_model())
+    torch.manual_seed(seed)  # of the new head
+    dtype = torch.bfloat16 if method == "lora" else torch.float32
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=dtype)
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    args = RewardConfig(
+        output_dir=str(output),
+        num_train_epochs=2,
+        max_length=512,
+        learning_rate=learning_rate,
+        seed=seed,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        **config,
+    )
+    peft = LORA if method == "lora" else None
+    return RewardTrainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer, peft_config=peft)
+
+
+@torch.inference_mode()
+def margins_of(model: PreTrainedModel | PeftModel, pairs: TokenizedPreferences, rows: np.ndarray) -> np.ndarray:
+    """(N,) reward differences of some pairs: the base model in bfloat16, the head in float32, so that none are ties.
+
+    The last token is looked up here: the model itself would find it by the pad token, whatever the mask says.
+    """
+    model.eval()
+    classifier = model.base_model.model if isinstance(model, PeftModel) else model
+    texts = [pairs.texts[side[i]] for side in (pairs.chosen, pairs.rejected) for i in rows]
+    rewards = np.zeros(len(texts))
+    for batch in plan_batches([len(text) for text in texts], 4096):
+        ids, mask = pad_texts([texts[i] for i in batch], model.device)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            hidden = classifier.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        last = hidden[torch.arange(len(batch)), mask.sum(1) - 1]
+        rewards[batch] = classifier.score.float()(last.float())[:, 0].cpu().numpy()
+    return rewards[: len(rows)] - rewards[len(rows) :]
+
+
+def bytes_shipped(model: PreTrainedModel | PeftModel) -> int:
+    """What has to be uploaded: the adapter, or every weight in bfloat16."""
+    if isinstance(model, PeftModel):
+        return sum(t.numel() * t.element_size() for t in get_peft_model_state_dict(model).values())
+    return 2 * sum(p.numel() for p in model.parameters())
+
+
+def run(
+    method: str, pairs: TokenizedPreferences, rows: np.ndarray, learning_rate: float, seed: int, work: Path
+) -> tuple[RewardTrainer, float]:
+    """Train once; also returns the seconds it took, loading included."""
+    started = time.perf_counter()
+    trainer = trainer_for(method, as_dataset(pairs, rows), work, learning_rate, seed, gradient_checkpointing=False)
+    trainer.train()
+    return trainer, time.perf_counter() - started
+
+
+def search(method: str, pairs: TokenizedPreferences, path: Path) -> float:
+    """The best learning rate on held-out training prompts; what was measured is kept in a file."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    fold = group_folds(np.array(pairs.groups), 10, seed=0)
+    held_out = np.flatnonzero(fold >= 8)
+    for learning_rate in LEARNING_RATES[method]:
+        if str(learning_rate) not in found:
+            trainer, _ = run(method, pairs, np.flatnonzero(fold < 5), learning_rate, 0, path.parent)
+            found[str(learning_rate)] = pair_accuracy(margins_of(trainer.model, pairs, held_out))
+            path.write_text(json.dumps(found))
+            print(f"{method}, learning rate {learning_rate}: {100 * found[str(learning_rate)]:.1f}", flush=True)
+    return float(max(found, key=lambda name: found[name]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--methods", nargs="+", default=["lora", "full"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--search", default=TASKS[0], help="task that the learning rate is searched on")
+    args = parser.parse_args()
+    folder = args.work / "trl"
+    folder.mkdir(parents=True, exist_ok=True)
+    for method in args.methods:
+        learning_rate = search(method, load_pairs(args.data, args.search)["train"], folder / f"search-{method}.json")
+        for task in args.tasks:
+            pairs = load_pairs(args.data, task)
+            for seed in args.seeds:
+                path = folder / f"{task}-{method}-{seed}.json"
+                if path.exists():
+                    continue
+                rows = np.arange(len(pairs["train"]))
+                trainer, seconds = run(method, pairs["train"], rows, learning_rate, seed, folder)
+                margins = margins_of(trainer.model, pairs["test"], np.arange(len(pairs["test"])))
+                result = {
+                    "learning_rate": learning_rate,
+                    "seconds": seconds,
+                    "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+                    "bytes": bytes_shipped(trainer.model),
+                    "margins": margins.tolist(),
+                }
+                path.with_suffix(".part").write_text(json.dumps(result))
+                path.with_suffix(".part").rename(path)
+                print(
+                    f"{task}, {method}, seed {seed}: {100 * pair_accuracy(margins):.1f} in {seconds:.0f} s", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Texts that begin alike, such as two responses to one prompt, run as one sequence: the prompt is computed once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+MAX_TOKENS = 2048  # of a family: attention is quadratic in them
+MAX_MEMBERS = 16
+
+
+@dataclass(frozen=True)
+class Family:
+    """Texts with the same first tokens.
+
+    Attributes:
+        members: Numbers of the texts.
+        prefix: Number of tokens that they share.
+        length: Tokens of all of them, the shared ones counted once.
+    """
+
+    members: tuple[int, ...]
+    prefix: int
+    length: int
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of tokens that two texts begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def find_families(texts: Sequence[Sequence[int]]) -> list[Family]:
+    """Group texts so that the fewest tokens have to be computed; each text is in one family.
+
+    In their sorted order, where alike beginnings stand together, the cheapest way to cut the texts into families is
+    found by dynamic programming. Families end at `MAX_TOKENS` and `MAX_MEMBERS`.
+    """
+    order = sorted(range(len(texts)), key=lambda i: list(texts[i]))
+    lengths = [len(texts[i]) for i in order]
+    shared = [_shared(texts[a], texts[b]) for a, b in itertools.pairwise(order)]  # with the next one
+    cost, last = [0], [Family((), 0, 0)]  # of the first texts: tokens to compute, and their last family
+    for end in range(1, len(order) + 1):
+        prefix = total = lengths[end - 1]
+        best = cost[end - 1] + total
+        family = (end - 1, prefix, total)
+        for start in range(end - 2, max(end - 1 - MAX_MEMBERS, -1), -1):
+            prefix = min(prefix, shared[start])
+            total += lengths[start]
+            length = total - (end - start - 1) * prefix
+            if prefix == 0 or length > MAX_TOKENS:
+                break
+            if cost[start] + length < best:
+                best, family = cost[start] + length, (start, prefix, length)
+        cost.append(best)
+        last.append(Family(tuple(order[family[0] : end]), *family[1:]))
+    families = []
+    end = len(order)
+    while end:
+        families.append(last[end])
+        end -= len(last[end].members)
+    return families[::-1]
+
+
+def can_pack(base_model: PreTrainedModel, longest: int) -> bool:
+    """Whether a base model can run with a mask of our own: not in flash attention, nor in a window below the texts."""
+    config = base_model.config
+    window = getattr(config, "sliding_window", None)
+    return config._attn_implementation in ("sdpa", "eager") and (window is None or window >= longest)
+
+
+def run_packed(
+    base_model: PreTrainedModel, texts: Sequence[Sequence[int]], families: Sequence[Family]
+) -> list[torch.Tensor]:
+    """The residual stream of each text, (tokens, d_model), in the order of the families' members.
+
+    A family is laid out as its shared tokens followed by what each member has of its own; members do not attend to
+    each other, and each counts its positions as if it were alone.
+    """
+    device, width = base_model.device, max(family.length for family in families)
+    ids = torch.zeros(len(families), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    owner = torch.full_like(ids, -1)  # member that a token belongs to; shared tokens belong to all, padding to none
+    places: list[tuple[int, torch.Tensor]] = []
+    for row, family in enumerate(families):
+        prefix = texts[family.members[0]][: family.prefix]
+        ids[row, : family.prefix] = torch.tensor(prefix, dtype=torch.long)
+        positions[row, : family.prefix] = torch.arange(family.prefix)
+        start = family.prefix
+        for number, member in enumerate(family.members):
+            own = torch.tensor(texts[member][family.prefix :], dtype=torch.long)
+            end = start + len(own)
+            ids[row, start:end] = own
+            positions[row, start:end] = torch.arange(family.prefix, family.prefix + len(own))
+            owner[row, start:end] = number
+            places.append((row, torch.cat([torch.arange(family.prefix), torch.arange(start, end)])))
+            start = end
+    index = torch.arange(width)
+    shared = index[None] < torch.tensor([family.prefix for family in families])[:, None]  # (B, T)
+    alike = (owner[:, :, None] == owner[:, None, :]) | shared[:, None, :]  # (B, query, key)
+    sees = alike & (index[:, None] >= index[None, :])
+    mask = torch.zeros(sees.shape, dtype=base_model.dtype).masked_fill(~sees, torch.finfo(base_model.dtype).min)
+    hidden = base_model(
+        input_ids=ids.to(device),
+        attention_mask=mask[:, None].to(device),  # (B, 1, T, T), added to the attention's logits
+        position_ids=positions.to(device),
+        use_cache=False,
+        return_dict=True,
+    ).last_hidden_state  # (B, T, d_model)
+    return [hidden[row, where.to(device)] for row, where in places]
