@@ -29,7 +29,15 @@ from sparserm_hf.base_models import load_base_model, unpacked
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
 from sparserm_hf.preferences.templates import assistant_header_ids, prepare_tokenizer
-from sparserm_hf.representations import pad_texts, plan_batches, plan_shards
+from sparserm_hf.representations import (
+    Pooling,
+    Representations,
+    collect_representations,
+    default_cache_dir,
+    pad_texts,
+    plan_batches,
+    plan_shards,
+)
 from sparserm_hf.sae.formats import load_sae
 from sparserm_hf.sae.presets import SHIPPED_SAE
 
@@ -168,6 +176,21 @@ def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
             pairs = tokenize_preferences(rows, tokenizer, MAX_LENGTH)
             texts[task, split] = represent(model, saes, pairs, marker, work / "layers" / f"{task}-{split}")
     return texts
+
+
+def load_rest(data: Path) -> dict[str, tuple[TokenizedPreferences, Representations]]:
+    """The training pairs after the first ones, at the shipped SAE's layer only: to compare methods without `test`."""
+    base = unpacked(find_base_model())
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
+    model = cut_base_model(load_base_model(base), LAYER).eval()
+    sae = load_sae(str(SHIPPED_SAE)).autoencoder
+    how = Pooling("response_mean", "rms", assistant_header_ids(tokenizer))
+    rest = {}
+    for task in TASKS:
+        rows = load_preferences(str(data / task / "train.jsonl.gz"), f"train[{TRAIN_PAIRS}:]")
+        pairs = tokenize_preferences(rows, tokenizer, MAX_LENGTH)
+        rest[task] = pairs, collect_representations(model, sae, pairs.texts, how, default_cache_dir())
+    return rest
 
 
 if __name__ == "__main__":

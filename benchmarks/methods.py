@@ -16,10 +16,10 @@ from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 
 from sparserm_hf.evaluation.controls import dense, random_directions
 from sparserm_hf.evaluation.metrics import pair_metrics
-from sparserm_hf.features import FEATURES, read_features, select_features
+from sparserm_hf.features import FEATURES, read_features
 from sparserm_hf.head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
 from sparserm_hf.representations import Representations
-from sparserm_hf.selection import Selection
+from sparserm_hf.selection import select_latents
 
 K = 128
 PAPER = ("mean_projection",)
@@ -74,17 +74,51 @@ Reader = Callable[[Data], np.ndarray]  # (N, F) features of all texts
 Method = Callable[[Data, np.ndarray, int], Reader]  # from data, the pairs that may be looked at, and a seed
 
 
-def selected(
-    sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["all"], how: str = "effect", k: int = K
-) -> Method:
-    """SparseRM: selected features of an SAE's latents."""
-    directions = sae.W_dec.double().numpy()
+def selected(sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["all"], k: int = K) -> Method:
+    """SparseRM: all readings of the latents that fire more on one side."""
+    decoder = sae.W_dec.double().numpy()
 
     def method(data: Data, train: np.ndarray, seed: int) -> Reader:
-        picked: Selection = select_features(
-            data.texts, directions, data.chosen[train], data.rejected[train], k, how, readings
+        firing = data.texts.mean_activation
+        latents = select_latents(firing[data.chosen[train]], firing[data.rejected[train]], k).latents
+        return lambda other: read_features(other.texts, decoder[latents], latents, readings)
+
+    return method
+
+
+def selected_by_effect(sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["all"], k: int = K) -> Method:
+    """Not in the package: the 2K latents and readings whose paired differences have the largest effect.
+
+    The effect is the mean over the standard deviation, the paired t statistic over sqrt(N). The K largest and the K
+    smallest over all readings at once: 2K features.
+    """
+    decoder = sae.W_dec.double().numpy()
+
+    def method(data: Data, train: np.ndarray, seed: int) -> Reader:
+        chosen, rejected = data.chosen[train], data.rejected[train]
+        effects = []
+        for reading in readings:
+            if reading.endswith("projection"):
+                z = getattr(data.texts, reading.removesuffix("_projection"))
+                differences = (z[chosen] - z[rejected]) @ decoder.T
+                mean, square = differences.mean(0), (differences**2).mean(0)
+            else:
+                f = getattr(data.texts, reading)
+                sparse_differences = f[chosen] - f[rejected]
+                mean = np.asarray(sparse_differences.mean(0)).ravel()
+                square = np.asarray(sparse_differences.multiply(sparse_differences).mean(0)).ravel()
+            deviation = np.sqrt(np.maximum(square - mean**2, 0))
+            effects.append(np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 1e-8))
+        order = np.argsort(-np.concatenate(effects), kind="stable")
+        picked = np.concatenate([order[:k], order[-k:]])
+        parts = [picked[picked // sae.d_sae == i] % sae.d_sae for i in range(len(readings))]
+        return lambda other: np.concatenate(
+            [
+                read_features(other.texts, decoder[latents], latents, [reading])
+                for latents, reading in zip(parts, readings, strict=True)
+            ],
+            axis=1,
         )
-        return lambda other: read_features(other.texts, directions, picked.latents, picked.readings)
 
     return method
 
@@ -95,14 +129,11 @@ def representation(*poolings: str) -> Method:
 
 
 def random(*poolings: str, count: int = 2 * K) -> Method:
-    """Projections on random directions, shared out among the poolings."""
+    """Projections of each pooling on the same random directions."""
 
     def method(data: Data, train: np.ndarray, seed: int) -> Reader:
         directions = random_directions(data.texts.mean.shape[1], count, seed)
-        parts = np.array_split(directions, len(poolings))
-        return lambda other: np.concatenate(
-            [dense(other.texts, [name]) @ part.T for name, part in zip(poolings, parts, strict=True)], axis=1
-        )
+        return lambda other: np.concatenate([dense(other.texts, [name]) @ directions.T for name in poolings], axis=1)
 
     return method
 
@@ -148,7 +179,7 @@ class Trained:
         return rewards[data.chosen] - rewards[data.rejected]
 
 
-def train(method: Method, data: Data, seed: int, loss: str = "margin", head_type: str = "linear") -> Trained:
+def train(method: Method, data: Data, seed: int, loss: str = "bradley_terry", head_type: str = "linear") -> Trained:
     """Fit a method's head as `SparseRMTrainer` does."""
     started = time.perf_counter()
     objective = Objective(loss, 1.0, np.zeros(len(data.chosen)))

@@ -42,7 +42,7 @@ from sparserm_hf.sae.fit import SINK_RATIO, measure_fit
 from sparserm_hf.sae.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from sparserm_hf.sae.training import fit_sae, save_sae
 from sparserm_hf.sae.training_config import SAETrainingConfig
-from sparserm_hf.selection import select_by_frequency
+from sparserm_hf.selection import select_latents
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -198,7 +198,7 @@ def cross_validate(
             features = pooled
         else:
             firing = activations[chosen[train]], activations[rejected[train]]
-            picked = select_by_frequency(*firing, K, ["mean_projection"]).latents
+            picked = select_latents(*firing, K).latents
             features = pooled @ directions[picked].T if reads == "projection" else activations[:, picked].toarray()
         return PairFeatures(features[chosen].astype(np.float64), features[rejected].astype(np.float64))
 

@@ -16,6 +16,7 @@ import numpy as np
 from layers import LAYER, TASKS, find_saes, load, machine
 from methods import (
     PAPER,
+    K,
     Method,
     accuracy_cell,
     correct,
@@ -26,6 +27,7 @@ from methods import (
     random,
     representation,
     selected,
+    selected_by_effect,
     train,
 )
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
@@ -33,7 +35,7 @@ from tqdm.auto import tqdm
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = range(5)
-REFERENCE = "SparseRM: linear, margin"
+REFERENCE = "SparseRM: linear, Bradley-Terry"
 ACTIVATIONS = ("mean_activation", "max_activation")
 TRL = {"TRL RewardTrainer, LoRA": "lora", "TRL RewardTrainer, full": "full"}
 
@@ -42,26 +44,30 @@ def rows(sae: SparseAutoencoder) -> dict[str, tuple[Method, str, str]]:
     """By name: method, loss and head."""
     ours, dense = selected(sae), representation("mean", "last")
     return {
-        REFERENCE: (ours, "margin", "linear"),
-        "SparseRM: linear, Bradley-Terry": (ours, "bradley_terry", "linear"),
+        REFERENCE: (ours, "bradley_terry", "linear"),
+        "SparseRM: linear, margin": (ours, "margin", "linear"),
         "SparseRM: linear, cross-entropy": (ours, "bce", "linear"),
         "SparseRM: MLP, margin": (ours, "margin", "mlp"),
         "SparseRM: MLP, Bradley-Terry": (ours, "bradley_terry", "mlp"),
         "SparseRM: MLP, cross-entropy": (ours, "bce", "mlp"),
-        "as in the paper: linear, margin": (selected(sae, PAPER, "frequency"), "margin", "linear"),
-        "as in the paper: MLP, margin": (selected(sae, PAPER, "frequency"), "margin", "mlp"),
+        "mean projections (the paper's): linear, margin": (selected(sae, PAPER), "margin", "linear"),
+        "mean projections (the paper's): linear, Bradley-Terry": (selected(sae, PAPER), "bradley_terry", "linear"),
+        "mean projections (the paper's): linear, cross-entropy": (selected(sae, PAPER), "bce", "linear"),
+        "mean projections (the paper's): MLP, margin": (selected(sae, PAPER), "margin", "mlp"),
+        "256 features by paired effect: linear, Bradley-Terry": (selected_by_effect(sae), "bradley_terry", "linear"),
         "dense, mean: linear, margin": (representation("mean"), "margin", "linear"),
+        "dense, mean: linear, Bradley-Terry": (representation("mean"), "bradley_terry", "linear"),
         "dense, mean: MLP, margin": (representation("mean"), "margin", "mlp"),
         "dense, mean and last: linear, margin": (dense, "margin", "linear"),
         "dense, mean and last: linear, Bradley-Terry": (dense, "bradley_terry", "linear"),
         "dense, mean and last: linear, cross-entropy": (dense, "bce", "linear"),
         "dense, mean and last: MLP, margin": (dense, "margin", "mlp"),
-        "random directions, mean": (random("mean"), "margin", "linear"),
-        "random directions, mean and last": (random("mean", "last"), "margin", "linear"),
-        "SAE activations, mean": (selected(sae, ("mean_activation",), "frequency"), "margin", "linear"),
-        "SAE activations, mean and largest": (selected(sae, ACTIVATIONS), "margin", "linear"),
-        "difference of means": (difference_of_means("mean"), "margin", "linear"),
-        "length alone": (length, "margin", "linear"),
+        "random directions, mean": (random("mean"), "bradley_terry", "linear"),
+        "random directions, mean and last": (random("mean", "last"), "bradley_terry", "linear"),
+        "SAE activations, mean": (selected(sae, ("mean_activation",)), "bradley_terry", "linear"),
+        "SAE activations, mean and largest": (selected(sae, ACTIVATIONS), "bradley_terry", "linear"),
+        "difference of means": (difference_of_means("mean"), "bradley_terry", "linear"),
+        "length alone": (length, "bradley_terry", "linear"),
     }
 
 
@@ -74,10 +80,12 @@ def measure(path: Path, compute: Callable[[], dict]) -> dict:
     return json.loads(path.read_text())
 
 
-def shipped_bytes(name: str, d_model: int, features: int, parameters: int) -> int:
+def shipped_bytes(name: str, d_model: int, parameters: int) -> int:
     """What has to be shipped beside the base model: the head, and the directions that it reads, in float32."""
-    on_directions = not name.startswith(("dense", "difference", "length"))
-    return 4 * (parameters + (features * d_model if on_directions else 0))
+    if name.startswith(("dense", "difference", "length")):
+        return 4 * parameters
+    rows = 3 if name.startswith(("SparseRM", "SAE", "256")) else 1  # the encoder's rows, and the decoder's twice
+    return 4 * (parameters + rows * 2 * K * d_model)
 
 
 def main(data: Path, work: Path) -> None:
@@ -90,12 +98,11 @@ def main(data: Path, work: Path) -> None:
 
             def compute() -> dict:
                 runs = [train(method, fitted, seed, loss, head_type) for seed in SEEDS]  # noqa: B023
-                features = runs[0].head.layers[0][0].shape[1]
                 return {
                     "margins": [run.margins(test).tolist() for run in runs],  # noqa: B023
                     "trainable_parameters": runs[0].parameters,
                     "seconds": float(np.mean([run.seconds for run in runs])),
-                    "bytes": shipped_bytes(name, sae.d_in, features, runs[0].parameters),  # noqa: B023
+                    "bytes": shipped_bytes(name, sae.d_in, runs[0].parameters),  # noqa: B023
                 }
 
             results[name][task] = measure(work / "table" / f"{task}-{name}.json", compute)

@@ -47,9 +47,7 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
         settings=settings,
         metrics=metrics,
         rows=rows,
-        features=list(
-            zip(config.latents, config.readings, config.latent_sides, config.latent_separations, strict=True)
-        ),
+        latents=list(zip(config.latents, config.latent_sides, config.latent_separations, strict=True)),
     )
     return str(card)
 

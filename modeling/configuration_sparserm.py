@@ -61,13 +61,11 @@ class SparseRMConfig(PretrainedConfig):
         pooling: `last`, `mean` or `response_mean`.
         response_marker_ids: Token ids of the chat template's assistant header, for `response_mean`.
         representation_norm: `rms` divides each token by its root mean square before pooling; `none` does not.
-        latents: For each feature, the id, in the SAE, of the latent that it reads. A latent that is read in several
-            ways is there several times. The features that are higher on chosen responses come first.
-        readings: For each feature, what it reads of its latent, one of ``READINGS``.
-        latent_sides: For each feature, `chosen` or `rejected`: the side that it was selected for.
-        latent_separations: For each feature, how well it separates chosen from rejected training responses: mean over
-            standard deviation of the paired differences, or, where latents were selected by frequency, the share of
-            chosen minus the share of rejected responses on which the latent fires.
+        latents: Ids, in the SAE, of the selected latents, those that fire more on chosen responses first.
+        readings: What is read of each selected latent: some of ``READINGS``. Each is a feature of its own; those of
+            the first reading come first.
+        latent_sides: For each selected latent, `chosen` or `rejected`: the side that it was selected for.
+        latent_separations: For each selected latent, its share of chosen minus its share of rejected responses.
         head_type: `linear` or `mlp`.
         head_hidden_size: Width of the hidden layer of the `mlp` head.
         sae: Shape of the embedded SAE: the arguments of `SparseAutoencoder`. None where it holds none.
@@ -119,12 +117,9 @@ class SparseRMConfig(PretrainedConfig):
         ):
             if value not in known:
                 raise ValueError(f"{what} is {value!r}, but must be one of {', '.join(known)}.")
-        latents, readings = latents or [], readings or []
-        if len(latents) != len(readings) or not set(readings) <= set(READINGS):
-            raise ValueError(
-                f"There are {len(readings)} readings for {len(latents)} latents: each latent needs one of "
-                f"{', '.join(READINGS)}."
-            )
+        readings = list(READINGS[:1]) if readings is None else readings
+        if not readings or not set(readings) <= set(READINGS):
+            raise ValueError(f"readings is {readings!r}, but must be some of {', '.join(READINGS)}.")
         if isinstance(base_config, dict):
             base_config = CONFIG_MAPPING[base_config["model_type"]](**base_config)
         if base_config is not None:
@@ -148,7 +143,7 @@ class SparseRMConfig(PretrainedConfig):
         self.pooling = pooling
         self.response_marker_ids = response_marker_ids or []
         self.representation_norm = representation_norm
-        self.latents = latents
+        self.latents = latents or []
         self.readings = readings
         self.latent_sides = latent_sides or []
         self.latent_separations = latent_separations or []
@@ -165,14 +160,13 @@ class SparseRMConfig(PretrainedConfig):
 
     @property
     def num_features(self) -> int:
-        """Number of features that the head reads."""
-        return len(self.latents)
+        """Number of features that the head reads: one for each selected latent and reading."""
+        return len(self.latents) * len(self.readings)
 
     @property
-    def activation_latents(self) -> list[int]:
-        """The latents whose activation is read, each once: no others have to be encoded."""
-        pairs = zip(self.latents, self.readings, strict=True)
-        return sorted({latent for latent, reading in pairs if reading.endswith("activation")})
+    def reads_activations(self) -> bool:
+        """Whether the SAE has to encode anything."""
+        return any(reading.endswith("activation") for reading in self.readings)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as transformers 4 and 5 both read it."""

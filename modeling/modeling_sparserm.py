@@ -50,7 +50,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     Attributes:
         model: The base model, cut after `config.layer` layers. Frozen, always in eval mode.
         sae: The embedded SAE; None in a slim checkpoint that does not need it.
-        directions: (F, d_model) decoder direction of each feature's latent.
+        directions: (K, d_model) decoder directions of the selected latents.
         feature_mean: (F,) mean of each feature over the training responses: what a text without any pooled token
             gets, and what steering moves a feature towards.
         score: The head.
@@ -146,41 +146,38 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         pooled = pooled_tokens(input_ids, attention_mask, self.config.pooling, self.config.response_marker_ids)
         with torch.autocast(hidden.device.type, enabled=False):  # it would round the projections to bfloat16
             norm = self.config.representation_norm
-            texts = pool_texts(hidden, pooled.to(hidden.device), norm, self._sae_of_features())
-            if not self.config.slim and self.sae is not None and not self.sae.elementwise:
+            texts = pool_texts(hidden, pooled.to(hidden.device), norm, self._sae_to_run())
+            if texts.mean_activation.shape[1] > len(self.config.latents):  # all had to be encoded
                 texts = texts._replace(
-                    mean_activation=texts.mean_activation[:, self.config.activation_latents],
-                    max_activation=texts.max_activation[:, self.config.activation_latents],
+                    mean_activation=texts.mean_activation[:, self.config.latents],
+                    max_activation=texts.max_activation[:, self.config.latents],
                 )
             return self.combine_features(texts)
 
-    def _sae_of_features(self) -> SparseAutoencoder | None:
-        """The SAE with the latents whose activations are read, or with all where they compete; None without any."""
-        latents = self.config.activation_latents
-        if not latents or self.config.slim or not self.sae.elementwise:
-            return self.sae if latents else None
-        return self.sae.keep(latents)
+    def _sae_to_run(self) -> SparseAutoencoder | None:
+        """The SAE with the selected latents alone, or with all where they compete; None where none is encoded."""
+        if not self.config.reads_activations:
+            return None
+        return self.sae if self.config.slim or not self.sae.elementwise else self.sae.keep(self.config.latents)
 
     def combine_features(self, texts: PooledTexts) -> torch.Tensor:
         """What is read of texts to what the head reads, (B, F), steered.
 
         Args:
-            texts: With the activations of `config.activation_latents`, in that order.
+            texts: With the activations of the selected latents, where any are read.
         """
-        z = {"mean_projection": texts.mean, "last_projection": texts.last}
-        f = {"mean_activation": texts.mean_activation, "max_activation": texts.max_activation}
-        raw = texts.mean.new_zeros((len(texts.mean), self.config.num_features))
-        place = {latent: i for i, latent in enumerate(self.config.activation_latents)}
-        for reading in sorted(set(self.config.readings)):
-            columns = [i for i, name in enumerate(self.config.readings) if name == reading]
-            if reading in z:
-                raw[:, columns] = z[reading] @ self.directions[columns].to(raw).T
-            else:
-                raw[:, columns] = f[reading][:, [place[self.config.latents[i]] for i in columns]].to(raw)
+        directions = self.directions.to(texts.mean)
+        read = {
+            "mean_projection": lambda: texts.mean @ directions.T,
+            "last_projection": lambda: texts.last @ directions.T,
+            "mean_activation": lambda: texts.mean_activation,
+            "max_activation": lambda: texts.max_activation,
+        }
+        raw = torch.cat([read[name]() for name in self.config.readings], dim=-1)  # (B, F)
         mean = self.feature_mean.to(raw)
         if self.config.steering:
             factors = [self.config.steering.get(str(latent), 1.0) for latent in self.config.latents]
-            raw = mean + raw.new_tensor(factors) * (raw - mean)
+            raw = mean + raw.new_tensor(factors * len(self.config.readings)) * (raw - mean)
         return torch.where(texts.has_tokens, raw, mean)
 
     def reward(self, features: torch.Tensor) -> torch.Tensor:
@@ -224,7 +221,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             return self
         config = copy.deepcopy(self.config)
         config.slim = True
-        sae = self.sae.keep(config.activation_latents) if config.activation_latents else None
+        sae = self.sae.keep(config.latents) if config.reads_activations else None
         config.sae = sae.spec() if sae else None
         slim = SparseRMForSequenceClassification(config, base_model=self.model)
         slim.sae = sae

@@ -17,7 +17,7 @@ from sparserm_hf.head import (
     pair_accuracy,
     pair_loss,
 )
-from sparserm_hf.selection import activation_effects, projection_effects, select_by_effect, select_by_frequency
+from sparserm_hf.selection import select_latents
 
 
 def make_pairs(n=120, f=10, seed=0):
@@ -158,44 +158,16 @@ def test_selection_by_hand():
     """Shares of chosen minus rejected: latent 0 +1, 1 -1/2, 2 never fires, 3 +1/2, 4 0, 5 -1."""
     chosen = sparse.csr_matrix([[1.0, 0, 0, 2, 1, 0], [3.0, 0, 0, 0, 1, 0]])
     rejected = sparse.csr_matrix([[0.0, 5, 0, 0, 1, 1], [0.0, 0, 0, 0, 1, 1]])
-    selection = select_by_frequency(chosen, rejected, 2, ["mean_projection"])
+    selection = select_latents(chosen, rejected, 2)
     assert selection.latents.tolist() == [0, 3, 1, 5]
     assert selection.separations.tolist() == [1.0, 0.5, -0.5, -1.0]
-    assert selection.sides == ("chosen", "chosen", "rejected", "rejected")
-    assert selection.readings == ("mean_projection",) * 4
-    with pytest.raises(SparseRMError, match=r"asks for 6 latents, but 5 of 6 .* between 1 and 2"):
-        select_by_frequency(chosen, rejected, 3, ["mean_projection"])
-    both = select_by_frequency(chosen, rejected, 2, ["mean_projection", "max_activation"])
-    assert both.latents.tolist() == [0, 3, 1, 5] * 2
-    assert both.readings == ("mean_projection",) * 4 + ("max_activation",) * 4
+    assert selection.sides == ["chosen", "chosen", "rejected", "rejected"]
+    with pytest.raises(SparseRMError, match=r"5 of the SAE's 6 fire .* between 1 and 2"):
+        select_latents(chosen, rejected, 3)
 
 
 def test_an_explicit_zero_does_not_count_as_firing():
     """Counting the stored entries of a sparse matrix would take it for a latent that fires."""
     stored_zero = sparse.csr_matrix((np.array([0.0, 1.0]), np.array([0, 1]), np.array([0, 2])), shape=(1, 3))
     other = sparse.csr_matrix(np.array([[0.0, 0.0, 1.0]]))
-    assert select_by_frequency(stored_zero, other, 1, ["mean_projection"]).latents.tolist() == [1, 2]
-
-
-def test_effects_by_hand_and_in_chunks(monkeypatch):
-    """Differences of the pairs: 1 and 3 along the first axis (mean 2, deviation 1), -2 and -2 along the second."""
-    differences = np.array([[1.0, -2.0], [3.0, -2.0]])
-    directions = np.array([[1.0, 0.0], [0.0, 1.0], [-2.0, 0.0], [1.0, 1.0]])
-    expected = [2.0, 0.0, -2.0, 0.0]  # the second never varies, the last is -1 and 1
-    np.testing.assert_allclose(projection_effects(differences, directions), expected, atol=1e-6)
-    monkeypatch.setattr("sparserm_hf.selection.CHUNK", 3)
-    np.testing.assert_allclose(projection_effects(differences, directions), expected, atol=1e-6)
-    chosen = sparse.csr_matrix([[1.0, 0, 0, 5], [3.0, 4, 0, 5]])
-    rejected = sparse.csr_matrix([[0.0, 2, 0, 0], [0.0, 0, 0, 0]])
-    np.testing.assert_allclose(activation_effects(chosen, rejected), [2.0, 1 / 3, 0.0, 0.0])
-
-
-def test_features_are_selected_over_all_readings_at_once():
-    effects = {"mean_projection": np.array([0.5, -0.1, 0.0]), "max_activation": np.array([0.2, -0.7, 0.3])}
-    selection = select_by_effect(effects, 2)
-    assert selection.latents.tolist() == [0, 2, 1, 1]
-    assert selection.readings == ("mean_projection", "max_activation", "mean_projection", "max_activation")
-    assert selection.sides == ("chosen", "chosen", "rejected", "rejected")
-    assert selection.separations.tolist() == [0.5, 0.3, -0.1, -0.7]
-    with pytest.raises(SparseRMError, match=r"asks for 6 features, but 5 of 6 .* between 1 and 2"):
-        select_by_effect(effects, 3)
+    assert select_latents(stored_zero, other, 1).latents.tolist() == [1, 2]

@@ -145,8 +145,8 @@ def test_configuration_refuses_what_it_does_not_know():
         with pytest.raises(ValueError, match=f"{name} is 'nonsense', but must be one of"):
             SparseRMConfig(**{name: "nonsense"})
     for readings in (["nonsense"], []):
-        with pytest.raises(ValueError, match="1 latents: each latent needs one of mean_projection, "):
-            SparseRMConfig(latents=[7], readings=readings)
+        with pytest.raises(ValueError, match=r"readings is .* must be some of mean_projection, "):
+            SparseRMConfig(readings=readings)
 
 
 def test_the_linear_reward_is_the_exact_sum_of_its_features():

@@ -155,8 +155,7 @@ def test_same_seed_same_model_bit_for_bit(world, trained, tmp_path):
         {"features": "both", "pooling": "mean", "representation_norm": "none"},
         {"pooling": "last", "loss": "bce"},
         {"slim": True},
-        {"selection": "frequency", "features": "projection"},
-        {"selection": "frequency", "features": "all"},
+        {"features": "projection", "loss": "margin"},
         {"dtype": "bfloat16"},
     ],
 )
@@ -216,7 +215,7 @@ def test_slim_is_small_loads_its_base_and_says_when_it_is_gone(world, trained, t
     slim, full = (AutoModelForSequenceClassification.from_pretrained(path) for path in (tmp_path / "slim", trained))
     ids = torch.tensor([[3, 9, 10, 5, 4, 20, 21, 5]])
     torch.testing.assert_close(slim(ids, torch.ones_like(ids)).logits, full(ids, torch.ones_like(ids)).logits)
-    assert encoded == len(slim.config.activation_latents) < full.sae.d_sae
+    assert encoded == len(slim.config.latents) < full.sae.d_sae
     assert not slim.training and slim.num_parameters(only_trainable=True) == full.num_parameters(only_trainable=True)
     config = json.loads((tmp_path / "slim" / "config.json").read_text())
     (tmp_path / "slim" / "config.json").write_text(
@@ -407,7 +406,10 @@ def bad_input_cases(world, tmp):
         "no model": (train(model=tmp / "nowhere"), "cannot be loaded"),
         "a pickle": (train(model=pickled), "no file named model.safetensors"),
         "a bad margin": (
-            train(dataset=write_jsonl(tmp / "margin.jsonl", [make_rows(1)[0] | {"margin": -3}, *make_rows(9)])),
+            train(
+                loss="margin",
+                dataset=write_jsonl(tmp / "margin.jsonl", [make_rows(1)[0] | {"margin": -3}, *make_rows(9)]),
+            ),
             "margins must be above -gamma",
         ),
         "a base cut off": (train(model=cut_off(world / "base", tmp / "cut-base")), "base model .* cannot be loaded"),

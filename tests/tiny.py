@@ -95,14 +95,14 @@ def tiny_reward_model(
     causal_lm = tiny_causal_lm(architecture)
     base = cut_base_model(causal_lm, layer)
     sae = tiny_sae(sae_architecture)
-    latents = [3, 11, 8, 40, 5, 21] * len(readings)
+    latents = [3, 11, 8, 40, 5, 21]
     settings = {
         "base_model_name_or_path": "tiny",
         "response_marker_ids": HEADER,
         "latents": latents,
-        "readings": [reading for reading in readings for _ in range(6)],
-        "latent_sides": (["chosen"] * 3 + ["rejected"] * 3) * len(readings),
-        "latent_separations": [0.3, 0.2, 0.1, -0.1, -0.2, -0.3] * len(readings),
+        "readings": list(readings),
+        "latent_sides": ["chosen"] * 3 + ["rejected"] * 3,
+        "latent_separations": [0.3, 0.2, 0.1, -0.1, -0.2, -0.3],
         "sae": sae.spec(),
         "layer": layer,
     } | config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +21,9 @@ from .assembly import build_model
 from .base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
 from .checkpoints import check_output_dir, push_folder, replacing_folder, save_tokenizer
 from .errors import SparseRMError
-from .evaluation.controls import CONTROLS_FILE, Control, ControlFitting, save_controls
+from .evaluation.controls import CONTROLS_FILE, Control, fit_controls, save_controls
 from .evaluation.evaluate import Evaluation, evaluate_representations
-from .features import FEATURES, read_features, select_features
+from .features import FEATURES, read_features
 from .head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
 from .hub_cards.render import render_model_card
 from .modeling.backbone_sparserm import cut_base_model
@@ -41,7 +41,7 @@ from .representations import (
 from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
 from .sae.matching import default_sae, matching_layer
-from .selection import Selection
+from .selection import Selection, select_latents
 from .trackers import report_metrics
 from .training_config import SparseRMTrainingConfig
 
@@ -169,13 +169,20 @@ class SparseRMTrainer:
         texts = self.train_representations
         represented = time.perf_counter()
         everything = np.arange(len(self.train_pairs))
-        head = self.fit_head(lambda train: self.read(self.select(train, self.readings)))
-        self.model = self.assemble(self.select(everything, self.readings), head)
+        head = self.fit_head(lambda train: self.read(self.select(train).latents))
+        selection = self.select(everything)
+        self.model = self.assemble(selection, head)
         if self.args.controls:
-            lengths = self.train_pairs.lengths
-            self.controls = ControlFitting(
-                self.fit_head, self.select, texts, lengths, self.directions, self.readings, self.args.seed
-            ).controls(everything)
+            self.controls = fit_controls(
+                self.fit_head,
+                lambda train: self.select(train).latents,
+                texts,
+                self.train_pairs.lengths,
+                self.readings,
+                self.decoder,
+                selection.latents,
+                self.args.seed,
+            )
         fitted = time.perf_counter()
         self.metrics = {
             "train_pairs": len(self.train_pairs),
@@ -208,7 +215,7 @@ class SparseRMTrainer:
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
             raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
-        latents = self.model.config.activation_latents
+        latents = self.model.config.latents
         self.evaluation = evaluate_representations(self.model, self.controls, self.represent(pairs), pairs, latents)
         return self.evaluation.flat()
 
@@ -224,27 +231,25 @@ class SparseRMTrainer:
         return self.represent(self.train_pairs)
 
     @cached_property
-    def directions(self) -> np.ndarray:
-        """(d_sae, d_model) decoder directions."""
+    def decoder(self) -> np.ndarray:
+        """(d_sae, d_model) decoder directions of all latents."""
         return self.sae.autoencoder.W_dec.cpu().double().numpy()
 
     @property
     def readings(self) -> tuple[str, ...]:
-        """What may be read of a latent; where one token is pooled, its mean and its last are the same."""
-        named = FEATURES[self.args.features]
-        return FEATURES["both"] if self.args.features == "all" and self.args.pooling == "last" else named
+        """What is read of each latent; where one token is pooled, the mean of its tokens and the last are the same."""
+        alike = self.args.features == "all" and self.args.pooling == "last"
+        return FEATURES["both" if alike else self.args.features]
 
-    def select(self, train: np.ndarray, readings: Sequence[str]) -> Selection:
-        """Select features by some of the training pairs, named by their numbers."""
+    def select(self, train: np.ndarray) -> Selection:
+        """Select latents by some of the training pairs, named by their numbers."""
+        activations = self.train_representations.mean_activation
         chosen, rejected = np.array(self.train_pairs.chosen), np.array(self.train_pairs.rejected)
-        args, texts = self.args, self.train_representations
-        return select_features(
-            texts, self.directions, chosen[train], rejected[train], args.k, args.selection, readings
-        )
+        return select_latents(activations[chosen[train]], activations[rejected[train]], self.args.k)
 
-    def read(self, selection: Selection) -> np.ndarray:
-        """(N, F) selected features of all training texts."""
-        return read_features(self.train_representations, self.directions, selection.latents, selection.readings)
+    def read(self, latents: np.ndarray) -> np.ndarray:
+        """(N, F) features of all training texts, of the given latents."""
+        return read_features(self.train_representations, self.decoder[latents], latents, self.readings)
 
     def fit_head(self, read: Callable[[np.ndarray], np.ndarray]) -> FittedHead:
         """Fit a head to the training pairs.
@@ -277,8 +282,8 @@ class SparseRMTrainer:
             response_marker_ids=self.how.response_marker_ids,
             representation_norm=args.representation_norm,
             latents=selection.latents.tolist(),
-            readings=list(selection.readings),
-            latent_sides=list(selection.sides),
+            readings=list(self.readings),
+            latent_sides=selection.sides,
             latent_separations=[round(float(s), 6) for s in selection.separations],
             head_type=args.head_type,
             head_hidden_size=args.head_hidden_size,
@@ -289,7 +294,7 @@ class SparseRMTrainer:
             bos_token_id=self.processing_class.bos_token_id,
         )
         config._name_or_path = args.output_dir  # trainers load the tokenizer from it
-        features = self.read(selection)
+        features = self.read(selection.latents)
         used = np.unique([*self.train_pairs.chosen, *self.train_pairs.rejected])
         rewards = head.rewards(features[used])
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())

@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 from ..features import FEATURES, read_features
 from ..head import FittedHead
 from ..representations import Representations
-from ..selection import Selection
 
 CONTROLS_FILE = "controls.safetensors"
 NO_DIRECTIONS = np.zeros((0, 0))
@@ -29,7 +28,7 @@ class Control:
         head: The fitted head.
         poolings: The representations that the head reads, side by side: `mean`, `last`.
         latents: Latents whose activations it reads.
-        readings: What it reads of each of them.
+        readings: Which of their activations.
         length: Whether it reads the number of tokens.
     """
 
@@ -60,70 +59,58 @@ def poolings_of(readings: Sequence[str]) -> list[str]:
     return found or ["mean"]
 
 
-@dataclass(frozen=True)
-class ControlFitting:
-    """What it takes to fit the controls of a reward model.
+def fit_controls(
+    fit: Callable[[Callable[[np.ndarray], np.ndarray]], FittedHead],
+    select: Callable[[np.ndarray], np.ndarray],
+    texts: Representations,
+    lengths: np.ndarray,
+    readings: tuple[str, ...],
+    decoder: np.ndarray,
+    selected: np.ndarray,
+    seed: int,
+) -> list[Control]:
+    """Fit the controls of a reward model.
 
-    Attributes:
+    Args:
         fit: Fits the reward model's kind of head; it is given what makes (N, F) features of all texts from the
             numbers of the pairs that may be looked at.
-        select: From those numbers and the readings that are allowed to a selection.
+        select: From those numbers to the ids of the selected latents.
         texts: Representations of the training texts.
         lengths: (N,) tokens of each.
-        directions: (d_sae, d_model) decoder directions of all latents.
-        readings: Those of the reward model.
+        readings: The reward model's.
+        decoder: (d_sae, d_model) all decoder directions.
+        selected: (2K,) ids of the reward model's latents.
         seed: Of the random directions.
     """
+    poolings = poolings_of(readings)
+    z = dense(texts, poolings)
+    length = lengths[:, None].astype(np.float64)
+    random = random_directions(decoder.shape[1], len(selected), seed)
+    controls = [
+        Control("dense representation", fit(lambda _: z), poolings),
+        _on_directions("random directions", fit, z, poolings, random),
+    ]
+    if readings == FEATURES["activation"]:
+        head = fit(lambda train: texts.mean.astype(np.float64) @ decoder[select(train)].T)
+        controls.append(_composed("decoder projections", head, ["mean"], decoder[selected]))
+    else:
+        reads = [name for name in readings if name.endswith("activation")] or ["mean_activation"]
+        head = fit(lambda train: read_features(texts, NO_DIRECTIONS, select(train), reads))
+        controls.append(Control("SAE activations", head, latents=selected.tolist(), readings=reads))
+    return [*controls, Control("length alone", fit(lambda _: length), length=True)]
 
-    fit: Callable[[Callable[[np.ndarray], np.ndarray]], FittedHead]
-    select: Callable[[np.ndarray, Sequence[str]], Selection]
-    texts: Representations
-    lengths: np.ndarray
-    directions: np.ndarray
-    readings: tuple[str, ...]
-    seed: int
 
-    def controls(self, pairs: np.ndarray) -> list[Control]:
-        """Fit all controls to the pairs with these numbers."""
-        poolings = poolings_of(self.readings)
-        z = dense(self.texts, poolings)
-        length = self.lengths[:, None].astype(np.float64)
-        return [
-            Control("dense representation", self.fit(lambda _: z), poolings),
-            self._random(poolings, len(self.select(pairs, self.readings).latents)),
-            self._other(pairs),
-            Control("length alone", self.fit(lambda _: length), length=True),
-        ]
+def _on_directions(name: str, fit: Callable, z: np.ndarray, poolings: list[str], directions: np.ndarray) -> Control:
+    """The head on projections of each pooling on the same directions."""
+    block = np.kron(np.eye(len(poolings)), directions)  # (poolings x K, poolings x d_model)
+    return _composed(name, fit(lambda _: z @ block.T), poolings, block)
 
-    def _random(self, poolings: list[str], count: int) -> Control:
-        """As many random directions as the reward model has features, shared out among the poolings."""
-        directions = random_directions(self.texts.mean.shape[1], count, self.seed)
-        block = np.zeros((count, len(poolings), directions.shape[1]))
-        turn = np.arange(count) % len(poolings)
-        block[np.arange(count), turn] = directions
-        return self._on_representations("random directions", poolings, block.reshape(count, -1))
 
-    def _on_representations(self, name: str, poolings: list[str], block: np.ndarray) -> Control:
-        projections = dense(self.texts, poolings) @ block.T
-        head = self.fit(lambda _: projections)
-        (weight, bias), *rest = head.layers
-        # On the representation itself, so that the directions need not be kept.
-        layers = ((weight @ block, bias), *rest)
-        return Control(name, FittedHead(layers, head.l2, head.validation_accuracy), poolings)
-
-    def _other(self, pairs: np.ndarray) -> Control:
-        """SAE activations where the reward model reads projections, projections where it reads activations."""
-        if self.readings == FEATURES["activation"]:
-            selection = self.select(pairs, FEATURES["projection"])
-            return self._on_representations("decoder projections", ["mean"], self.directions[selection.latents])
-        readings = [name for name in self.readings if name.endswith("activation")] or FEATURES["activation"]
-
-        def features_for(train: np.ndarray) -> np.ndarray:
-            selection = self.select(train, readings)
-            return read_features(self.texts, NO_DIRECTIONS, selection.latents, selection.readings)
-
-        head, selection = self.fit(features_for), self.select(pairs, readings)
-        return Control("SAE activations", head, latents=selection.latents.tolist(), readings=list(selection.readings))
+def _composed(name: str, head: FittedHead, poolings: list[str], directions: np.ndarray) -> Control:
+    """A head on projections as one on the representation itself, so that the directions need not be kept."""
+    (weight, bias), *rest = head.layers
+    layers = ((weight @ directions, bias), *rest)
+    return Control(name, FittedHead(layers, head.l2, head.validation_accuracy), poolings)
 
 
 def random_directions(d_model: int, count: int, seed: int) -> np.ndarray:

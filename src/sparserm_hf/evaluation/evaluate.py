@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def evaluate_representations(
         controls: Its controls; those that read activations are left out where the representations hold none.
         representations: Of `pairs.texts`.
         pairs: The pairs.
-        latents: Columns of `model.config.activation_latents` in the representations' activations.
+        latents: Columns of the selected latents in the representations' activations; none where it holds none.
     """
     mean, last = torch.from_numpy(representations.mean), torch.from_numpy(representations.last)
     activations = [
@@ -76,8 +76,9 @@ def evaluate_representations(
         features = model.combine_features(PooledTexts(*(tensor.to(model.directions.device) for tensor in texts)))
         rewards = {"SparseRM": model.reward(features)[:, 0].cpu().double().numpy()}
     for control in controls:
-        if max(control.latents, default=-1) < representations.mean_activation.shape[1]:
-            rewards[control.name] = control.rewards(representations, pairs.lengths)
+        if not control.latents or len(latents):
+            where = replace(control, latents=list(latents)) if control.latents else control
+            rewards[control.name] = where.rewards(representations, pairs.lengths)
     return Evaluation({name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()})
 
 
@@ -109,9 +110,10 @@ def evaluate_checkpoint(
     representations = collect_representations(
         model.model, model.sae, pairs.texts, how, cache_dir or default_cache_dir()
     )
-    latents = config.activation_latents
-    if config.slim:  # its SAE holds no others, and controls that read others cannot be shown
-        latents = list(range(len(latents)))
+    # A slim model's SAE, if it has one, holds the selected latents only, in their own order.
+    latents = config.latents if model.sae is not None else []
+    if config.slim:
+        latents = range(len(latents))
     file = cached_file(name, CONTROLS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     controls = load_controls(Path(file)) if file else []
     return evaluate_representations(model, controls, representations, pairs, latents)

@@ -1,0 +1,168 @@
+"""How accuracy depends on K, layer, pooling, number of pairs, label noise, and on the task that was trained on.
+
+    python benchmarks/curves.py DATA_DIR WORK_DIR
+
+SparseRM beside the dense representation, linear heads, Bradley-Terry loss, measured on all of `test`. Reads what
+`layers.py` keeps in WORK_DIR; SparseRM needs an SAE, so its layers are those that `sae_candidates.py` trained one for.
+Writes `results/curves.json`, `results/curves.md` and a plot for each curve. What is there already in WORK_DIR/curves
+is not computed again.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from layers import LAYER, TASKS, Texts, find_saes, load, machine
+from methods import PAPER, Data, Method, accuracy_cell, data_at, difference_cell, representation, selected, train
+from table import measure
+from tqdm.auto import tqdm
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+TOTALS = (8, 16, 32, 64, 128, 256, 512)  # latents, both sides together
+PAIRS = (64, 125, 250, 500, 1000)
+NOISE = (0.0, 0.1, 0.2, 0.3)
+SEEDS = range(3)
+DENSE = "dense, mean and last"
+
+
+def curves(saes: dict, layers: int) -> dict[str, list[tuple[str, float | str, Method, dict]]]:
+    """Points of each curve: method, where it stands, how it is fitted, and on what."""
+    sae, dense = saes[LAYER], representation("mean", "last")
+    ours = selected(sae)
+    both = {"SparseRM": ours, DENSE: dense}
+    points: dict[str, list] = {
+        "latents": [("SparseRM", n, selected(sae, k=n // 2), {}) for n in TOTALS]
+        + [("mean projections", n, selected(sae, PAPER, n // 2), {}) for n in TOTALS]
+        + [(DENSE, n, dense, {}) for n in TOTALS],
+        "layer": [("SparseRM", layer, selected(saes[layer]), {"layer": layer}) for layer in sorted(saes)]
+        + [(DENSE, layer, dense, {"layer": layer}) for layer in range(2, layers + 1, 2)],
+        "pooling": [
+            (name, pooling, method, {"pooling": pooling})
+            for pooling in ("last", "mean", "response_mean")
+            for name, method in (
+                ("projections of the mean", selected(sae, PAPER)),
+                ("dense, mean", representation("mean")),
+            )
+        ]
+        + [(name, "response_mean and last", method, {}) for name, method in both.items()],
+        "pairs": [(name, n, method, {"pairs": n}) for n in PAIRS for name, method in both.items()],
+        "label noise": [(name, share, method, {"noise": share}) for share in NOISE for name, method in both.items()],
+    }
+    return points
+
+
+def margins_at(
+    texts: dict[tuple[str, str], Texts], task: str, tests: tuple[str, ...], method: Method, how: dict
+) -> dict:
+    """Margins on the test pairs of some tasks, a run for each seed; the seeds draw folds and noise."""
+
+    def data(name: str, split: str) -> Data:
+        return data_at(texts[name, split], how.get("layer", LAYER), how.get("pooling", "response_mean"))
+
+    fitted = data(task, "train").first(how.get("pairs", 1000))
+    runs = [train(method, fitted.with_noise(how.get("noise", 0.0), seed), seed) for seed in SEEDS]
+    return {name: [run.margins(data(name, "test")).tolist() for run in runs] for name in tests}
+
+
+def plot(name: str, values: dict[str, dict[str, dict]]) -> None:
+    """A panel a task: accuracy and its interval against the points of the curve."""
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(12, 3.6), layout="constrained")
+    for axis, task in zip(axes, TASKS, strict=True):
+        for number, (method, points) in enumerate(values[task].items()):
+            x = list(points) if name == "pooling" else [float(point) for point in points]
+            cells = [accuracy_cell(np.array(margins)) for margins in points.values()]
+            mean, low, high = np.array([[float(v) for v in cell_numbers(cell)] for cell in cells]).T
+            style = {"marker": "o", "capsize": 2, "linestyle": "none" if name == "pooling" else "-"}
+            axis.errorbar(x, mean, [mean - low, high - mean], label=method, color=f"C{number}", **style)
+        if name in ("latents", "pairs"):
+            axis.set_xscale("log", base=2)
+        if name == "pooling":
+            axis.tick_params(axis="x", rotation=20)
+        axis.set(title=task, xlabel=name)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy on test, %")
+    axes[0].legend(fontsize=8)
+    path = RESULTS / f"curve_{name.replace(' ', '_')}.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def cell_numbers(cell: str) -> list[str]:
+    """The three numbers of an accuracy cell."""
+    return cell.replace("(", "").replace(")", "").replace("to", "").split()
+
+
+def table(name: str, values: dict[str, dict[str, dict]]) -> str:
+    """Markdown: a row for each method and point."""
+    lines = [f"\n## {name.capitalize()}\n", f"| | {name} | {' | '.join(TASKS)} |", "|---" * (2 + len(TASKS)) + "|"]
+    for method, points in values[TASKS[0]].items():
+        for point in points:
+            cells = [accuracy_cell(np.array(values[task][method][point])) for task in TASKS]
+            lines.append(f"| {method} | {point} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def transfer_table(values: dict[str, dict[str, dict]]) -> str:
+    """Markdown: trained on the row's task, tested on the column's; then SparseRM minus dense on the same pairs."""
+    lines = ["\n## Transfer\n", f"| trained on | | {' | '.join(TASKS)} |", "|---" * (2 + len(TASKS)) + "|"]
+    for task in TASKS:
+        for method, by_test in values[task].items():
+            cells = [accuracy_cell(np.array(by_test[name])) for name in TASKS]
+            lines.append(f"| {task} | {method} | {' | '.join(cells)} |")
+        ours, dense = values[task]["SparseRM"], values[task][DENSE]
+        cells = [difference_cell(np.array(ours[name]), np.array(dense[name])) for name in TASKS]
+        lines.append(f"| {task} | SparseRM minus dense | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(data: Path, work: Path) -> None:
+    texts, saes = load(data, work), find_saes(work)
+    found: dict[str, dict[str, dict[str, dict]]] = {}
+    for name, points in curves(saes, len(texts[TASKS[0], "train"].pooled["mean"])).items():
+        found[name] = {task: {} for task in TASKS}
+        for task in TASKS:
+            for method_name, point, method, how in tqdm(points, desc=f"{name}, {task}"):
+                same = {} if method_name == DENSE and name == "latents" else {"at": point}  # K is nothing to it
+                key = "-".join(map(str, [name, task, method_name, *same.values()]))
+                compute: Callable[[], dict] = lambda: margins_at(texts, task, (task,), method, how)  # noqa: B023, E731
+                margins = measure(work / "curves" / f"{key}.json", compute)[task]
+                found[name][task].setdefault(method_name, {})[str(point)] = margins
+        plot(name, found[name])
+    transfer: dict[str, dict[str, dict]] = {}
+    for task in TASKS:
+        for method_name, method in (("SparseRM", selected(saes[LAYER])), (DENSE, representation("mean", "last"))):
+            path = work / "curves" / f"transfer-{task}-{method_name}.json"
+            compute = lambda: margins_at(texts, task, TASKS, method, {})  # noqa: B023, E731
+            transfer.setdefault(task, {})[method_name] = measure(path, compute)
+    text = (
+        "Accuracy in % on the whole test set (95% interval, Wilson; mean of "
+        f"{len(SEEDS)} seeds of folds and noise), linear head, Bradley-Terry loss; 1,000 training pairs, layer "
+        f"{LAYER}, 256 latents unless said otherwise. {machine()}. Made by `python benchmarks/curves.py`.\n"
+    )
+    text += "".join(table(name, values) for name, values in found.items()) + transfer_table(transfer)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "curves.md").write_text(text)
+    everything = {name: summary(values) for name, values in (found | {"transfer": transfer}).items()}
+    (RESULTS / "curves.json").write_text(json.dumps({"machine": machine(), "curves": everything}, indent=1) + "\n")
+    print(text)
+
+
+def summary(values: dict[str, dict[str, dict]]) -> dict:
+    """Accuracies in %, with their intervals, without the margins of every pair."""
+    return {
+        task: {
+            method: {point: accuracy_cell(np.array(margins)) for point, margins in points.items()}
+            for method, points in methods.items()
+        }
+        for task, methods in values.items()
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,266 @@
+"""What training and scoring cost, beside TRL's RewardTrainer and beside what the hardware allows.
+
+    python benchmarks/speed.py DATA_DIR [--stages training trl refit scoring prompts growth]
+
+All ratios are of numbers measured in this one run. TRL is timed over some steps of its own training loop, the first
+three not counted, and multiplied up to two epochs. Writes `results/speed.json` and `results/speed.md`; a stage that is
+left out keeps what was measured before.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from layers import machine
+from scipy import sparse
+from sparserm_hf.modeling.backbone_sparserm import residual_stream
+from tqdm.auto import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from trl_reward import as_dataset, load_pairs, trainer_for
+
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
+from sparserm_hf.base_models import unpacked
+from sparserm_hf.demo.run import find_base_model
+from sparserm_hf.head import Objective, PairFeatures, fit_linear_path
+from sparserm_hf.packing import find_families, run_packed
+from sparserm_hf.representations import batch_tokens, pad_texts, plan_batches
+from sparserm_hf.scoring import load_reward_model
+from sparserm_hf.selection import select_latents
+
+RESULTS = Path(__file__).parent / "results"
+TASK = "truthfulness"
+STAGES = ("training", "trl", "refit", "scoring", "prompts", "growth")
+TRL_STEPS, WARM_UP, EPOCHS, BATCH = 13, 3, 2, 8
+SCORED_TEXTS = 150
+PROMPT_TEXTS = 160
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def trainer(data: Path, work: Path, **settings) -> SparseRMTrainer:
+    args = SparseRMTrainingConfig(str(work / "model"), cache_dir=str(work / "cache"), controls=False, **settings)
+    pairs = load_preferences(str(data / TASK / "train.jsonl.gz"), "train[:1000]")
+    return SparseRMTrainer(find_base_model(), args=args, train_dataset=pairs)
+
+
+def training(data: Path, work: Path) -> dict[str, float]:
+    """Seconds of `sparserm train` without a cache, as one command, and again by stage."""
+    command = [str(Path(sys.executable).with_name("sparserm")), "train", "--model", find_base_model(), "--dataset"]
+    command += [str(data / TASK / "train.jsonl.gz"), "--dataset_split", "train[:1000]", "--controls", "False"]
+    command += ["--output_dir", str(work / "cold"), "--cache_dir", str(work / "cold-cache")]
+    total = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+    imports = seconds(lambda: subprocess.run([sys.executable, "-c", "import sparserm_hf.cli"], check=True))
+    started = time.perf_counter()
+    run = trainer(data, work)
+    loading = time.perf_counter() - started
+    metrics = run.train()
+    saving = seconds(run.save_model)
+    return {
+        "whole command": total,
+        "imports": imports,
+        "loading, tokenising, checking the SAE": loading,
+        "representations": metrics["representation_seconds"],
+        "selection, cross-validation, fit": metrics["fit_seconds"],
+        "saving": saving,
+    }
+
+
+class Clock(TrainerCallback):
+    """Seconds of the steps after the warm-up."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: D102
+        self.ends.append(time.perf_counter())
+
+    @property
+    def step(self) -> float:
+        """Seconds a step."""
+        return (self.ends[-1] - self.ends[WARM_UP - 1]) / (len(self.ends) - WARM_UP)
+
+
+def trl(data: Path, work: Path) -> dict[str, float]:
+    """Seconds of TRL's RewardTrainer for two epochs of the same pairs."""
+    pairs = load_pairs(data, TASK)["train"]
+    steps = EPOCHS * -(-len(pairs) // BATCH)
+    rows = np.random.default_rng(0).permutation(len(pairs))
+    found = {}
+    for method in ("lora", "full"):
+        for checkpointing in (True, False):
+            clock = Clock()
+            started = time.perf_counter()
+            run = trainer_for(
+                method,
+                as_dataset(pairs, rows),
+                work,
+                1e-4,
+                0,
+                gradient_checkpointing=checkpointing,
+                max_steps=TRL_STEPS,
+            )
+            loading = time.perf_counter() - started
+            run.add_callback(clock)
+            run.train()
+            name = f"{method}, gradient checkpointing {'on (the default)' if checkpointing else 'off'}"
+            found[name] = loading + steps * clock.step
+    return found
+
+
+def refit(data: Path, work: Path) -> dict[str, float]:
+    """Seconds of another fit from the cache."""
+    found = {}
+    trainer(data, work).train()  # so that the cache is there
+    for settings in ({"k": 64}, {"loss": "margin"}, {"head_type": "mlp"}, {"features": "projection"}):
+        run = trainer(data, work, check_sae=False, **settings)
+        found[", ".join(f"{k} = {v}" for k, v in settings.items())] = seconds(run.train)
+    return found
+
+
+@torch.inference_mode()
+def scoring(data: Path, work: Path) -> dict[str, float]:
+    """Tokens a second of the reward model, of the whole base as a classifier, and of the bare cut base."""
+    if not (work / "model").exists():
+        run = trainer(data, work)
+        run.train()
+        run.save_model()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, _ = load_reward_model(str(work / "model"), device)
+    base = unpacked(find_base_model())
+    whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=model.dtype).to(device).eval()
+    whole.config.pad_token_id = AutoTokenizer.from_pretrained(base).pad_token_id
+    texts = load_pairs(data, "safety")["test"].texts[:SCORED_TEXTS]
+    lengths = [len(text) for text in texts]
+    batches = [pad_texts([texts[i] for i in batch], device) for batch in plan_batches(lengths, batch_tokens(device))]
+    total, mean = sum(lengths), round(np.mean(lengths))
+    flat = torch.tensor([token for text in texts for token in text][: total // mean * mean]).view(-1, mean).to(device)
+    full = flat.split(max(1, batch_tokens(device) // mean))  # the same tokens in rows of equal length: no padding
+    runs = {
+        "reward model": lambda: [model(ids, mask) for ids, mask in batches],
+        "cut base on the same batches": lambda: [residual_stream(model.model, ids, mask) for ids, mask in batches],
+        "cut base without padding": lambda: [model.model(ids, use_cache=False) for ids in full],
+        "whole base as a classifier": lambda: [whole(input_ids=ids, attention_mask=mask) for ids, mask in batches],
+    }
+    for run in runs.values():
+        run()
+    # In turns, and the best of them: what else the machine does then touches all alike.
+    turns = [[seconds(run) for run in runs.values()] for _ in range(3)]
+    taken = dict(zip(runs, np.min(turns, axis=0), strict=True))
+    found = {f"{name}, tokens a second": total / value for name, value in taken.items()}
+    depth, layers = whole.config.num_hidden_layers, model.config.layer
+    found["speed-up over the whole base"] = taken["whole base as a classifier"] / taken["reward model"]
+    found["share of what the cut depth allows"] = found["speed-up over the whole base"] / (depth / layers)
+    found["share of the cut base without padding"] = taken["cut base without padding"] / taken["reward model"]
+    found["share of time in head and bookkeeping"] = 1 - taken["cut base on the same batches"] / taken["reward model"]
+    return found
+
+
+@torch.inference_mode()
+def prompts(data: Path, work: Path) -> dict[str, float]:
+    """What running shared prompts once gains on long dialogues, and what it changes."""
+    base = trainer(data, work).base_model
+    texts = load_pairs(data, "adversarial")["train"].texts[:PROMPT_TEXTS]
+    families = find_families(texts)
+    means: dict[str, dict[int, torch.Tensor]] = {name: {} for name in ("shared", "padded", "alone")}
+
+    def shared() -> None:
+        for batch in plan_batches([family.length for family in families], batch_tokens(base.device)):
+            some = [families[i] for i in batch]
+            members = [i for family in some for i in family.members]
+            for i, hidden in zip(members, run_packed(base, texts, some), strict=True):
+                means["shared"][i] = hidden.float().mean(0)
+
+    def padded() -> None:
+        for batch in plan_batches([len(text) for text in texts], batch_tokens(base.device)):
+            hidden = residual_stream(base, *pad_texts([texts[i] for i in batch], base.device))
+            for row, i in enumerate(batch):
+                means["padded"][i] = hidden[row, : len(texts[i])].float().mean(0)
+
+    def alone() -> None:
+        for i, text in enumerate(texts):
+            means["alone"][i] = residual_stream(base, *pad_texts([text], base.device))[0].float().mean(0)
+
+    def difference(one: str, other: str) -> float:
+        pairs = [(means[one][i], means[other][i]) for i in range(len(texts))]
+        return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+    padded()
+    found = {"seconds, each text by itself": seconds(padded), "seconds, prompts shared": seconds(shared)}
+    alone()
+    return found | {
+        "gain": found["seconds, each text by itself"] / found["seconds, prompts shared"],
+        "tokens, each text by itself": sum(map(len, texts)),
+        "tokens, prompts shared": sum(family.length for family in families),
+        "largest relative difference, shared against padded": difference("shared", "padded"),
+        "largest relative difference, padded against one text a batch": difference("padded", "alone"),
+    }
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def growth(data: Path, work: Path) -> dict[str, float]:
+    """Seconds of selection and fit on synthetic representations, as pairs and latents grow."""
+    found = {}
+    generator = np.random.default_rng(0)
+    for d_sae in (4_096, 16_384, 131_072):
+        for pairs in (1_000, 100_000):
+            columns = generator.integers(0, d_sae, (pairs, 200))  # latents that fire on a response
+            starts = np.arange(0, columns.size + 1, 200)
+            some = sparse.csr_array((np.ones(columns.size), columns.ravel(), starts), shape=(pairs, d_sae))
+            name = f"selection among {d_sae:,} latents by {pairs:,} pairs: seconds"
+            found[name] = seconds(partial(select_latents, some, some[::-1], 128))
+    for pairs in (1_000, 10_000, 100_000):
+        features = generator.standard_normal((2, pairs, 1024))
+        features[0] += 0.05
+        objective = Objective("bradley_terry", 1.0, np.zeros(pairs))
+        fit = partial(fit_linear_path, PairFeatures(*features), objective, (0.3,))
+        found[f"one fit to {pairs:,} pairs of 1,024 features: seconds"] = seconds(fit)
+    found["peak memory, MB"] = peak_megabytes()
+    return found
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    lines = [f"{machine()}. Made by `python benchmarks/speed.py`.\n"]
+    if "training" in results and "trl" in results:
+        ours = results["training"]["whole command"]
+        results["ratios"] = {f"TRL {name}, over sparserm train": t / ours for name, t in results["trl"].items()}
+    for stage, rows in results.items():
+        lines += [f"\n| {stage} | |", "|---|---:|"]
+        lines += [f"| {name} | {value:,.{0 if value >= 1000 else 2}f} |" for name, value in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    args = parser.parse_args()
+    path = RESULTS / "speed.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    with tempfile.TemporaryDirectory() as work:
+        for stage in tqdm(args.stages):
+            results[stage] = globals()[stage](args.data, Path(work))
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    text = table(results)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "speed.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What was tried to make SparseRM win, compared without looking at `test`.
+
+    python benchmarks/tried.py DATA_DIR WORK_DIR
+
+Trained on the first 1,000 training pairs of each task, judged twice: by cross-validation inside them, and on the
+training pairs that are left. Linear heads, Bradley-Terry loss and 256 latents unless named otherwise, mean of 3 seeds.
+Reads what `layers.py` keeps in WORK_DIR; writes `results/tried.json` and `results/tried.md`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from layers import LAYER, TASKS, find_saes, load, load_rest, machine
+from methods import (
+    PAPER,
+    Data,
+    Method,
+    data_at,
+    random,
+    representation,
+    selected,
+    selected_by_effect,
+    train,
+)
+from table import measure
+from tqdm.auto import tqdm
+
+from sparserm_hf.head import pair_accuracy
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = range(3)
+
+
+def variants(sae) -> dict[str, tuple[Method, dict[str, str]]]:
+    """By name: what is read, and how the head is fitted where not by default."""
+    mean, last, mean_activation, max_activation = (
+        "mean_projection",
+        "last_projection",
+        "mean_activation",
+        "max_activation",
+    )
+    margin, mlp = {"loss": "margin"}, {"head_type": "mlp"}
+    return {
+        "all four readings (the default)": (selected(sae), {}),
+        "all four readings, margin loss": (selected(sae), margin),
+        "all four readings, MLP": (selected(sae), mlp),
+        "all four readings of 128 latents": (selected(sae, k=64), {}),
+        "all four readings of 512 latents": (selected(sae, k=256), {}),
+        "projections of mean and last": (selected(sae, (mean, last)), {}),
+        "projection of mean, mean activation": (selected(sae, (mean, mean_activation)), {}),
+        "projection of mean, largest activation": (selected(sae, (mean, max_activation)), {}),
+        "projections of mean and last, largest activation": (selected(sae, (mean, last, max_activation)), {}),
+        "mean and largest activation": (selected(sae, (mean_activation, max_activation)), {}),
+        "projection of mean (the paper's)": (selected(sae, PAPER), {}),
+        "projection of mean, margin loss (the paper's)": (selected(sae, PAPER), margin),
+        "projection of mean, MLP, margin loss (the paper's)": (selected(sae, PAPER), margin | mlp),
+        "256 features by paired effect, of all readings": (selected_by_effect(sae), {}),
+        "256 features by paired effect, of all readings, margin loss": (selected_by_effect(sae), margin),
+        "256 projections of mean by paired effect": (selected_by_effect(sae, PAPER), {}),
+        "control: dense, mean": (representation("mean"), {}),
+        "control: dense, mean, margin loss": (representation("mean"), margin),
+        "control: dense, mean and last": (representation("mean", "last"), {}),
+        "control: random directions, mean": (random("mean"), {}),
+        "control: random directions, mean and last": (random("mean", "last"), {}),
+    }
+
+
+def main(data: Path, work: Path) -> None:
+    texts, sae = load(data, work), find_saes(work)[LAYER]
+    fitted = {task: data_at(texts[task, "train"], LAYER) for task in TASKS}
+    del texts
+    rest = {
+        task: Data(r, p.lengths, np.array(p.chosen), np.array(p.rejected), np.array(p.groups))
+        for task, (p, r) in load_rest(data).items()
+    }
+    found: dict[str, dict] = {}
+    for name, (method, how) in tqdm(variants(sae).items()):
+
+        def compute() -> dict:
+            measured = {}
+            for task in TASKS:
+                runs = [train(method, fitted[task], seed, **how) for seed in SEEDS]  # noqa: B023
+                measured[task] = {
+                    "cross-validation": float(np.mean([run.head.validation_accuracy for run in runs])),
+                    "rest of train": float(np.mean([pair_accuracy(run.margins(rest[task])) for run in runs])),
+                }
+            return measured
+
+        found[name] = measure(work / "tried" / f"{name}.json", compute)
+    (RESULTS / "tried.json").write_text(json.dumps({"machine": machine(), "results": found}, indent=1) + "\n")
+    judged = ("cross-validation", "rest of train")
+    heads = [f"{task}, {how}" for how in judged for task in (*TASKS, "mean")]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name, by_task in found.items():
+        cells = []
+        for how in judged:
+            values = [100 * by_task[task][how] for task in TASKS]
+            cells += [*values, float(np.mean(values))]
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in cells)} |")
+    pairs = ", ".join(f"{len(rest[task].chosen)} of {task}" for task in TASKS)
+    text = (
+        "Accuracy in %, trained on the first 1,000 training pairs: cross-validated inside them (an MLP's is that of "
+        f"the pairs that stopped it early, and flattered), and on the rest of `train` ({pairs}). Linear head, "
+        "Bradley-Terry loss, 256 latents unless named otherwise; mean of 3 seeds. Made by `python "
+        f"benchmarks/tried.py`.\n\n" + "\n".join(lines) + "\n"
+    )
+    (RESULTS / "tried.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
