@@ -2,7 +2,7 @@
 
     python benchmarks/curves.py DATA_DIR WORK_DIR
 
-SparseRM beside the dense representation, linear heads, Bradley-Terry loss, measured on all of `test`. Reads what
+SparseRM beside the dense representation, linear heads, margin loss, measured on all of `test`. Reads what
 `layers.py` keeps in WORK_DIR; SparseRM needs an SAE, so its layers are those that `sae_candidates.py` trained one for.
 Writes `results/curves.json`, `results/curves.md` and a plot for each curve. What is there already in WORK_DIR/curves
 is not computed again.
@@ -16,9 +16,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from layers import LAYER, TASKS, Texts, find_saes, load, machine
-from methods import PAPER, Data, Method, accuracy_cell, data_at, difference_cell, representation, selected, train
+from methods import Data, Method, accuracy_cell, data_at, difference_cell, representation, selected, train
 from table import measure
 from tqdm.auto import tqdm
+
+from sparserm_hf.features import FEATURES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -28,29 +30,25 @@ TOTALS = (8, 16, 32, 64, 128, 256, 512)  # latents, both sides together
 PAIRS = (64, 125, 250, 500, 1000)
 NOISE = (0.0, 0.1, 0.2, 0.3)
 SEEDS = range(3)
-DENSE = "dense, mean and last"
+DENSE = "dense"
 
 
 def curves(saes: dict, layers: int) -> dict[str, list[tuple[str, float | str, Method, dict]]]:
     """Points of each curve: method, where it stands, how it is fitted, and on what."""
-    sae, dense = saes[LAYER], representation("mean", "last")
+    sae, dense = saes[LAYER], representation("mean")
     ours = selected(sae)
     both = {"SparseRM": ours, DENSE: dense}
     points: dict[str, list] = {
         "latents": [("SparseRM", n, selected(sae, k=n // 2), {}) for n in TOTALS]
-        + [("mean projections", n, selected(sae, PAPER, n // 2), {}) for n in TOTALS]
+        + [("four readings", n, selected(sae, FEATURES["all"], n // 2), {}) for n in TOTALS]
         + [(DENSE, n, dense, {}) for n in TOTALS],
         "layer": [("SparseRM", layer, selected(saes[layer]), {"layer": layer}) for layer in sorted(saes)]
         + [(DENSE, layer, dense, {"layer": layer}) for layer in range(2, layers + 1, 2)],
         "pooling": [
             (name, pooling, method, {"pooling": pooling})
             for pooling in ("last", "mean", "response_mean")
-            for name, method in (
-                ("projections of the mean", selected(sae, PAPER)),
-                ("dense, mean", representation("mean")),
-            )
-        ]
-        + [(name, "response_mean and last", method, {}) for name, method in both.items()],
+            for name, method in both.items()
+        ],
         "pairs": [(name, n, method, {"pairs": n}) for n in PAIRS for name, method in both.items()],
         "label noise": [(name, share, method, {"noise": share}) for share in NOISE for name, method in both.items()],
     }
@@ -136,13 +134,13 @@ def main(data: Path, work: Path) -> None:
         plot(name, found[name])
     transfer: dict[str, dict[str, dict]] = {}
     for task in TASKS:
-        for method_name, method in (("SparseRM", selected(saes[LAYER])), (DENSE, representation("mean", "last"))):
+        for method_name, method in (("SparseRM", selected(saes[LAYER])), (DENSE, representation("mean"))):
             path = work / "curves" / f"transfer-{task}-{method_name}.json"
             compute = lambda: margins_at(texts, task, TASKS, method, {})  # noqa: B023, E731
             transfer.setdefault(task, {})[method_name] = measure(path, compute)
     text = (
         "Accuracy in % on the whole test set (95% interval, Wilson; mean of "
-        f"{len(SEEDS)} seeds of folds and noise), linear head, Bradley-Terry loss; 1,000 training pairs, layer "
+        f"{len(SEEDS)} seeds of folds and noise), linear head, margin loss; 1,000 training pairs, layer "
         f"{LAYER}, 256 latents unless said otherwise. {machine()}. Made by `python benchmarks/curves.py`.\n"
     )
     text += "".join(table(name, values) for name, values in found.items()) + transfer_table(transfer)

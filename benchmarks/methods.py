@@ -22,7 +22,6 @@ from sparserm_hf.representations import Representations
 from sparserm_hf.selection import select_latents
 
 K = 128
-PAPER = ("mean_projection",)
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ Reader = Callable[[Data], np.ndarray]  # (N, F) features of all texts
 Method = Callable[[Data, np.ndarray, int], Reader]  # from data, the pairs that may be looked at, and a seed
 
 
-def selected(sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["all"], k: int = K) -> Method:
-    """SparseRM: all readings of the latents that fire more on one side."""
+def selected(sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["projection"], k: int = K) -> Method:
+    """SparseRM: what is read of the latents that fire more on one side."""
     decoder = sae.W_dec.double().numpy()
 
     def method(data: Data, train: np.ndarray, seed: int) -> Reader:
@@ -179,7 +178,7 @@ class Trained:
         return rewards[data.chosen] - rewards[data.rejected]
 
 
-def train(method: Method, data: Data, seed: int, loss: str = "bradley_terry", head_type: str = "linear") -> Trained:
+def train(method: Method, data: Data, seed: int, loss: str = "margin", head_type: str = "linear") -> Trained:
     """Fit a method's head as `SparseRMTrainer` does."""
     started = time.perf_counter()
     objective = Objective(loss, 1.0, np.zeros(len(data.chosen)))

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from layers import LAYER, TASKS, find_saes, load, machine
 from methods import (
-    PAPER,
     K,
     Method,
     accuracy_cell,
@@ -33,42 +32,39 @@ from methods import (
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from tqdm.auto import tqdm
 
+from sparserm_hf.features import FEATURES
+
 RESULTS = Path(__file__).parent / "results"
 SEEDS = range(5)
-REFERENCE = "SparseRM: linear, Bradley-Terry"
+REFERENCE = "SparseRM: linear, margin"
 ACTIVATIONS = ("mean_activation", "max_activation")
 TRL = {"TRL RewardTrainer, LoRA": "lora", "TRL RewardTrainer, full": "full"}
 
 
 def rows(sae: SparseAutoencoder) -> dict[str, tuple[Method, str, str]]:
     """By name: method, loss and head."""
-    ours, dense = selected(sae), representation("mean", "last")
-    return {
-        REFERENCE: (ours, "bradley_terry", "linear"),
-        "SparseRM: linear, margin": (ours, "margin", "linear"),
-        "SparseRM: linear, cross-entropy": (ours, "bce", "linear"),
-        "SparseRM: MLP, margin": (ours, "margin", "mlp"),
-        "SparseRM: MLP, Bradley-Terry": (ours, "bradley_terry", "mlp"),
-        "SparseRM: MLP, cross-entropy": (ours, "bce", "mlp"),
-        "mean projections (the paper's): linear, margin": (selected(sae, PAPER), "margin", "linear"),
-        "mean projections (the paper's): linear, Bradley-Terry": (selected(sae, PAPER), "bradley_terry", "linear"),
-        "mean projections (the paper's): linear, cross-entropy": (selected(sae, PAPER), "bce", "linear"),
-        "mean projections (the paper's): MLP, margin": (selected(sae, PAPER), "margin", "mlp"),
-        "256 features by paired effect: linear, Bradley-Terry": (selected_by_effect(sae), "bradley_terry", "linear"),
-        "dense, mean: linear, margin": (representation("mean"), "margin", "linear"),
-        "dense, mean: linear, Bradley-Terry": (representation("mean"), "bradley_terry", "linear"),
-        "dense, mean: MLP, margin": (representation("mean"), "margin", "mlp"),
-        "dense, mean and last: linear, margin": (dense, "margin", "linear"),
-        "dense, mean and last: linear, Bradley-Terry": (dense, "bradley_terry", "linear"),
-        "dense, mean and last: linear, cross-entropy": (dense, "bce", "linear"),
-        "dense, mean and last: MLP, margin": (dense, "margin", "mlp"),
-        "random directions, mean": (random("mean"), "bradley_terry", "linear"),
-        "random directions, mean and last": (random("mean", "last"), "bradley_terry", "linear"),
-        "SAE activations, mean": (selected(sae, ("mean_activation",)), "bradley_terry", "linear"),
-        "SAE activations, mean and largest": (selected(sae, ACTIVATIONS), "bradley_terry", "linear"),
-        "difference of means": (difference_of_means("mean"), "bradley_terry", "linear"),
-        "length alone": (length, "bradley_terry", "linear"),
+    read = {
+        "SparseRM": selected(sae),
+        "SparseRM, four readings": selected(sae, FEATURES["all"]),
+        "dense": representation("mean"),
+        "dense, mean and last": representation("mean", "last"),
     }
+    losses = {"margin": "margin", "Bradley-Terry": "bradley_terry", "cross-entropy": "bce"}
+    methods = {
+        f"{name}: {head}, {loss}": (method, losses[loss], head.lower())
+        for name, method in read.items()
+        for head in ("linear", "MLP")
+        for loss in losses
+    }
+    others = {
+        "256 features by paired effect": selected_by_effect(sae),
+        "random directions": random("mean"),
+        "SAE activations, mean": selected(sae, ("mean_activation",)),
+        "SAE activations, mean and largest": selected(sae, ACTIVATIONS),
+        "difference of means": difference_of_means("mean"),
+        "length alone": length,
+    }
+    return methods | {name: (method, "margin", "linear") for name, method in others.items()}
 
 
 def measure(path: Path, compute: Callable[[], dict]) -> dict:
@@ -84,7 +80,8 @@ def shipped_bytes(name: str, d_model: int, parameters: int) -> int:
     """What has to be shipped beside the base model: the head, and the directions that it reads, in float32."""
     if name.startswith(("dense", "difference", "length")):
         return 4 * parameters
-    rows = 3 if name.startswith(("SparseRM", "SAE", "256")) else 1  # the encoder's rows, and the decoder's twice
+    # The encoder's rows and the decoder's twice, or the decoder's alone.
+    rows = 3 if name.startswith(("SparseRM, four", "SAE", "256")) else 1
     return 4 * (parameters + rows * 2 * K * d_model)
 
 

@@ -11,10 +11,10 @@ from .representations import Representations
 
 # What is read of each selected latent, by the option `features`.
 FEATURES = {
-    "all": READINGS,
     "projection": ("mean_projection",),
     "activation": ("mean_activation",),
     "both": ("mean_projection", "mean_activation"),
+    "all": READINGS,
 }
 
 

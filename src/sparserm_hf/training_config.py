@@ -30,15 +30,15 @@ class SparseRMTrainingConfig:
     representation_norm: Literal["rms", "none"] = _option(
         "rms", "Divide each token by its root mean square before pooling, or take it as it is."
     )
-    features: Literal["all", "projection", "activation", "both"] = _option(
-        "all",
+    features: Literal["projection", "activation", "both", "all"] = _option(
+        "projection",
         "What is read of each selected latent: the projection of the mean token on its decoder direction, its mean "
         "activation, both, or all: these and the projection of the last token and the largest activation.",
     )
     k: int = _option(128, "Latents selected on either side: K that fire more on chosen, K on rejected responses.")
     head_type: Literal["linear", "mlp"] = _option("linear", "Head: linear, which is explained exactly, or an MLP.")
     head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
-    loss: Literal["margin", "bradley_terry", "bce"] = _option("bradley_terry", "Loss that the head is fitted with.")
+    loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss that the head is fitted with.")
     gamma: float = _option(1.0, "Margin that every pair must keep, for the margin loss.")
     max_length: int = _option(1024, "Most tokens of a text; longer pairs lose the start of their prompt.")
     dtype: Literal["auto", "bfloat16", "float32"] = _option(
