@@ -76,12 +76,16 @@ def plot(name: str, values: dict[str, dict[str, dict]]) -> None:
             x = list(points) if name == "pooling" else [float(point) for point in points]
             cells = [accuracy_cell(np.array(margins)) for margins in points.values()]
             mean, low, high = np.array([[float(v) for v in cell_numbers(cell)] for cell in cells]).T
-            style = {"marker": "o", "capsize": 2, "linestyle": "none" if name == "pooling" else "-"}
-            axis.errorbar(x, mean, [mean - low, high - mean], label=method, color=f"C{number}", **style)
+            if name == "pooling":  # no order among them
+                place = np.arange(len(x)) + 0.1 * number
+                axis.errorbar(place, mean, [mean - low, high - mean], fmt="o", capsize=3, label=method)
+                axis.set_xticks(np.arange(len(x)), x)
+                continue
+            axis.plot(x, mean, marker="o", label=method)
+            axis.fill_between(x, low, high, alpha=0.12)
         if name in ("latents", "pairs"):
             axis.set_xscale("log", base=2)
-        if name == "pooling":
-            axis.tick_params(axis="x", rotation=20)
+            axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set(title=task, xlabel=name)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy on test, %")
