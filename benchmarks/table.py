@@ -9,12 +9,13 @@ Margins that are there already are not computed again: remove WORK_DIR/table to 
 
 import json
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from layers import LAYER, TASKS, find_saes, load, machine
+from layers import LAYER, RESULTS, TASKS, find_saes, load, machine, measure
 from methods import (
+    Data,
     K,
     Method,
     accuracy_cell,
@@ -34,7 +35,6 @@ from tqdm.auto import tqdm
 
 from sparserm_hf.features import FEATURES
 
-RESULTS = Path(__file__).parent / "results"
 SEEDS = range(5)
 REFERENCE = "SparseRM: linear, margin"
 ACTIVATIONS = ("mean_activation", "max_activation")
@@ -67,15 +67,6 @@ def rows(sae: SparseAutoencoder) -> dict[str, tuple[Method, str, str]]:
     return methods | {name: (method, "margin", "linear") for name, method in others.items()}
 
 
-def measure(path: Path, compute: Callable[[], dict]) -> dict:
-    """What a file holds, computed where it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".part").write_text(json.dumps(compute()))
-        path.with_suffix(".part").rename(path)
-    return json.loads(path.read_text())
-
-
 def shipped_bytes(name: str, d_model: int, parameters: int) -> int:
     """What has to be shipped beside the base model: the head, and the directions that it reads, in float32."""
     if name.startswith(("dense", "difference", "length")):
@@ -85,6 +76,17 @@ def shipped_bytes(name: str, d_model: int, parameters: int) -> int:
     return 4 * (parameters + rows * 2 * K * d_model)
 
 
+def fit(name: str, method: Method, loss: str, head_type: str, fitted: Data, test: Data) -> dict:
+    """What the table says of a method on a task, with the margins of every test pair."""
+    runs = [train(method, fitted, seed, loss, head_type) for seed in SEEDS]
+    return {
+        "margins": [run.margins(test).tolist() for run in runs],
+        "trainable_parameters": runs[0].parameters,
+        "seconds": float(np.mean([run.seconds for run in runs])),
+        "bytes": shipped_bytes(name, fitted.texts.mean.shape[1], runs[0].parameters),
+    }
+
+
 def main(data: Path, work: Path) -> None:
     texts, sae = load(data, work), find_saes(work)[LAYER]
     methods = rows(sae)
@@ -92,16 +94,7 @@ def main(data: Path, work: Path) -> None:
     for task in TASKS:
         fitted, test = data_at(texts[task, "train"], LAYER), data_at(texts[task, "test"], LAYER)
         for name, (method, loss, head_type) in tqdm(methods.items(), desc=task):
-
-            def compute() -> dict:
-                runs = [train(method, fitted, seed, loss, head_type) for seed in SEEDS]  # noqa: B023
-                return {
-                    "margins": [run.margins(test).tolist() for run in runs],  # noqa: B023
-                    "trainable_parameters": runs[0].parameters,
-                    "seconds": float(np.mean([run.seconds for run in runs])),
-                    "bytes": shipped_bytes(name, sae.d_in, runs[0].parameters),  # noqa: B023
-                }
-
+            compute = partial(fit, name, method, loss, head_type, fitted, test)
             results[name][task] = measure(work / "table" / f"{task}-{name}.json", compute)
         for name, kind in TRL.items():
             runs = [json.loads(path.read_text()) for path in sorted((work / "trl").glob(f"{task}-{kind}-*.json"))]

@@ -9,27 +9,27 @@ Reads what `layers.py` keeps in WORK_DIR; writes `results/tried.json` and `resul
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from layers import LAYER, TASKS, find_saes, load, load_rest, machine
+from layers import LAYER, RESULTS, TASKS, find_saes, load, load_rest, machine, measure
 from methods import (
     Data,
     Method,
     data_at,
+    data_of,
     random,
     representation,
     selected,
     selected_by_effect,
     train,
 )
-from table import measure
 from tqdm.auto import tqdm
 
 from sparserm_hf.features import FEATURES
 from sparserm_hf.head import pair_accuracy
 
-RESULTS = Path(__file__).parent / "results"
 SEEDS = range(3)
 
 
@@ -62,28 +62,28 @@ def variants(sae) -> dict[str, tuple[Method, dict[str, str]]]:
     return found
 
 
+def judge(
+    method: Method, how: dict[str, str], fitted: dict[str, Data], rest: dict[str, Data]
+) -> dict[str, dict[str, float]]:
+    """By task, accuracy in cross-validation and on the training pairs that are left."""
+    measured = {}
+    for task in TASKS:
+        runs = [train(method, fitted[task], seed, **how) for seed in SEEDS]
+        measured[task] = {
+            "cross-validation": float(np.mean([run.head.validation_accuracy for run in runs])),
+            "rest of train": float(np.mean([pair_accuracy(run.margins(rest[task])) for run in runs])),
+        }
+    return measured
+
+
 def main(data: Path, work: Path) -> None:
     texts, sae = load(data, work), find_saes(work)[LAYER]
     fitted = {task: data_at(texts[task, "train"], LAYER) for task in TASKS}
     del texts
-    rest = {
-        task: Data(r, p.lengths, np.array(p.chosen), np.array(p.rejected), np.array(p.groups))
-        for task, (p, r) in load_rest(data).items()
-    }
+    rest = {task: data_of(representations, pairs) for task, (pairs, representations) in load_rest(data).items()}
     found: dict[str, dict] = {}
     for name, (method, how) in tqdm(variants(sae).items()):
-
-        def compute() -> dict:
-            measured = {}
-            for task in TASKS:
-                runs = [train(method, fitted[task], seed, **how) for seed in SEEDS]  # noqa: B023
-                measured[task] = {
-                    "cross-validation": float(np.mean([run.head.validation_accuracy for run in runs])),
-                    "rest of train": float(np.mean([pair_accuracy(run.margins(rest[task])) for run in runs])),
-                }
-            return measured
-
-        found[name] = measure(work / "tried" / f"{name}.json", compute)
+        found[name] = measure(work / "tried" / f"{name}.json", partial(judge, method, how, fitted, rest))
     (RESULTS / "tried.json").write_text(json.dumps({"machine": machine(), "results": found}, indent=1) + "\n")
     judged = ("cross-validation", "rest of train")
     heads = [f"{task}, {how}" for how in judged for task in (*TASKS, "mean")]

@@ -11,37 +11,26 @@ pair; a run that is there is not done again. `table.py` reads them.
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from layers import MAX_LENGTH, TASKS, TRAIN_PAIRS
+from layers import FITTED, TASKS, load_pairs, measure
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
-from sparserm_hf import load_preferences
 from sparserm_hf.base_models import unpacked
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.head import group_folds, pair_accuracy
-from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.preferences.pairs import TokenizedPreferences
 from sparserm_hf.preferences.templates import prepare_tokenizer
 from sparserm_hf.representations import pad_texts, plan_batches
 
 LEARNING_RATES = {"lora": (1e-4, 3e-4, 1e-3), "full": (1e-5, 3e-5, 1e-4)}
 LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear")
-
-
-def load_pairs(data: Path, task: str) -> dict[str, TokenizedPreferences]:
-    """The first training pairs of a task and all of its test pairs, tokenised as for SparseRM."""
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(unpacked(find_base_model())))
-    return {
-        split: tokenize_preferences(
-            load_preferences(str(data / task / f"{split}.jsonl.gz"), part), tokenizer, MAX_LENGTH
-        )
-        for split, part in (("train", f"train[:{TRAIN_PAIRS}]"), ("test", "train"))
-    }
 
 
 def as_dataset(pairs: TokenizedPreferences, rows: np.ndarray) -> Dataset:
@@ -129,6 +118,20 @@ def search(method: str, pairs: TokenizedPreferences, path: Path) -> float:
     return float(max(found, key=lambda name: found[name]))
 
 
+def train_and_test(
+    method: str, pairs: TokenizedPreferences, test: TokenizedPreferences, learning_rate: float, seed: int, work: Path
+) -> dict:
+    """What the table says of a run, with the margins of every test pair."""
+    trainer, seconds = run(method, pairs, np.arange(len(pairs)), learning_rate, seed, work)
+    return {
+        "learning_rate": learning_rate,
+        "seconds": seconds,
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "bytes": bytes_shipped(trainer.model),
+        "margins": margins_of(trainer.model, test, np.arange(len(test))).tolist(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
@@ -141,28 +144,15 @@ def main() -> None:
     folder = args.work / "trl"
     folder.mkdir(parents=True, exist_ok=True)
     for method in args.methods:
-        learning_rate = search(method, load_pairs(args.data, args.search)["train"], folder / f"search-{method}.json")
+        searched = load_pairs(args.data, args.search, "train", FITTED)
+        learning_rate = search(method, searched, folder / f"search-{method}.json")
         for task in args.tasks:
-            pairs = load_pairs(args.data, task)
+            pairs, test = load_pairs(args.data, task, "train", FITTED), load_pairs(args.data, task, "test")
             for seed in args.seeds:
-                path = folder / f"{task}-{method}-{seed}.json"
-                if path.exists():
-                    continue
-                rows = np.arange(len(pairs["train"]))
-                trainer, seconds = run(method, pairs["train"], rows, learning_rate, seed, folder)
-                margins = margins_of(trainer.model, pairs["test"], np.arange(len(pairs["test"])))
-                result = {
-                    "learning_rate": learning_rate,
-                    "seconds": seconds,
-                    "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-                    "bytes": bytes_shipped(trainer.model),
-                    "margins": margins.tolist(),
-                }
-                path.with_suffix(".part").write_text(json.dumps(result))
-                path.with_suffix(".part").rename(path)
-                print(
-                    f"{task}, {method}, seed {seed}: {100 * pair_accuracy(margins):.1f} in {seconds:.0f} s", flush=True
-                )
+                compute = partial(train_and_test, method, pairs, test, learning_rate, seed, folder)
+                result = measure(folder / f"{task}-{method}-{seed}.json", compute)
+                accuracy = 100 * pair_accuracy(np.array(result["margins"]))
+                print(f"{task}, {method}, seed {seed}: {accuracy:.1f} in {result['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

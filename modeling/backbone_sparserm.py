@@ -233,17 +233,18 @@ def pool_texts(hidden: torch.Tensor, pooled: torch.Tensor, norm: str, sae: Spars
             down to the size of any other token. The SAE reads the tokens as they are.
         sae: With the latents whose activations are read.
     """
-    index = torch.arange(pooled.shape[1], device=pooled.device)
-    last = pooled & (index == (pooled * index).amax(-1, keepdim=True))
+    rows, index = (torch.arange(size, device=pooled.device) for size in pooled.shape)
+    last = (pooled * index).amax(-1)  # (B,)
+    has_tokens = pooled.any(-1, keepdim=True)
     mean_activation = max_activation = hidden.new_zeros((len(hidden), 0), dtype=torch.float32)
     if sae is not None:
         mean_activation, max_activation = pool_activations(hidden, pooled, sae)
     return PooledTexts(
         pool_representations(hidden, pooled, norm),
-        pool_representations(hidden, last, norm),
+        pool_representations(hidden[rows, last].unsqueeze(1), has_tokens, norm),
         mean_activation,
         max_activation,
-        pooled.any(-1, keepdim=True),
+        has_tokens,
     )
 
 

@@ -33,13 +33,13 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def find_families(texts: Sequence[Sequence[int]]) -> list[Family]:
+def find_families(texts: list[list[int]]) -> list[Family]:
     """Group texts so that the fewest tokens have to be computed; each text is in one family.
 
     In their sorted order, where alike beginnings stand together, the cheapest way to cut the texts into families is
     found by dynamic programming. Families end at `MAX_TOKENS` and `MAX_MEMBERS`.
     """
-    order = sorted(range(len(texts)), key=lambda i: list(texts[i]))
+    order = sorted(range(len(texts)), key=lambda i: texts[i])
     lengths = [len(texts[i]) for i in order]
     shared = [_shared(texts[a], texts[b]) for a, b in itertools.pairwise(order)]  # with the next one
     cost, last = [0], [Family((), 0, 0)]  # of the first texts: tokens to compute, and their last family

@@ -27,25 +27,29 @@ class Control:
         name: What it is called in tables.
         head: The fitted head.
         poolings: The representations that the head reads, side by side: `mean`, `last`.
-        latents: Latents whose activations it reads.
-        readings: Which of their activations.
+        readings: Which activations of the reward model's latents it reads.
         length: Whether it reads the number of tokens.
     """
 
     name: str
     head: FittedHead
     poolings: list[str] = field(default_factory=list)
-    latents: list[int] = field(default_factory=list)
     readings: list[str] = field(default_factory=list)
     length: bool = False
 
-    def rewards(self, texts: Representations, lengths: np.ndarray) -> np.ndarray:
-        """(N,) rewards of texts with their (N,) lengths in tokens."""
+    def rewards(self, texts: Representations, lengths: np.ndarray, latents: Sequence[int]) -> np.ndarray:
+        """(N,) rewards of texts.
+
+        Args:
+            texts: Representations of N texts.
+            lengths: (N,) tokens of each.
+            latents: Columns of the reward model's latents in their activations.
+        """
         if self.length:
             return self.head.rewards(lengths[:, None].astype(np.float64))
         if self.poolings:
             return self.head.rewards(dense(texts, self.poolings))
-        return self.head.rewards(read_features(texts, NO_DIRECTIONS, np.array(self.latents), self.readings))
+        return self.head.rewards(read_features(texts, NO_DIRECTIONS, latents, self.readings))
 
 
 def dense(texts: Representations, poolings: Sequence[str]) -> np.ndarray:
@@ -96,7 +100,7 @@ def fit_controls(
     else:
         reads = [name for name in readings if name.endswith("activation")] or ["mean_activation"]
         head = fit(lambda train: read_features(texts, NO_DIRECTIONS, select(train), reads))
-        controls.append(Control("SAE activations", head, latents=selected.tolist(), readings=reads))
+        controls.append(Control("SAE activations", head, readings=reads))
     return [*controls, Control("length alone", fit(lambda _: length), length=True)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,8 @@ def evaluate_representations(
         features = model.combine_features(PooledTexts(*(tensor.to(model.directions.device) for tensor in texts)))
         rewards = {"SparseRM": model.reward(features)[:, 0].cpu().double().numpy()}
     for control in controls:
-        if not control.latents or len(latents):
-            where = replace(control, latents=list(latents)) if control.latents else control
-            rewards[control.name] = where.rewards(representations, pairs.lengths)
+        if not control.readings or len(latents):
+            rewards[control.name] = control.rewards(representations, pairs.lengths, latents)
     return Evaluation({name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()})
 
 
