@@ -24,8 +24,8 @@ from layers import FITTED, RESULTS, load_pairs, machine
 from scipy import sparse
 from sparserm_hf.modeling.backbone_sparserm import residual_stream
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from trl_reward import as_dataset, trainer_for
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl_reward import Clock, as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.base_models import unpacked
@@ -77,21 +77,6 @@ def training(data: Path, work: Path) -> dict[str, float]:
     }
 
 
-class Clock(TrainerCallback):
-    """Seconds of the steps after the warm-up."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: D102
-        self.ends.append(time.perf_counter())
-
-    @property
-    def step(self) -> float:
-        """Seconds a step."""
-        return (self.ends[-1] - self.ends[WARM_UP - 1]) / (len(self.ends) - WARM_UP)
-
-
 def trl(data: Path, work: Path) -> dict[str, float]:
     """Seconds of TRL's RewardTrainer for two epochs of the same pairs."""
     pairs = load_pairs(data, TASK, "train", FITTED)
@@ -115,7 +100,7 @@ def trl(data: Path, work: Path) -> dict[str, float]:
             run.add_callback(clock)
             run.train()
             name = f"{method}, gradient checkpointing {'on (the default)' if checkpointing else 'off'}"
-            found[name] = loading + steps * clock.step
+            found[name] = loading + steps * float(np.mean(clock.steps[WARM_UP - 1 :]))
     return found
 
 

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from layers import FITTED, TASKS, load_pairs, measure
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 from sparserm_hf.base_models import unpacked
@@ -31,6 +31,21 @@ from sparserm_hf.representations import pad_texts, plan_batches
 
 LEARNING_RATES = {"lora": (1e-4, 3e-4, 1e-3), "full": (1e-5, 3e-5, 1e-4)}
 LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear")
+
+
+class Clock(TrainerCallback):
+    """When each training step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: D102
+        self.ends.append(time.perf_counter())
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Seconds of each step after the first."""
+        return np.diff(self.ends)
 
 
 def as_dataset(pairs: TokenizedPreferences, rows: np.ndarray) -> Dataset:
@@ -97,11 +112,13 @@ def bytes_shipped(model: PreTrainedModel | PeftModel) -> int:
 def run(
     method: str, pairs: TokenizedPreferences, rows: np.ndarray, learning_rate: float, seed: int, work: Path
 ) -> tuple[RewardTrainer, float]:
-    """Train once; also returns the seconds it took, loading included."""
-    started = time.perf_counter()
+    """Train once; also returns the seconds it takes, loading included, by the median step: pauses do not count."""
+    clock, started = Clock(), time.perf_counter()
     trainer = trainer_for(method, as_dataset(pairs, rows), work, learning_rate, seed, gradient_checkpointing=False)
+    loading = time.perf_counter() - started
+    trainer.add_callback(clock)
     trainer.train()
-    return trainer, time.perf_counter() - started
+    return trainer, loading + trainer.state.max_steps * float(np.median(clock.steps))
 
 
 def search(method: str, pairs: TokenizedPreferences, path: Path) -> float:
