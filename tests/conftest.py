@@ -25,3 +25,22 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("SAE parity")
         for line in parity.table():
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A base model, an SAE and preference pairs on disk."""
+    from world import write_world  # not before the environment is set
+
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def trained(world):
+    """A checkpoint that the command line has trained and evaluated."""
+    from world import train_arguments
+
+    from sparserm_hf.cli import main
+
+    assert main(train_arguments(world, world / "model", eval_dataset=world / "test.jsonl")) == 0
+    return world / "model"

@@ -23,6 +23,7 @@ LEVELS = [
         "head",
         "features",
         "packing",
+        "processes",
         "checkpoints",
         "base_models",
         "training_config",

@@ -16,85 +16,13 @@ from safetensors.torch import load_file, save_file
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from world import HOOK, TWO_PROCESSES, make_rows, save_sae, train_arguments, write_jsonl
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, scoring
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
 from sparserm_hf.checkpoints import replacing_folder, save_tokenizer
 from sparserm_hf.cli import main
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.sae.formats import LoadedSAE
-from sparserm_hf.scoring import load_reward_model, score_rows, score_to_file
-
-HOOK = "blocks.1.hook_resid_post"
-
-
-def make_rows(count, seed=0):
-    """Chosen responses use the words w0 to w29 more often, rejected ones w30 to w59."""
-    rng = np.random.default_rng(seed)
-
-    def words(low, high, n):
-        return [f"w{i}" for i in rng.integers(low, high, n)]
-
-    rows = []
-    for _ in range(count):
-        sides = (words(0, 30, 6) + words(30, 60, 2), words(30, 60, 6) + words(0, 30, 2))
-        chosen, rejected = ([{"role": "assistant", "content": " ".join(rng.permutation(side))}] for side in sides)
-        rows.append(
-            {
-                "prompt": [{"role": "user", "content": " ".join(words(0, 60, 5))}],
-                "chosen": chosen,
-                "rejected": rejected,
-            }
-        )
-    return rows
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def save_sae(folder, hook=HOOK, sae=None):
-    sae = sae or tiny_sae("jumprelu")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(sae.state_dict(), folder / "sae_weights.safetensors")
-    config = {"d_in": sae.d_in, "d_sae": sae.d_sae, "architecture": sae.architecture, "k": sae.k}
-    (folder / "cfg.json").write_text(json.dumps(config | {"metadata": {"hook_name": hook}}))
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A base model, an SAE and preference pairs on disk."""
-    root = tmp_path_factory.mktemp("world")
-    tiny_causal_lm().save_pretrained(root / "base")
-    save_tokenizer(tiny_tokenizer(), root / "base")
-    save_sae(root / "sae")
-    write_jsonl(root / "train.jsonl", make_rows(120))
-    write_jsonl(root / "test.jsonl", make_rows(60, seed=1))
-    return root
-
-
-def train_arguments(world, out, **changes):
-    arguments = {
-        "model": world / "base",
-        "sae": world / "sae",
-        "dataset": world / "train.jsonl",
-        "output_dir": out,
-        "cache_dir": world / "cache",
-        "k": 8,
-        "check_sae": False,  # the SAE is a random one
-    } | changes
-    return [
-        "train",
-        *(part for name, value in arguments.items() if value is not None for part in (f"--{name}", str(value))),
-    ]
-
-
-@pytest.fixture(scope="module")
-def trained(world):
-    """A checkpoint that the command line has trained and evaluated."""
-    assert main(train_arguments(world, world / "model", eval_dataset=world / "test.jsonl")) == 0
-    return world / "model"
 
 
 def test_the_command_line_trains_saves_and_shows_the_controls(world, trained, capsys):
@@ -226,84 +154,6 @@ def test_slim_is_small_loads_its_base_and_says_when_it_is_gone(world, trained, t
         tmp_path / "slim", base_model_name_or_path=str(world / "base")
     )
     torch.testing.assert_close(moved(ids, torch.ones_like(ids)).logits, full(ids, torch.ones_like(ids)).logits)
-
-
-def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, monkeypatch):
-    rows = make_rows(20, seed=5)
-    mixed = [
-        *rows[:10],
-        *({"id": i, "prompt": row["prompt"], "completion": row["chosen"]} for i, row in enumerate(rows[10:14])),
-        *({"messages": row["prompt"] + row["chosen"]} for row in rows[14:18]),
-        {"text": "w1 w2 w3"},
-    ]
-    source = write_jsonl(tmp_path / "in.jsonl", mixed)
-    assert main(["score", str(trained), source]) == 0
-    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [{k: v for k, v in row.items() if not k.endswith("reward")} for row in scored] == mixed
-    assert {"chosen_reward", "rejected_reward"} <= set(scored[0]) and all("reward" in row for row in scored[10:])
-    pairs = [row["chosen_reward"] > row["rejected_reward"] for row in scored[:10]]
-    assert sum(pairs) >= 7
-
-    monkeypatch.setattr(scoring, "CHUNK_ROWS", 4)
-    real, calls = scoring.score_token_ids, []
-
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(scoring, "score_token_ids", dies)
-    out = tmp_path / "out.jsonl"
-    assert main(["score", str(trained), source, "--output", str(out)]) == 130
-    (partial,) = tmp_path.glob("out.jsonl.*.partial")
-    with partial.open("a") as file:
-        file.write('{"half a li')  # what a SIGKILL leaves
-    assert main(["score", str(trained), source, "--output", str(out)]) == 0
-    resumed = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row.keys() for row in resumed] == [row.keys() for row in scored]
-    for one, other in zip(resumed, scored, strict=True):
-        for name in ("reward", "chosen_reward", "rejected_reward"):
-            if name in one:
-                assert one[name] == pytest.approx(other[name], abs=1e-4)
-    assert not list(tmp_path.glob("*.partial"))
-    assert main(["score", str(trained), source, "--output", str(out)]) == 2, "nothing is overwritten"
-
-
-def test_a_run_goes_on_only_with_the_same_model_and_rows(world, trained, tmp_path, monkeypatch):
-    """Named by paths alone, a run once continued the rows of another input, scored by a model since retrained."""
-    model, tokenizer = load_reward_model(str(trained), torch.device("cpu"))
-    old, new = make_rows(8, seed=1), make_rows(8, seed=2)
-    mixed = [*old[:3], *new[3:]]
-    whole = [row["chosen_reward"] for row in score_rows(model, tokenizer, mixed)]
-
-    def interrupted(rows):
-        yield from rows[:6]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(scoring, "CHUNK_ROWS", 2)
-    out = tmp_path / "out.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        score_to_file(model, tokenizer, interrupted(old), out)
-    assert score_to_file(model, tokenizer, mixed, out) == 3, "the three rows that both inputs begin with"
-    assert [json.loads(line)["chosen_reward"] for line in out.read_text().splitlines()] == pytest.approx(
-        whole, abs=1e-4
-    )
-    out.unlink()
-    with pytest.raises(KeyboardInterrupt):
-        score_to_file(model, tokenizer, interrupted(old), out)
-    model.score.weight.data += 1
-    assert score_to_file(model, tokenizer, old, out) == 0
-
-
-def test_scoring_truncates_as_training_did(world, tmp_path):
-    assert main(train_arguments(world, tmp_path / "out", max_length=20)) == 0
-    model, tokenizer = load_reward_model(str(tmp_path / "out"), torch.device("cpu"))
-    assert tokenizer.model_max_length == 20 and tokenizer.truncation_side == "left"
-    long = "w1 " * 50
-    (row,) = score_rows(model, tokenizer, [{"text": long}])
-    ids = torch.tensor([tokenizer(long)["input_ids"][-20:]])
-    assert row["reward"] == pytest.approx(model(ids, torch.ones_like(ids)).logits.item(), abs=1e-5)
 
 
 def test_a_slim_checkpoint_of_a_model_in_memory_is_refused(tmp_path):
@@ -542,19 +392,33 @@ def test_a_killed_run_resumes_to_the_same_bits(world, trained, tmp_path):
             assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
-def test_several_processes_share_the_work_and_agree(world, trained, tmp_path):
-    arguments = train_arguments(
-        world, tmp_path / "out", cache_dir=tmp_path / "cache", eval_dataset=world / "test.jsonl"
+def test_several_processes_share_the_work_and_agree_to_the_bit(world, tmp_path):
+    """It once ran under a launcher that starts a single process where there is no GPU, and passed."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from sparserm_hf import representations\n"
+        "from sparserm_hf.cli import main\n"
+        "representations.SHARD_TOKENS = 200\n"
+        "representations.batch_tokens = lambda device: 200\n"
+        "real = representations._compute_shard\n"
+        "def logged(*args):\n"
+        "    with Path(sys.argv[1], os.environ.get('RANK', 'alone')).open('a') as file:\n"
+        "        file.write('x')\n"
+        "    return real(*args)\n"
+        "representations._compute_shard = logged\n"
+        "sys.exit(main(sys.argv[2:]))\n"
     )
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    result = subprocess.run(
-        [sys.executable, *launch, "-m", "sparserm_hf.cli", *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    one, two = (AutoModelForSequenceClassification.from_pretrained(path) for path in (trained, tmp_path / "out"))
-    assert one.config.latents == two.config.latents
-    torch.testing.assert_close(one.score.weight, two.score.weight, rtol=1e-3, atol=1e-3)
+    for name, launch in (("one", [sys.executable]), ("two", TWO_PROCESSES)):
+        arguments = train_arguments(world, tmp_path / name, cache_dir=tmp_path / f"cache-{name}")
+        command = [*launch, script, tmp_path, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+    alone, *shares = (len((tmp_path / rank).read_text()) for rank in ("alone", "0", "1"))
+    assert sum(shares) == alone and min(shares) == alone // 2 > 3, "each shard is computed once"
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
 
 
 def test_metrics_reach_the_trackers(world, tmp_path):

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +18,7 @@ from transformers import (
 from .checkpoints import replacing_folder, save_tokenizer
 from .errors import SparseRMError, reason
 from .modeling.backbone_sparserm import cut_base_model, decoder_of, load_causal_lm
+from .processes import process_state
 from .representations import default_cache_dir
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def unpacked(name: str) -> str:
     """The name of a base model; of a GGUF file, that of the folder it is unpacked into, by one process for all."""
     if not name.endswith(".gguf"):
         return name
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         return materialise_gguf(Path(name), default_cache_dir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,18 @@ def check_output_dir(folder: Path) -> None:
         raise SparseRMError(
             f"The output folder {str(folder)!r} holds something else than a SparseRM; name a new one or empty it."
         )
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary file name beside `path`; when the block ends well, that file takes the place of `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with full_disk_as_os_error(path):
+            yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

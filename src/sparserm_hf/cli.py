@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import transformers
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
@@ -22,9 +21,10 @@ from .errors import SparseRMError
 from .evaluation.evaluate import Evaluation, evaluate_checkpoint
 from .preferences.files import iterate_json, load_preferences
 from .preferences.texts import iterate_rows
+from .processes import process_state
 from .sae.presets import model_and_sae
 from .sae_cli import ModelAndSAE, add_sae_commands, given
-from .scoring import load_reward_model, score_rows, score_to_file, write_row
+from .scoring import json_line, load_reward_model, score_rows, score_to_file
 from .trainer import SparseRMTrainer
 from .training_config import MIN_LENGTH, SparseRMTrainingConfig
 
@@ -73,6 +73,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     score.add_argument(
         "--output", type=Path, help="file to write; a killed run goes on where it stopped, by default stdout"
+    )
+    score.add_argument(
+        "--engine",
+        default="local",
+        choices=["local", "ray"],
+        help="ray: Parquet files into a folder of Parquet files, on the cluster of RAY_ADDRESS or on this machine",
+    )
+    score.add_argument(
+        "--workers", type=int, help="Ray: processes that hold the model (by default one a GPU, or a four CPUs)"
     )
     score.set_defaults(run=score_command)
 
@@ -126,7 +135,7 @@ def train_command(args: argparse.Namespace) -> None:
         trainer.push_to_hub()
     else:
         trainer.save_model()
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         if trainer.evaluation is not None:
             print_evaluation(trainer.evaluation, f"{config.output_dir} on {args.eval_dataset}")
         stages = (
@@ -141,22 +150,50 @@ def score_command(args: argparse.Namespace) -> None:
     """`sparserm score`."""
     if args.output and args.output.exists():
         raise SparseRMError(f"{args.output} exists already: name another file, or remove it.")
+    if args.engine == "ray":
+        score_on_ray(args)
+        return
+    state = process_state()
+    if state.num_processes > 1 and (args.output is None or args.input == "-"):
+        raise SparseRMError("Several processes score a file into a file: name an input file and --output.")
     rows: Any = iterate_json(sys.stdin) if args.input == "-" else iterate_rows(args.input)
-    model, tokenizer = load_reward_model(args.model, PartialState().device, args.dtype, args.revision)
-    rows = tqdm(rows, desc="Scoring", unit="row", delay=2)
+    model, tokenizer = load_reward_model(args.model, state.device, args.dtype, args.revision)
+    rows = tqdm(rows, desc="Scoring", unit="row", delay=2, disable=not state.is_main_process)
     if args.output is None:
         for row in score_rows(model, tokenizer, rows, args.max_length):
-            write_row(row, sys.stdout)
+            sys.stdout.write(json_line(row))
+            sys.stdout.flush()
         return
     before = score_to_file(model, tokenizer, rows, args.output, args.max_length)
-    Console().print(f"Wrote {args.output}" + (f"; {before} rows were there from a run before." if before else "."))
+    if state.is_main_process:
+        print_written(args.output, before)
+
+
+def score_on_ray(args: argparse.Namespace) -> None:
+    """`sparserm score --engine ray`."""
+    try:
+        from .integrations.ray_data import score_parquet
+    except ModuleNotFoundError as error:
+        raise SparseRMError(f"The Ray engine needs {error.name}: pip install 'sparserm-hf[ray]'.") from None
+    if args.output is None:
+        raise SparseRMError("The Ray engine writes a folder of Parquet files: name it with --output.")
+    before = score_parquet(
+        args.model, Path(args.input), args.output, args.max_length, args.dtype, args.revision, args.workers
+    )
+    print_written(args.output, before)
+
+
+def print_written(output: Path, before: int) -> None:
+    """Say where the scores are."""
+    Console().print(f"Wrote {output}" + (f"; {before} rows were there from a run before." if before else "."))
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
     """`sparserm evaluate`."""
     pairs = load_preferences(args.dataset, _local_split(args.dataset, args.split))
     evaluation = evaluate_checkpoint(args.model, pairs, args.max_length, args.dtype, args.revision, args.cache_dir)
-    print_evaluation(evaluation, f"{args.model} on {args.dataset}")
+    if process_state().is_main_process:
+        print_evaluation(evaluation, f"{args.model} on {args.dataset}")
 
 
 def demo_command(args: argparse.Namespace) -> None:

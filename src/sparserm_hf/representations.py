@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -22,10 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .errors import SparseRMError, full_disk_as_os_error
+from .checkpoints import replacing_file
+from .errors import SparseRMError
 from .modeling.autoencoder_sparserm import SparseAutoencoder
 from .modeling.backbone_sparserm import pool_texts, pooled_tokens, residual_stream
 from .packing import Family, can_pack, find_families, run_packed
+from .processes import process_state
 
 logger = logging.getLogger(__name__)
 
@@ -171,16 +171,6 @@ def _compute_shard(
     return {name: torch.cat(parts) for name, parts in rows.items()} | {"row_starts": torch.cat(counts).cumsum(0)}
 
 
-def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with full_disk_as_os_error(path):
-            save_file(tensors, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _is_whole(path: Path) -> bool:
     """Whether a shard is there and not cut off, as a power failure may leave it."""
     try:
@@ -226,7 +216,7 @@ def collect_representations(
         SparseRMError: A representation is not finite.
         OSError: The cache cannot be written. The shards written before stay.
     """
-    state = PartialState()
+    state = process_state()
     max_tokens = max_tokens or batch_tokens(base_model.device)
     packed = can_pack(base_model, max(map(len, texts)))
     identity = {
@@ -264,7 +254,9 @@ def collect_representations(
         ) as bar:
             for i in todo:
                 shard = [[families[j] for j in batch] for batch in shards[i]]
-                _write_shard(paths[i], _compute_shard(base_model, sae, texts, shard, how, packed))
+                tensors = _compute_shard(base_model, sae, texts, shard, how, packed)
+                with replacing_file(paths[i]) as temporary:
+                    save_file(tensors, temporary)
                 bar.update(size[i])
     else:
         logger.info("All representations come from the cache, %s", folder)

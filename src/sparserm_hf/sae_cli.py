@@ -6,7 +6,6 @@ import argparse
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +15,7 @@ from .errors import SparseRMError
 from .modeling.backbone_sparserm import use_exact_attention
 from .preferences.templates import prepare_tokenizer
 from .preferences.texts import load_texts
+from .processes import process_state
 from .representations import named_dtype
 from .sae.check import MIN_TOKENS, SAECheck, check_sae
 from .sae.fit import NOTHING_EXPLAINED
@@ -108,7 +108,7 @@ def check_command(args: argparse.Namespace) -> int:
     tokenizer = prepare_tokenizer(load_tokenizer(name, args.revision))
     max_length = longest_text(config, args.max_length)
     texts = load_texts(args.dataset, tokenizer, args.max_tokens, max_length, args.dataset_split, args.dataset_config)
-    device = PartialState().device
+    device = process_state().device
     model = use_exact_attention(cast_weights(model.to(device), named_dtype(args.dtype, device)).eval())
     sae.autoencoder.to(device)
     check = check_sae(model, sae, layer, texts, tokenizer, name)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .checkpoints import replacing_file
 from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .preferences.templates import encode, keep_end
 from .preferences.texts import texts_of_row
+from .processes import process_state
 from .representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
 
 CHUNK_ROWS = 512  # rows that are sorted by length and written together
@@ -61,6 +63,13 @@ def score_token_ids(model: SparseRMForSequenceClassification, texts: list[list[i
     return rewards
 
 
+def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Cut rows into chunks; each is scored by itself, so that it gets the same bits wherever that happens."""
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, CHUNK_ROWS)):
+        yield chunk
+
+
 def score_rows(
     model: SparseRMForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
@@ -81,19 +90,25 @@ def score_rows(
         SparseRMError: A row is of another form, or empty.
     """
     longest = max_length or tokenizer.model_max_length
-    numbered = enumerate(rows, first_number)
-    while chunk := list(islice(numbered, CHUNK_ROWS)):
+    for chunk in chunks(rows):
         names, ids = [], []
-        for number, row in chunk:
+        for number, row in enumerate(chunk, first_number):
             texts = texts_of_row(row, number)
             names.append(list(texts))
             for text in texts.values():
                 ids.append(keep_end(encode(tokenizer, text), longest, tokenizer.bos_token_id))
                 if not ids[-1]:
                     raise SparseRMError(f"Row {number} has an empty text: there is nothing to score.")
+        first_number += len(chunk)
         rewards = iter(score_token_ids(model, ids))
-        for (_, row), columns in zip(chunk, names, strict=True):
+        for row, columns in zip(chunk, names, strict=True):
             yield row | {name: next(rewards) for name in columns}
+
+
+def run_fingerprint(model: SparseRMForSequenceClassification, max_length: int | None) -> str:
+    """What a run's unfinished parts are named by: everything but the rows that decides about their rewards."""
+    identity = f"{fingerprint_module(model)} {model.config.to_json_string()} {max_length}"
+    return hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
 
 
 def score_to_file(
@@ -105,50 +120,45 @@ def score_to_file(
 ) -> int:
     """Score rows into a JSON Lines file; a run that was killed goes on where it stopped.
 
-    Until all rows are scored they are in `<output>.<fingerprint of the model>.partial`. A later run keeps those that
-    begin its own input and scores the rest.
+    Each chunk of rows becomes a file in `<output>.<fingerprint of the model>.parts`, named by its number and content;
+    those that are there are not scored again. Under `accelerate launch` each process scores its share of them, and the
+    main one joins them when all are done.
 
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
-        rows: Rows as `texts_of_row` takes them.
+        rows: Rows as `texts_of_row` takes them, the same in every process.
         output: The file to write.
         max_length: See `score_rows`.
 
     Returns:
         The number of rows that were there from a run before.
     """
-    identity = f"{fingerprint_module(model)} {model.config.to_json_string()} {max_length}"
-    fingerprint = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
-    partial = output.with_name(f"{output.name}.{fingerprint}.partial")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial.touch()
-    done, rest = _rows_to_score(partial, iter(rows))
-    with partial.open("a", encoding="utf-8") as file:
-        for row in score_rows(model, tokenizer, rest, max_length, done + 1):
-            write_row(row, file)
-    partial.replace(output)
-    return done
+    state = process_state()
+    folder = output.with_name(f"{output.name}.{run_fingerprint(model, max_length)}.parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in folder.iterdir()}
+    state.wait_for_everyone()  # until all have looked
+    parts, kept, first_number = [], 0, 1
+    for number, chunk in enumerate(chunks(rows)):
+        digest = hashlib.blake2b("".join(map(json_line, chunk)).encode(), digest_size=8).hexdigest()
+        parts.append(folder / f"{number:06d}-{digest}.jsonl")
+        if parts[-1].name in there:
+            kept += len(chunk)
+        elif number % state.num_processes == state.process_index:
+            with replacing_file(parts[-1]) as temporary, temporary.open("w", encoding="utf-8") as file:
+                file.writelines(map(json_line, score_rows(model, tokenizer, chunk, max_length, first_number)))
+        first_number += len(chunk)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        with replacing_file(output) as temporary, temporary.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as lines:
+                    shutil.copyfileobj(lines, file)
+        shutil.rmtree(folder)
+    return kept
 
 
-def _rows_to_score(partial: Path, rows: Iterator[dict[str, Any]]) -> tuple[int, Iterator[dict[str, Any]]]:
-    """Cut a partial file after the last line that belongs to the rows; returns their number and the other rows."""
-    done = size = 0
-    unscored: list[dict[str, Any]] = []
-    with partial.open("rb") as file:
-        for line in file:
-            if (row := next(rows, None)) is None:
-                break
-            whole = line.endswith(b"\n")  # the last line may have been cut off by the kill
-            if not whole or (scored := json.loads(line)) | row != scored:
-                unscored.append(row)
-                break
-            done, size = done + 1, size + len(line)
-    os.truncate(partial, size)
-    return done, chain(unscored, rows)
-
-
-def write_row(row: dict[str, Any], file: TextIO) -> None:
-    """Write one row as a line of JSON, at once."""
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    file.flush()
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON; dates and the like become text."""
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"

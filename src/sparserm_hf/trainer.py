@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,6 +30,7 @@ from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .preferences.pairs import TokenizedPreferences, tokenize_preferences
 from .preferences.templates import assistant_header_ids, contains, prepare_tokenizer
+from .processes import process_state
 from .representations import (
     Pooling,
     Representations,
@@ -84,7 +84,7 @@ class SparseRMTrainer:
                 "A slim checkpoint loads its base model by name, but this one was given in memory: save it to a "
                 "folder and pass that, or leave slim out."
             )
-        self.state = PartialState()
+        self.state = process_state()
         self.base_name = unpacked(self.base_name)
         base = load_base_model(self.base_name, revision) if isinstance(model, str) else copy.deepcopy(model)
         text_config = base.config.get_text_config()

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from transformers.utils import cached_file
 
 from ..modeling.backbone_sparserm import PooledTexts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.pairs import TokenizedPreferences, tokenize_preferences
+from ..processes import process_state
 from ..representations import Pooling, Representations, collect_representations, default_cache_dir
 from ..scoring import load_reward_model
 from .controls import CONTROLS_FILE, Control, load_controls
@@ -102,7 +102,7 @@ def evaluate_checkpoint(
     Raises:
         SparseRMError: The model cannot be loaded, or the pairs are not usable.
     """
-    model, tokenizer = load_reward_model(name, PartialState().device, dtype, revision)
+    model, tokenizer = load_reward_model(name, process_state().device, dtype, revision)
     pairs = tokenize_preferences(rows, tokenizer, max_length or tokenizer.model_max_length)
     config = model.config
     how = Pooling(config.pooling, config.representation_norm, config.response_marker_ids)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from accelerate import PartialState
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from ..base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
@@ -17,6 +16,7 @@ from ..errors import SparseRMError
 from ..hub_cards.render import render_sae_card
 from ..preferences.templates import prepare_tokenizer
 from ..preferences.texts import load_texts
+from ..processes import process_state
 from ..representations import named_dtype
 from .fit import Fit
 from .formats import CONFIG_FILE, WEIGHTS_FILE
@@ -86,7 +86,7 @@ def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
     Raises:
         SparseRMError: Base model, dataset or settings cannot be used.
     """
-    state = PartialState()
+    state = process_state()
     if state.num_processes > 1:
         raise SparseRMError(
             f"An SAE is trained in one process, but there are {state.num_processes}: run it without accelerate launch."

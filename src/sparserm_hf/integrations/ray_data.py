@@ -1,0 +1,196 @@
+"""Score Parquet files on a Ray cluster: Ray Data feeds a pool of actors, each of which holds the model."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from ray.exceptions import RayError
+from tqdm.auto import tqdm
+
+from ..checkpoints import replacing_file
+from ..errors import SparseRMError, reason
+from ..preferences.texts import texts_of_row
+from ..scoring import CHUNK_ROWS, load_reward_model, run_fingerprint, score_rows
+
+PART_CHUNKS = 8  # chunks of rows in an output file, which is what a lost actor loses at most
+MAX_BLOCKS = 1000  # units that Ray Data hands out and, after a failure, hands out again
+CPUS_A_WORKER = 4  # where there is no GPU
+# What Ray says stays in its log files, and it sends no statistics.
+QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
+
+Part = dict[str, Any]  # `number`, `file`, first row `start` and number of `rows`: a row of a Ray data set
+
+
+def parquet_files(source: Path) -> list[Path]:
+    """A Parquet file, or those of a folder in the order of their names.
+
+    Raises:
+        SparseRMError: There are none.
+    """
+    files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
+    if not files or not all(file.suffix == ".parquet" and file.is_file() for file in files):
+        raise SparseRMError(
+            f"The Ray engine reads a .parquet file or a folder of them, and {source} is neither: write the rows with "
+            "to_parquet of datasets, or leave --engine out."
+        )
+    return files
+
+
+def plan_parts(files: list[Path]) -> list[Part]:
+    """Cut files into parts of some chunks of rows; none goes over the end of a file."""
+    size = PART_CHUNKS * CHUNK_ROWS
+    parts: list[Part] = []
+    for file in files:
+        total = pq.read_metadata(file).num_rows
+        for start in range(0, total, size):
+            rows = min(size, total - start)
+            parts.append({"number": len(parts), "file": str(file), "start": start, "rows": rows})
+    return parts
+
+
+def fingerprint_files(files: list[Path]) -> str:
+    """Hash of the footers of Parquet files, which hold the place, size and extremes of every column of theirs."""
+    digest = hashlib.blake2b(digest_size=4)
+    for file in files:
+        with file.open("rb") as stream:
+            stream.seek(-8 - pq.read_metadata(file).serialized_size, 2)
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def read_rows(file: str, start: int, rows: int) -> pa.Table:
+    """Some rows of a Parquet file; only the row groups that hold them are read."""
+    source = pq.ParquetFile(file)
+    sizes = [source.metadata.row_group(i).num_rows for i in range(source.num_row_groups)]
+    ends = np.cumsum(sizes)
+    first, last = np.searchsorted(ends, [start, start + rows - 1], side="right")
+    groups = source.read_row_groups(list(range(first, last + 1)))
+    return groups.slice(start - int(ends[first] - sizes[first]), rows)
+
+
+class PartScorer:
+    """An actor: holds the model and turns parts of the input into Parquet files.
+
+    Args:
+        output: The folder that the whole run is to become; the parts wait beside it.
+        source: Fingerprint of the input.
+        model: Reward model: a folder that every node sees, or a Hub id.
+        dtype: See `load_reward_model`.
+        revision: See `load_reward_model`.
+        max_length: See `score_rows`.
+    """
+
+    def __init__(
+        self, output: Path, source: str, model: str, dtype: str, revision: str | None, max_length: int | None
+    ):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.tokenizer = load_reward_model(model, device, dtype, revision)
+        self.max_length = max_length
+        fingerprint = f"{run_fingerprint(self.model, max_length)}-{source}"
+        self.folder = output.with_name(f"{output.name}.{fingerprint}.parts")
+
+    def __call__(self, part: Part) -> dict[str, Any]:
+        """Score a part unless it is there; says where it is, or what is wrong: raised, Ray would bury it."""
+        path = self.folder / f"part-{part['number']:06d}.parquet"
+        kept, error = path.exists(), ""
+        if not kept:
+            try:
+                self.score(part, path)
+            except SparseRMError as wrong:
+                error = str(wrong)
+            except Exception as wrong:
+                error = f"{type(wrong).__name__}: {reason(wrong)}."
+        return {"rows": part["rows"], "kept": kept, "folder": str(self.folder), "error": error}
+
+    def score(self, part: Part, path: Path) -> None:
+        """Score a part into a file."""
+        table = read_rows(part["file"], part["start"], part["rows"])
+        rows = table.to_pylist()
+        scored = list(score_rows(self.model, self.tokenizer, rows, self.max_length, part["start"] + 1))
+        for name in texts_of_row(rows[0], 1):  # all rows of a file have the same columns
+            if name in table.column_names:
+                table = table.drop_columns(name)
+            table = table.append_column(name, pa.array([row[name] for row in scored], pa.float64()))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing_file(path) as temporary:
+            pq.write_table(table, temporary)
+
+
+def score_parquet(
+    model: str,
+    source: Path,
+    output: Path,
+    max_length: int | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    workers: int | None = None,
+) -> int:
+    """Score Parquet files into a folder of Parquet files, on the Ray cluster of `RAY_ADDRESS` or on this machine.
+
+    Until all parts are scored they are in `<output>.<fingerprint>.parts`; a run that was killed goes on where it
+    stopped, and Ray gives the parts of a lost actor to another one. Rows keep their order over the files.
+
+    Args:
+        model: Reward model: a folder that every node sees, or a Hub id.
+        source: A .parquet file or a folder of them, with rows as `score_rows` takes them, that every node sees.
+        output: Folder to write, which every node sees.
+        max_length: See `score_rows`.
+        dtype: See `load_reward_model`.
+        revision: See `load_reward_model`.
+        workers: Actors; by default one for each GPU, or for each four CPUs where there is none.
+
+    Returns:
+        The number of rows that were there from a run before.
+
+    Raises:
+        SparseRMError: The input is of another form, or the cluster gave up.
+    """
+    source, output = source.resolve(), output.resolve()
+    files = parquet_files(source)
+    parts = plan_parts(files)
+    if not parts:
+        raise SparseRMError(f"{source} holds no rows.")
+    if workers is not None and workers < 1:
+        raise SparseRMError(f"There must be at least one worker, not {workers}.")
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model
+    for name_of_setting, value in QUIET.items():
+        os.environ.setdefault(name_of_setting, value)
+    started = not ray.is_initialized()
+    ray.init(ignore_reinit_error=True, logging_level=logging.ERROR, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        workers = workers or gpus or max(1, cpus // CPUS_A_WORKER)
+        share: Any = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // workers)}
+        scored = ray.data.from_items(parts, override_num_blocks=min(len(parts), MAX_BLOCKS)).map(
+            PartScorer,  # type: ignore[arg-type]  # a class is one of the things it takes
+            fn_constructor_args=(output, fingerprint_files(files), name, dtype, revision, max_length),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(parts))),
+            **share,
+        )
+        kept = 0
+        with tqdm(total=sum(part["rows"] for part in parts), desc="Scoring", unit="row", delay=2) as bar:
+            for done in scored.iter_rows():
+                if done["error"]:
+                    raise SparseRMError(f"{done['error']} What was scored before stays.")
+                bar.update(done["rows"])
+                kept += done["rows"] * done["kept"]
+        Path(done["folder"]).rename(output)
+    except RayError as error:
+        raise SparseRMError(
+            f"Ray gave up: {reason(error)}. The parts that were scored stay: run the same again."
+        ) from error
+    finally:
+        if started:
+            ray.shutdown()
+    return kept

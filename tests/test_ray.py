@@ -1,0 +1,135 @@
+"""Ray Data on a local cluster: the same bits as one process, whatever is lost on the way."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from datasets import Dataset
+from world import make_rows
+
+from sparserm_hf import scoring
+from sparserm_hf.cli import main
+from sparserm_hf.errors import SparseRMError
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+ray = pytest.importorskip("ray")
+import pyarrow.parquet as pq  # noqa: E402
+
+from sparserm_hf.integrations import ray_data  # noqa: E402
+
+COUNT = 2 * scoring.CHUNK_ROWS + 76
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A Parquet file of several row groups, which end elsewhere than chunks do."""
+    path = tmp_path_factory.mktemp("ray") / "pairs.parquet"
+    Dataset.from_list(make_rows(COUNT, seed=7)).to_parquet(path, batch_size=300)
+    assert pq.ParquetFile(path).num_row_groups > 2
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(source, trained):
+    """What one process makes of it, with as many threads as each of two actors gets: they decide the last bit."""
+    output = source.with_name("alone.jsonl")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main(["score", str(trained), str(source), "--output", str(output), "--dtype", "float32"]) == 0
+    torch.set_num_threads(threads)
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def one_chunk_a_part(monkeypatch):
+    monkeypatch.setattr(ray_data, "PART_CHUNKS", 1)
+
+
+def test_it_equals_one_process_bit_for_bit(cluster, one_chunk_a_part, source, expected, trained, tmp_path, capsys):
+    command = ["score", str(trained), str(source), "--engine", "ray", "--workers", "2", "--dtype", "float32"]
+    assert main([*command, "--output", str(tmp_path / "scored")]) == 0
+    assert "Wrote" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["scored"]
+    assert sorted(path.name for path in (tmp_path / "scored").iterdir()) == [f"part-{i:06d}.parquet" for i in range(3)]
+    assert pq.read_table(tmp_path / "scored").to_pylist() == expected
+    assert main([*command, "--output", str(tmp_path / "scored")]) == 2, "nothing is overwritten"
+
+
+def test_a_lost_actor_is_replaced(cluster, one_chunk_a_part, source, expected, trained, tmp_path, monkeypatch):
+    marker = tmp_path / "died"
+
+    class DiesOnce(ray_data.PartScorer):
+        def __call__(self, part):
+            if part["number"] == 1 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(part)
+
+    monkeypatch.setattr(ray_data, "PartScorer", DiesOnce)
+    ray_data.score_parquet(str(trained), source, tmp_path / "scored", dtype="float32", workers=2)
+    assert marker.exists()
+    assert pq.read_table(tmp_path / "scored").to_pylist() == expected
+
+
+def test_a_run_that_gave_up_goes_on(cluster, one_chunk_a_part, source, expected, trained, tmp_path, monkeypatch):
+    class Fails(ray_data.PartScorer):
+        def score(self, part, path):
+            if part["number"] == 2:
+                raise MemoryError("too little")
+            super().score(part, path)
+
+    def run():
+        return ray_data.score_parquet(str(trained), source, tmp_path / "scored", dtype="float32", workers=2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_data, "PartScorer", Fails)
+        with pytest.raises(SparseRMError, match="MemoryError: too little"):
+            run()
+    assert not (tmp_path / "scored").exists()
+    (parts,) = tmp_path.glob("scored.*.parts")
+    before = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    assert len(before) == 2
+    assert run() == 2 * scoring.CHUNK_ROWS
+    scored = tmp_path / "scored"
+    assert {path: (scored / path.name).stat().st_mtime_ns for path in before} == before
+    assert pq.read_table(scored).to_pylist() == expected
+
+
+def test_a_folder_of_files_keeps_its_order_and_the_columns(cluster, trained, tmp_path):
+    rows = make_rows(30, seed=8)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, part in enumerate((rows[:20], rows[20:])):
+        Dataset.from_list([row | {"id": 7, "chosen_reward": 0.5} for row in part]).to_parquet(folder / f"{i}.parquet")
+    ray_data.score_parquet(str(trained), folder, tmp_path / "out")
+    scored = pq.read_table(tmp_path / "out").to_pylist()
+    assert [row["prompt"] for row in scored] == [row["prompt"] for row in rows]
+    assert all(row["id"] == 7 and row["chosen_reward"] != 0.5 for row in scored)
+
+
+def test_bad_input_gets_one_sentence(cluster, trained, tmp_path, capsys):
+    bad = tmp_path / "bad.parquet"
+    Dataset.from_list([{"text": "w1"}, {"text": ""}]).to_parquet(bad)
+    (tmp_path / "rows.jsonl").write_text('{"text": "w1"}\n')
+    cases = [
+        (bad, ["--output", tmp_path / "out"], "Row 2 has an empty text"),
+        (tmp_path / "rows.jsonl", ["--output", tmp_path / "out"], "reads a .parquet file or a folder"),
+        (tmp_path / "absent.parquet", ["--output", tmp_path / "out"], "reads a .parquet file or a folder"),
+        (bad, [], "name it with --output"),
+        (bad, ["--output", tmp_path / "out", "--workers", 0], "at least one worker"),
+    ]
+    capsys.readouterr()
+    for source, options, sentence in cases:
+        assert main(["score", str(trained), str(source), "--engine", "ray", *map(str, options)]) == 2
+        shown = capsys.readouterr().err.strip()
+        assert sentence in shown and len(shown.splitlines()) == 1, shown
+    assert not (tmp_path / "out").exists()

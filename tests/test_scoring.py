@@ -1,0 +1,128 @@
+"""Scoring: rows in, rows with rewards out, in one process or in several, and what a kill leaves."""
+
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+from world import TWO_PROCESSES, make_rows, train_arguments, write_jsonl
+
+from sparserm_hf import scoring
+from sparserm_hf.cli import main
+from sparserm_hf.scoring import load_reward_model, score_rows, score_to_file
+
+
+def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, monkeypatch):
+    rows = make_rows(20, seed=5)
+    mixed = [
+        *rows[:10],
+        *({"id": i, "prompt": row["prompt"], "completion": row["chosen"]} for i, row in enumerate(rows[10:14])),
+        *({"messages": row["prompt"] + row["chosen"]} for row in rows[14:18]),
+        {"text": "w1 w2 w3"},
+    ]
+    source = write_jsonl(tmp_path / "in.jsonl", mixed)
+    assert main(["score", str(trained), source]) == 0
+    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [{k: v for k, v in row.items() if not k.endswith("reward")} for row in scored] == mixed
+    assert {"chosen_reward", "rejected_reward"} <= set(scored[0]) and all("reward" in row for row in scored[10:])
+    pairs = [row["chosen_reward"] > row["rejected_reward"] for row in scored[:10]]
+    assert sum(pairs) >= 7
+
+    monkeypatch.setattr(scoring, "CHUNK_ROWS", 4)
+    real, calls = scoring.score_token_ids, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(scoring, "score_token_ids", dies)
+    out = tmp_path / "out.jsonl"
+    assert main(["score", str(trained), source, "--output", str(out)]) == 130
+    (parts,) = tmp_path.glob("out.jsonl.*.parts")
+    assert len(list(parts.iterdir())) == 2
+    (parts / ".000002-0.jsonl.1").write_text('{"half a li')  # what a SIGKILL leaves
+    calls.clear()
+    monkeypatch.setattr(scoring, "score_token_ids", lambda *args: calls.append(1) or real(*args))
+    assert main(["score", str(trained), source, "--output", str(out)]) == 0
+    assert "8 rows were there" in capsys.readouterr().out and len(calls) == 3
+    resumed = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row.keys() for row in resumed] == [row.keys() for row in scored]
+    for one, other in zip(resumed, scored, strict=True):
+        for name in ("reward", "chosen_reward", "rejected_reward"):
+            if name in one:
+                assert one[name] == pytest.approx(other[name], abs=1e-4)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+    assert main(["score", str(trained), source, "--output", str(out)]) == 2, "nothing is overwritten"
+
+
+def test_a_run_goes_on_only_with_the_same_model_and_rows(world, trained, tmp_path, monkeypatch):
+    """Named by paths alone, a run once continued the rows of another input, scored by a model since retrained."""
+    model, tokenizer = load_reward_model(str(trained), torch.device("cpu"))
+    monkeypatch.setattr(scoring, "CHUNK_ROWS", 2)
+    old, new = make_rows(8, seed=1), make_rows(8, seed=2)
+    mixed = [*old[:3], *new[3:]]
+    whole = list(score_rows(model, tokenizer, mixed))
+
+    def interrupted(rows):
+        yield from rows[:6]
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        score_to_file(model, tokenizer, interrupted(old), out)
+    assert score_to_file(model, tokenizer, mixed, out) == 2, "the two rows of the one chunk that both inputs have"
+    assert [json.loads(line) for line in out.read_text().splitlines()] == whole
+    out.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        score_to_file(model, tokenizer, interrupted(old), out)
+    model.score.weight.data += 1
+    assert score_to_file(model, tokenizer, old, out) == 0
+
+
+def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained, tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", make_rows(40, seed=6))
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import os, sys\n"
+        "from sparserm_hf import scoring\n"
+        "from sparserm_hf.cli import main\n"
+        "scoring.CHUNK_ROWS = 4\n"
+        "real, calls = scoring.score_token_ids, []\n"
+        "def counted(*args):\n"
+        "    calls.append(1)\n"
+        "    if os.environ['RANK'] == '1' and len(calls) > int(os.environ['LIMIT']):\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return real(*args)\n"
+        "scoring.score_token_ids = counted\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+
+    def run(output, limit):
+        command = [*TWO_PROCESSES, script, "score", trained, source, "--output", output]
+        environment = os.environ | {"LIMIT": str(limit)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    lost = run(tmp_path / "two.jsonl", 2)
+    assert lost.returncode != 0 and not (tmp_path / "two.jsonl").exists()
+    (parts,) = tmp_path.glob("two.jsonl.*.parts")
+    left = len(list(parts.glob("0*")))
+    assert left >= 2, lost.stderr
+    resumed = run(tmp_path / "two.jsonl", 100)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{4 * left} rows were there" in resumed.stdout.replace("\n", " ")
+    monkeypatch.setattr(scoring, "CHUNK_ROWS", 4)
+    assert main(["score", str(trained), source, "--output", str(tmp_path / "one.jsonl")]) == 0
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_scoring_truncates_as_training_did(world, tmp_path):
+    assert main(train_arguments(world, tmp_path / "out", max_length=20)) == 0
+    model, tokenizer = load_reward_model(str(tmp_path / "out"), torch.device("cpu"))
+    assert tokenizer.model_max_length == 20 and tokenizer.truncation_side == "left"
+    long = "w1 " * 50
+    (row,) = score_rows(model, tokenizer, [{"text": long}])
+    ids = torch.tensor([tokenizer(long)["input_ids"][-20:]])
+    assert row["reward"] == pytest.approx(model(ids, torch.ones_like(ids)).logits.item(), abs=1e-5)

@@ -1,0 +1,74 @@
+"""What the recipe needs on disk: rows that can be learnt, an SAE, a command line."""
+
+import json
+import sys
+
+import numpy as np
+from safetensors.torch import save_file
+from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
+
+from sparserm_hf.checkpoints import save_tokenizer
+
+HOOK = "blocks.1.hook_resid_post"
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]  # as accelerate starts them
+
+
+def make_rows(count, seed=0):
+    """Chosen responses use the words w0 to w29 more often, rejected ones w30 to w59."""
+    rng = np.random.default_rng(seed)
+
+    def words(low, high, n):
+        return [f"w{i}" for i in rng.integers(low, high, n)]
+
+    rows = []
+    for _ in range(count):
+        sides = (words(0, 30, 6) + words(30, 60, 2), words(30, 60, 6) + words(0, 30, 2))
+        chosen, rejected = ([{"role": "assistant", "content": " ".join(rng.permutation(side))}] for side in sides)
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": " ".join(words(0, 60, 5))}],
+                "chosen": chosen,
+                "rejected": rejected,
+            }
+        )
+    return rows
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def save_sae(folder, hook=HOOK, sae=None):
+    sae = sae or tiny_sae("jumprelu")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(sae.state_dict(), folder / "sae_weights.safetensors")
+    config = {"d_in": sae.d_in, "d_sae": sae.d_sae, "architecture": sae.architecture, "k": sae.k}
+    (folder / "cfg.json").write_text(json.dumps(config | {"metadata": {"hook_name": hook}}))
+    return str(folder)
+
+
+def write_world(root):
+    """A base model, an SAE and preference pairs on disk."""
+    tiny_causal_lm().save_pretrained(root / "base")
+    save_tokenizer(tiny_tokenizer(), root / "base")
+    save_sae(root / "sae")
+    write_jsonl(root / "train.jsonl", make_rows(120))
+    write_jsonl(root / "test.jsonl", make_rows(60, seed=1))
+    return root
+
+
+def train_arguments(world, out, **changes):
+    arguments = {
+        "model": world / "base",
+        "sae": world / "sae",
+        "dataset": world / "train.jsonl",
+        "output_dir": out,
+        "cache_dir": world / "cache",
+        "k": 8,
+        "check_sae": False,  # the SAE is a random one
+    } | changes
+    return [
+        "train",
+        *(part for name, value in arguments.items() if value is not None for part in (f"--{name}", str(value))),
+    ]
