@@ -38,7 +38,6 @@ from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_prefere
 from sparserm_hf.preferences.templates import assistant_header_ids, prepare_tokenizer
 from sparserm_hf.representations import (
     Pooling,
-    Representations,
     collect_representations,
     default_cache_dir,
     pad_texts,
@@ -47,6 +46,7 @@ from sparserm_hf.representations import (
 )
 from sparserm_hf.sae.formats import load_sae
 from sparserm_hf.sae.presets import SHIPPED_SAE
+from sparserm_hf.shards import Representations
 
 TASKS = ("truthfulness", "safety", "adversarial")
 FITTED, REST = "train[:1000]", "train[1000:]"  # of the rows of `train`

@@ -19,8 +19,8 @@ from sparserm_hf.evaluation.metrics import pair_metrics
 from sparserm_hf.features import FEATURES, read_features
 from sparserm_hf.head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
 from sparserm_hf.preferences.pairs import TokenizedPreferences
-from sparserm_hf.representations import Representations
 from sparserm_hf.selection import select_latents
+from sparserm_hf.shards import Representations
 
 K = 128
 
@@ -55,6 +55,16 @@ class Data:
         return replace(self, chosen=chosen, rejected=rejected)
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """All texts as one `Shard`."""
+
+    mean: np.ndarray
+    last: np.ndarray
+    mean_activation: sparse.csr_matrix
+    max_activation: sparse.csr_matrix
+
+
 def data_of(texts: Representations, pairs: TokenizedPreferences) -> Data:
     """Pairs and the representations of their texts."""
     sides = (np.array(numbers) for numbers in (pairs.chosen, pairs.rejected, pairs.groups))
@@ -66,7 +76,7 @@ def data_at(texts: Texts, layer: int, pooling: str = "response_mean") -> Data:
     mean, last = texts.pooled[pooling][layer - 1], texts.pooled["last"][layer - 1]
     nothing = sparse.csr_matrix((len(mean), 0), dtype=np.float32)
     activations = (texts.activations.get((layer, how), nothing) for how in ("mean", "max"))
-    return data_of(Representations(mean, last, *activations), texts.pairs)
+    return data_of(Representations([InMemory(mean, last, *activations)], np.arange(len(mean))), texts.pairs)
 
 
 Reader = Callable[[Data], np.ndarray]  # (N, F) features of all texts
@@ -78,8 +88,8 @@ def selected(sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["project
     decoder = sae.W_dec.double().numpy()
 
     def method(data: Data, train: np.ndarray, seed: int) -> Reader:
-        firing = data.texts.mean_activation
-        latents = select_latents(firing[data.chosen[train]], firing[data.rejected[train]], k).latents
+        counts = data.texts.count_firing(data.chosen[train], data.rejected[train])
+        latents = select_latents(*counts, len(train), k).latents
         return lambda other: read_features(other.texts, decoder[latents], latents, readings)
 
     return method
@@ -98,11 +108,11 @@ def selected_by_effect(sae: SparseAutoencoder, readings: Sequence[str] = FEATURE
         effects = []
         for reading in readings:
             if reading.endswith("projection"):
-                z = getattr(data.texts, reading.removesuffix("_projection"))
+                z = dense(data.texts, [reading.removesuffix("_projection")])
                 differences = (z[chosen] - z[rejected]) @ decoder.T
                 mean, square = differences.mean(0), (differences**2).mean(0)
             else:
-                f = getattr(data.texts, reading)
+                f = sparse.vstack([getattr(shard, reading) for shard in data.texts.shards], "csr")
                 sparse_differences = f[chosen] - f[rejected]
                 mean = np.asarray(sparse_differences.mean(0)).ravel()
                 square = np.asarray(sparse_differences.multiply(sparse_differences).mean(0)).ravel()
@@ -131,7 +141,7 @@ def random(*poolings: str, count: int = 2 * K) -> Method:
     """Projections of each pooling on the same random directions."""
 
     def method(data: Data, train: np.ndarray, seed: int) -> Reader:
-        directions = random_directions(data.texts.mean.shape[1], count, seed)
+        directions = random_directions(data.texts.shards[0].mean.shape[1], count, seed)
         return lambda other: np.concatenate([dense(other.texts, [name]) @ directions.T for name in poolings], axis=1)
 
     return method

@@ -83,7 +83,7 @@ def fit(name: str, method: Method, loss: str, head_type: str, fitted: Data, test
         "margins": [run.margins(test).tolist() for run in runs],
         "trainable_parameters": runs[0].parameters,
         "seconds": float(np.mean([run.seconds for run in runs])),
-        "bytes": shipped_bytes(name, fitted.texts.mean.shape[1], runs[0].parameters),
+        "bytes": shipped_bytes(name, fitted.texts.shards[0].mean.shape[1], runs[0].parameters),
     }
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
 
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.head import (
@@ -155,19 +154,17 @@ def test_ties_count_one_half():
 
 
 def test_selection_by_hand():
-    """Shares of chosen minus rejected: latent 0 +1, 1 -1/2, 2 never fires, 3 +1/2, 4 0, 5 -1."""
-    chosen = sparse.csr_matrix([[1.0, 0, 0, 2, 1, 0], [3.0, 0, 0, 0, 1, 0]])
-    rejected = sparse.csr_matrix([[0.0, 5, 0, 0, 1, 1], [0.0, 0, 0, 0, 1, 1]])
-    selection = select_latents(chosen, rejected, 2)
+    """Of two pairs: latent 0 +1, 1 -1/2, 2 never fires, 3 +1/2, 4 0, 5 -1."""
+    chosen, rejected = np.array([2, 0, 0, 1, 2, 0]), np.array([0, 1, 0, 0, 2, 2])
+    selection = select_latents(chosen, rejected, 2, k=2)
     assert selection.latents.tolist() == [0, 3, 1, 5]
     assert selection.separations.tolist() == [1.0, 0.5, -0.5, -1.0]
     assert selection.sides == ["chosen", "chosen", "rejected", "rejected"]
     with pytest.raises(SparseRMError, match=r"5 of the SAE's 6 fire .* between 1 and 2"):
-        select_latents(chosen, rejected, 3)
+        select_latents(chosen, rejected, 2, k=3)
 
 
-def test_an_explicit_zero_does_not_count_as_firing():
-    """Counting the stored entries of a sparse matrix would take it for a latent that fires."""
-    stored_zero = sparse.csr_matrix((np.array([0.0, 1.0]), np.array([0, 1]), np.array([0, 2])), shape=(1, 3))
-    other = sparse.csr_matrix(np.array([[0.0, 0.0, 1.0]]))
-    assert select_latents(stored_zero, other, 1).latents.tolist() == [1, 2]
+def test_among_equal_latents_the_smaller_id_comes_first():
+    """Shares of chosen and rejected were once rounded before they were compared, and the rounding decided."""
+    chosen, rejected = np.arange(1, 8), np.arange(7)  # +1 everywhere, at other shares
+    assert select_latents(chosen, rejected, 7, k=2).latents.tolist() == [0, 1, 5, 6]

@@ -20,6 +20,7 @@ LEVELS = [
         "representations",
         "sae",
         "selection",
+        "shards",
         "head",
         "features",
         "packing",

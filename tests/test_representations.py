@@ -1,5 +1,7 @@
 """One pass of the base model: right, cached, resumable, and the same whatever interrupted it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ def collect(base_model, cache, texts=None, sae=None, how=HOW):
 
 
 def test_it_equals_one_text_at_a_time(base_model, tmp_path, small_shards):
-    result = collect(base_model, tmp_path)
+    result = in_order(collect(base_model, tmp_path))
     sae = tiny_sae()
     for i, text in enumerate(tiny_texts()):
         ids = torch.tensor([text])
@@ -40,14 +42,29 @@ def test_it_equals_one_text_at_a_time(base_model, tmp_path, small_shards):
         np.testing.assert_allclose(result.mean[i], (tokens / rms).mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(result.last[i], (tokens / rms)[-1], rtol=1e-4, atol=1e-5)
         f = sae.encode(tokens).numpy()
-        np.testing.assert_allclose(result.mean_activation[i].toarray()[0], f.mean(0), rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(result.max_activation[i].toarray()[0], f.max(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(result.mean_activation[i], f.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(result.max_activation[i], f.max(0), rtol=1e-3, atol=1e-4)
+
+
+def in_order(texts):
+    """All of it in memory, in the order of the texts."""
+    readings = {name: texts.read(lambda s, n=name: getattr(s, n)) for name in ("mean", "last")}
+    for name in ("mean_activation", "max_activation"):
+        readings[name] = texts.read(lambda s, n=name: getattr(s, n).toarray())
+    return SimpleNamespace(**readings)
 
 
 def assert_same(one, two):
-    assert np.array_equal(one.mean, two.mean) and np.array_equal(one.last, two.last)
-    assert (one.mean_activation != two.mean_activation).nnz == 0
-    assert (one.max_activation != two.max_activation).nnz == 0
+    for (name, a), (_, b) in zip(*(vars(in_order(texts)).items() for texts in (one, two)), strict=True):
+        assert np.array_equal(a, b), name
+
+
+def test_a_text_of_two_pairs_counts_twice(base_model, tmp_path, small_shards):
+    texts = collect(base_model, tmp_path)
+    fires = in_order(texts).mean_activation > 0
+    sides = np.array([0, 2, 2, 5]), np.array([1, 3])
+    for side, counts in zip(sides, texts.count_firing(*sides), strict=True):
+        np.testing.assert_array_equal(counts, fires[side].sum(0))
 
 
 def forbid(base_model):
@@ -105,10 +122,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(base_model, tmp_path, small
 
 def test_a_shard_that_was_cut_off_is_computed_again(base_model, tmp_path, small_shards):
     first = collect(base_model, tmp_path)
+    expected = in_order(first)
     (folder,) = tmp_path.iterdir()
     shard = sorted(folder.iterdir())[1]
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert np.array_equal(collect(base_model, tmp_path).mean, first.mean)
+    assert np.array_equal(in_order(collect(base_model, tmp_path)).mean, expected.mean)
 
 
 def test_a_full_disk_leaves_nothing_half_written(base_model, tmp_path, small_shards, monkeypatch):

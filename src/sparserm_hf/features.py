@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .modeling.configuration_sparserm import READINGS
-from .representations import Representations
+from .shards import Representations, Shard
 
 # What is read of each selected latent, by the option `features`.
 FEATURES = {
@@ -29,11 +29,15 @@ def read_features(
         latents: (K,) their ids.
         readings: Some of ``configuration_sparserm.READINGS``.
     """
-    features = []
-    for reading in readings:
-        if reading.endswith("projection"):
-            z = getattr(texts, reading.removesuffix("_projection"))
-            features.append(z.astype(np.float64) @ directions.T)
-        else:
-            features.append(getattr(texts, reading)[:, latents].toarray().astype(np.float64))
-    return np.concatenate(features, axis=1)
+
+    def of_shard(shard: Shard) -> np.ndarray:
+        features = []
+        for reading in readings:
+            if reading.endswith("projection"):
+                z = getattr(shard, reading.removesuffix("_projection"))
+                features.append(z.astype(np.float64) @ directions.T)
+            else:
+                features.append(getattr(shard, reading)[:, latents].toarray().astype(np.float64))
+        return np.concatenate(features, axis=1)
+
+    return texts.read(of_shard)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from scipy import sparse
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -26,28 +25,12 @@ from .modeling.autoencoder_sparserm import SparseAutoencoder
 from .modeling.backbone_sparserm import pool_texts, pooled_tokens, residual_stream
 from .packing import Family, can_pack, find_families, run_packed
 from .processes import process_state
+from .shards import Representations, StoredShard
 
 logger = logging.getLogger(__name__)
 
 CACHE_FORMAT = 2  # raise it when what a shard holds changes
 SHARD_TOKENS = 16_384  # a killed run loses at most this much work
-
-
-@dataclass(frozen=True)
-class Representations:
-    """What the base model says of N texts.
-
-    Attributes:
-        mean: (N, d_model) float32, mean of the pooled tokens, normalised as the model's configuration says.
-        last: (N, d_model) float32, the last pooled token.
-        mean_activation: (N, d_sae) mean SAE activation over the pooled tokens, sparse.
-        max_activation: (N, d_sae) largest one, sparse.
-    """
-
-    mean: np.ndarray
-    last: np.ndarray
-    mean_activation: sparse.csr_matrix
-    max_activation: sparse.csr_matrix
 
 
 @dataclass(frozen=True)
@@ -180,15 +163,6 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _read_shards(paths: list[Path], d_sae: int) -> Iterator[Representations]:
-    for path in paths:
-        shard = {name: tensor.numpy() for name, tensor in load_file(path).items()}
-        where = shard["columns"], shard["row_starts"]
-        shape = (len(shard["mean"]), d_sae)
-        activations = (sparse.csr_matrix((shard[name], *where), shape=shape) for name in ("values", "max_values"))
-        yield Representations(shard["mean"], shard["last"], *activations)
-
-
 def collect_representations(
     base_model: PreTrainedModel,
     sae: SparseAutoencoder | None,
@@ -261,12 +235,5 @@ def collect_representations(
     else:
         logger.info("All representations come from the cache, %s", folder)
     state.wait_for_everyone()
-    parts = list(_read_shards(paths, sae.d_sae if sae else 0))
-    # From the order of the batches to that of the texts.
-    place = np.argsort([i for batch in batches for family in batch for i in families[family].members])
-    return Representations(
-        np.concatenate([part.mean for part in parts])[place],
-        np.concatenate([part.last for part in parts])[place],
-        sparse.vstack([part.mean_activation for part in parts], format="csr")[place],
-        sparse.vstack([part.max_activation for part in parts], format="csr")[place],
-    )
+    order = np.array([i for batch in batches for family in batch for i in families[family].members])
+    return Representations([StoredShard(path, sae.d_sae if sae else 0) for path in paths], order)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
 from .errors import SparseRMError
 
@@ -30,28 +29,29 @@ class Selection:
         return ["chosen"] * half + ["rejected"] * half
 
 
-def select_latents(chosen: sparse.csr_matrix, rejected: sparse.csr_matrix, k: int) -> Selection:
+def select_latents(chosen: np.ndarray, rejected: np.ndarray, pairs: int, k: int) -> Selection:
     """Select the K latents with the largest mu_w - mu_l and the K with the largest mu_l - mu_w.
 
     mu_w is the share of chosen responses on which a latent fires, mu_l that of rejected ones (arXiv 2511.07896).
     Latents that never fire cannot be selected; among equals, those with smaller ids go to the chosen side.
 
     Args:
-        chosen: (N, d_sae) activations of the chosen responses.
-        rejected: (N, d_sae) activations of the rejected responses.
+        chosen: (d_sae,) on how many of the chosen responses each latent fires. Counts, not shares: the rounding of
+            shares would decide between equals.
+        rejected: (d_sae,) on how many of the rejected ones.
+        pairs: Number of pairs.
         k: Latents to select on either side.
 
     Raises:
         SparseRMError: Fewer than 2K latents fire at all.
     """
-    mu_w, mu_l = (np.asarray((side > 0).mean(axis=0)).ravel() for side in (chosen, rejected))  # (d_sae,)
-    live = np.flatnonzero(mu_w + mu_l)
+    live = np.flatnonzero(chosen + rejected)
     if k < 1 or 2 * k > len(live):
         raise SparseRMError(
-            f"K = {k} asks for {2 * k} latents, but {len(live)} of the SAE's {chosen.shape[1]} fire on these pairs: "
+            f"K = {k} asks for {2 * k} latents, but {len(live)} of the SAE's {len(chosen)} fire on these pairs: "
             f"choose K between 1 and {len(live) // 2}."
         )
-    separation = (mu_w - mu_l)[live]
-    order = np.argsort(-separation, kind="stable")
+    difference = (chosen - rejected)[live]
+    order = np.argsort(-difference, kind="stable")
     picked = np.concatenate([order[:k], order[len(order) - k :]])
-    return Selection(live[picked], separation[picked])
+    return Selection(live[picked], difference[picked] / pairs)

@@ -33,7 +33,6 @@ from .preferences.templates import assistant_header_ids, contains, prepare_token
 from .processes import process_state
 from .representations import (
     Pooling,
-    Representations,
     collect_representations,
     default_cache_dir,
     named_dtype,
@@ -42,6 +41,7 @@ from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
 from .sae.matching import default_sae, matching_layer
 from .selection import Selection, select_latents
+from .shards import Representations
 from .trackers import report_metrics
 from .training_config import SparseRMTrainingConfig
 
@@ -108,6 +108,7 @@ class SparseRMTrainer:
         self.controls: list[Control] = []
         self.evaluation: Evaluation | None = None
         self.metrics: dict[str, float] = {}
+        self._selections: dict[bytes, Selection] = {}
 
     def _prepare_base(self, base: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         """Cut the base model, move it to its device and type, and check on the way that the SAE fits."""
@@ -243,9 +244,11 @@ class SparseRMTrainer:
 
     def select(self, train: np.ndarray) -> Selection:
         """Select latents by some of the training pairs, named by their numbers."""
-        activations = self.train_representations.mean_activation
-        chosen, rejected = np.array(self.train_pairs.chosen), np.array(self.train_pairs.rejected)
-        return select_latents(activations[chosen[train]], activations[rejected[train]], self.args.k)
+        if (key := train.tobytes()) not in self._selections:  # each fold asks again for each method
+            sides = (np.array(side)[train] for side in (self.train_pairs.chosen, self.train_pairs.rejected))
+            chosen, rejected = self.train_representations.count_firing(*sides)
+            self._selections[key] = select_latents(chosen, rejected, len(train), self.args.k)
+        return self._selections[key]
 
     def read(self, latents: np.ndarray) -> np.ndarray:
         """(N, F) features of all training texts, of the given latents."""

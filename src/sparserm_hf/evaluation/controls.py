@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from ..features import FEATURES, read_features
 from ..head import FittedHead
-from ..representations import Representations
+from ..shards import Representations
 
 CONTROLS_FILE = "controls.safetensors"
 NO_DIRECTIONS = np.zeros((0, 0))
@@ -54,7 +54,7 @@ class Control:
 
 def dense(texts: Representations, poolings: Sequence[str]) -> np.ndarray:
     """(N, poolings x d_model) representations side by side, in float64."""
-    return np.concatenate([getattr(texts, name) for name in poolings], axis=1).astype(np.float64)
+    return texts.read(lambda shard: np.concatenate([getattr(shard, name) for name in poolings], 1).astype(np.float64))
 
 
 def poolings_of(readings: Sequence[str]) -> list[str]:
@@ -95,7 +95,7 @@ def fit_controls(
         _on_directions("random directions", fit, z, poolings, random),
     ]
     if readings == FEATURES["activation"]:
-        head = fit(lambda train: texts.mean.astype(np.float64) @ decoder[select(train)].T)
+        head = fit(lambda train: z @ decoder[select(train)].T)
         controls.append(_composed("decoder projections", head, ["mean"], decoder[selected]))
     else:
         reads = [name for name in readings if name.endswith("activation")] or ["mean_activation"]

@@ -15,8 +15,9 @@ from ..modeling.backbone_sparserm import PooledTexts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.pairs import TokenizedPreferences, tokenize_preferences
 from ..processes import process_state
-from ..representations import Pooling, Representations, collect_representations, default_cache_dir
+from ..representations import Pooling, collect_representations, default_cache_dir
 from ..scoring import load_reward_model
+from ..shards import Representations, Shard
 from .controls import CONTROLS_FILE, Control, load_controls
 from .metrics import PairMetrics, pair_metrics
 
@@ -66,15 +67,18 @@ def evaluate_representations(
         pairs: The pairs.
         latents: Columns of the selected latents in the representations' activations; none where it holds none.
     """
-    mean, last = torch.from_numpy(representations.mean), torch.from_numpy(representations.last)
-    activations = [
-        torch.from_numpy(sparse[:, latents].toarray())
-        for sparse in (representations.mean_activation, representations.max_activation)
-    ]
-    texts = PooledTexts(mean, last, *activations, (mean != 0).any(-1, keepdim=True))
-    with torch.inference_mode():
-        features = model.combine_features(PooledTexts(*(tensor.to(model.directions.device) for tensor in texts)))
-        rewards = {"SparseRM": model.reward(features)[:, 0].cpu().double().numpy()}
+
+    def of_shard(shard: Shard) -> np.ndarray:
+        mean, last = torch.from_numpy(shard.mean), torch.from_numpy(shard.last)
+        activations = [
+            torch.from_numpy(found[:, latents].toarray()) for found in (shard.mean_activation, shard.max_activation)
+        ]
+        texts = PooledTexts(mean, last, *activations, (mean != 0).any(-1, keepdim=True))
+        with torch.inference_mode():
+            features = model.combine_features(PooledTexts(*(tensor.to(model.directions.device) for tensor in texts)))
+            return model.reward(features)[:, 0].cpu().double().numpy()
+
+    rewards = {"SparseRM": representations.read(of_shard)}
     for control in controls:
         if not control.readings or len(latents):
             rewards[control.name] = control.rewards(representations, pairs.lengths, latents)
