@@ -10,16 +10,18 @@ is not computed again.
 
 import json
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from layers import LAYER, RESULTS, TASKS, Texts, find_saes, load, machine, measure
+from layers import LAYER, RESULTS, TASKS, Texts, find_saes, load, load_pairs, load_rest, machine, measure
 from methods import Data, Method, accuracy, accuracy_cell, data_at, difference_cell, representation, selected, train
 from tqdm.auto import tqdm
 
 from sparserm_hf.features import FEATURES
+from sparserm_hf.preferences.pairs import TokenizedPreferences
+from sparserm_hf.shards import Representations
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -27,6 +29,7 @@ import matplotlib.pyplot as plt
 TOTALS = (8, 16, 32, 64, 128, 256, 512)  # latents, both sides together
 PAIRS = (64, 125, 250, 500, 1000)
 NOISE = (0.0, 0.1, 0.2, 0.3)
+ALL = "all"  # training pairs
 SEEDS = range(3)
 DENSE = "dense"
 
@@ -47,31 +50,59 @@ def curves(saes: dict, layers: int) -> dict[str, list[tuple[str, float | str, Me
             for pooling in ("last", "mean", "response_mean")
             for name, method in both.items()
         ],
-        "pairs": [(name, n, method, {"pairs": n}) for n in PAIRS for name, method in both.items()],
+        "pairs": [(name, n, method, {"pairs": n}) for n in (*PAIRS, ALL) for name, method in both.items()],
         "label noise": [(name, share, method, {"noise": share}) for share in NOISE for name, method in both.items()],
     }
     return points
 
 
+@cache
+def all_pairs(folder: Path, task: str) -> TokenizedPreferences:
+    return load_pairs(folder, task, "train")
+
+
+def all_training(folder: Path, texts: Texts, task: str) -> Data:
+    """All training pairs of a task: representations of the first thousand and of the rest lie in two places."""
+    first = data_at(texts, LAYER)
+    pairs, rest = load_rest(folder)[task]
+    count = len(first.texts.order)
+    order = np.concatenate([first.texts.order, count + rest.order])
+    whole = all_pairs(folder, task)
+    place = {tuple(text): i for i, text in enumerate([*texts.pairs.texts, *pairs.texts])}
+    number = np.array([place[tuple(text)] for text in whole.texts])
+    return Data(
+        Representations([*first.texts.shards, *rest.shards], order),
+        np.concatenate([first.lengths, pairs.lengths]),
+        number[whole.chosen],
+        number[whole.rejected],
+        np.array(whole.groups),
+    )
+
+
 def margins_at(
-    texts: dict[tuple[str, str], Texts], task: str, tests: tuple[str, ...], method: Method, how: dict
+    folder: Path, texts: dict[tuple[str, str], Texts], task: str, tests: tuple[str, ...], method: Method, how: dict
 ) -> dict:
     """Margins on the test pairs of some tasks, a run for each seed; the seeds draw folds and noise."""
 
     def data(name: str, split: str) -> Data:
         return data_at(texts[name, split], how.get("layer", LAYER), how.get("pooling", "response_mean"))
 
-    fitted = data(task, "train").first(how.get("pairs", 1000))
+    if how.get("pairs") == ALL:
+        fitted = all_training(folder, texts[task, "train"], task)
+    else:
+        fitted = data(task, "train").first(how.get("pairs", 1000))
     runs = [train(method, fitted.with_noise(how.get("noise", 0.0), seed), seed) for seed in SEEDS]
     return {name: [run.margins(data(name, "test")).tolist() for run in runs] for name in tests}
 
 
-def plot(name: str, values: dict[str, dict[str, dict]]) -> None:
+def plot(folder: Path, name: str, values: dict[str, dict[str, dict]]) -> None:
     """A panel a task: accuracy and its interval against the points of the curve."""
     figure, axes = plt.subplots(1, len(TASKS), figsize=(12, 3.6), layout="constrained")
     for axis, task in zip(axes, TASKS, strict=True):
         for number, (method, points) in enumerate(values[task].items()):
-            x = list(points) if name == "pooling" else [float(point) for point in points]
+            x: list = list(points)
+            if name != "pooling":
+                x = [float(len(all_pairs(folder, task)) if point == ALL else point) for point in points]
             mean, low, high = np.array([accuracy(np.array(margins)) for margins in points.values()]).T
             if name == "pooling":  # no order among them
                 place = np.arange(len(x)) + 0.1 * number
@@ -124,15 +155,15 @@ def main(data: Path, work: Path) -> None:
             for method_name, point, method, how in tqdm(points, desc=f"{name}, {task}"):
                 same = {} if method_name == DENSE and name == "latents" else {"at": point}  # K is nothing to it
                 key = "-".join(map(str, [name, task, method_name, *same.values()]))
-                compute = partial(margins_at, texts, task, (task,), method, how)
+                compute = partial(margins_at, data, texts, task, (task,), method, how)
                 margins = measure(work / "curves" / f"{key}.json", compute)[task]
                 found[name][task].setdefault(method_name, {})[str(point)] = margins
-        plot(name, found[name])
+        plot(data, name, found[name])
     transfer: dict[str, dict[str, dict]] = {}
     for task in TASKS:
         for method_name, method in (("SparseRM", selected(saes[LAYER])), (DENSE, representation("mean"))):
             path = work / "curves" / f"transfer-{task}-{method_name}.json"
-            compute = partial(margins_at, texts, task, TASKS, method, {})
+            compute = partial(margins_at, data, texts, task, TASKS, method, {})
             transfer.setdefault(task, {})[method_name] = measure(path, compute)
     text = (
         "Accuracy in % on the whole test set (95% interval, Wilson; mean of "

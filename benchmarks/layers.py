@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,7 @@ def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
     return texts
 
 
+@cache
 def load_rest(data: Path) -> dict[str, tuple[TokenizedPreferences, Representations]]:
     """The training pairs after the first ones, at the shipped SAE's layer only: to compare methods without `test`."""
     base = unpacked(find_base_model())

@@ -1,6 +1,6 @@
 """What training and scoring cost, beside TRL's RewardTrainer and beside what the hardware allows.
 
-    python benchmarks/speed.py DATA_DIR [--stages training trl refit scoring prompts growth]
+    python benchmarks/speed.py DATA_DIR [--stages training trl refit scoring prompts]
 
 All ratios are of numbers measured in this one run. TRL is timed over some steps of its own training loop, the first
 three not counted, and multiplied up to two epochs. Writes `results/speed.json` and `results/speed.md`; a stage that is
@@ -9,19 +9,16 @@ left out keeps what was measured before.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from layers import FITTED, RESULTS, load_pairs, machine
-from scipy import sparse
 from sparserm_hf.modeling.backbone_sparserm import residual_stream
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -30,16 +27,14 @@ from trl_reward import Clock, as_dataset, trainer_for
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.base_models import unpacked
 from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.head import Objective, PairFeatures, fit_linear_path
 from sparserm_hf.packing import find_families, run_packed
 from sparserm_hf.representations import batch_tokens, pad_texts, plan_batches
 from sparserm_hf.scoring import load_reward_model
-from sparserm_hf.selection import select_latents
 
 TASK = "truthfulness"
-STAGES = ("training", "trl", "refit", "scoring", "prompts", "growth")
+STAGES = ("training", "trl", "refit", "scoring", "prompts")
 TRL_STEPS, WARM_UP, EPOCHS, BATCH = 13, 3, 2, 8
-SCORED_TEXTS = 150
+SCORED_TEXTS = 512
 PROMPT_TEXTS = 160
 
 
@@ -128,18 +123,22 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
     whole.config.pad_token_id = AutoTokenizer.from_pretrained(base).pad_token_id
     texts = load_pairs(data, "safety", "test").texts[:SCORED_TEXTS]
     lengths = [len(text) for text in texts]
-    batches = [pad_texts([texts[i] for i in batch], device) for batch in plan_batches(lengths, batch_tokens(device))]
-    total, mean = sum(lengths), round(np.mean(lengths))
-    flat = torch.tensor([token for text in texts for token in text][: total // mean * mean]).view(-1, mean).to(device)
-    full = flat.split(max(1, batch_tokens(device) // mean))  # the same tokens in rows of equal length: no padding
+    plan = plan_batches(lengths, batch_tokens(device))
+    batches = [pad_texts([texts[i] for i in batch], device) for batch in plan]
+    # The same tokens without any padding: those of a batch, whose texts are about as long, in rows of their mean
+    # length. One row for all texts would be another task: attention costs more on long texts.
+    full = []
+    for batch in plan:
+        flat = torch.tensor([token for i in batch for token in texts[i]], device=device)
+        full.append(flat[: len(flat) // len(batch) * len(batch)].view(len(batch), -1))
+    total = sum(lengths)
     runs = {
         "reward model": lambda: [model(ids, mask) for ids, mask in batches],
         "cut base on the same batches": lambda: [residual_stream(model.model, ids, mask) for ids, mask in batches],
         "cut base without padding": lambda: [model.model(ids, use_cache=False) for ids in full],
         "whole base as a classifier": lambda: [whole(input_ids=ids, attention_mask=mask) for ids, mask in batches],
     }
-    for run in runs.values():
-        run()
+    runs["reward model"]()
     # In turns, and the best of them: what else the machine does then touches all alike.
     turns = [[seconds(run) for run in runs.values()] for _ in range(3)]
     taken = dict(zip(runs, np.min(turns, axis=0), strict=True))
@@ -191,31 +190,6 @@ def prompts(data: Path, work: Path) -> dict[str, float]:
         "largest relative difference, shared against padded": difference("shared", "padded"),
         "largest relative difference, padded against one text a batch": difference("padded", "alone"),
     }
-
-
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def growth(data: Path, work: Path) -> dict[str, float]:
-    """Seconds of selection and fit on synthetic representations, as pairs and latents grow."""
-    found = {}
-    generator = np.random.default_rng(0)
-    for d_sae in (4_096, 16_384, 131_072):
-        for pairs in (1_000, 100_000):
-            columns = generator.integers(0, d_sae, (pairs, 200))  # latents that fire on a response
-            starts = np.arange(0, columns.size + 1, 200)
-            some = sparse.csr_array((np.ones(columns.size), columns.ravel(), starts), shape=(pairs, d_sae))
-            name = f"selection among {d_sae:,} latents by {pairs:,} pairs: seconds"
-            found[name] = seconds(partial(select_latents, some, some[::-1], 128))
-    for pairs in (1_000, 10_000, 100_000):
-        features = generator.standard_normal((2, pairs, 1024))
-        features[0] += 0.05
-        objective = Objective("bradley_terry", 1.0, np.zeros(pairs))
-        fit = partial(fit_linear_path, PairFeatures(*features), objective, (0.3,))
-        found[f"one fit to {pairs:,} pairs of 1,024 features: seconds"] = seconds(fit)
-    found["peak memory, MB"] = peak_megabytes()
-    return found
 
 
 def table(results: dict[str, dict[str, float]]) -> str:

@@ -1,0 +1,200 @@
+"""Tokens a second and model FLOPs utilisation of scoring and extraction, for the shapes of large base models.
+
+    python benchmarks/gpu.py [--shapes gemma-2-2b gemma-2-9b llama-3.1-8b]
+
+Random weights in bfloat16, layers as in the paper, random tokens: only the shapes matter. Utilisation is the share of
+what a large matrix product of the same type reaches on the same device, measured first, so that the table can be made
+anywhere; without a GPU it is made for the shape of SmolLM2-135M. Writes `results/gpu.json` and `results/gpu.md`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from layers import RESULTS, machine
+from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers, decoder_of, pool_texts
+from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
+from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16
+LENGTH = 512
+TOKENS = 65_536 if DEVICE.type == "cuda" else 4096  # of a pass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A base model's public configuration, the layers that are kept and the width of its SAE."""
+
+    config: dict
+    layer: int
+    d_sae: int
+
+
+SHAPES = {
+    "gemma-2-2b": Shape(
+        {
+            "model_type": "gemma2",
+            "hidden_size": 2304,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "intermediate_size": 9216,
+            "vocab_size": 256_000,
+        },
+        14,
+        16_384,
+    ),
+    "gemma-2-9b": Shape(
+        {
+            "model_type": "gemma2",
+            "hidden_size": 3584,
+            "num_hidden_layers": 42,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 256,
+            "intermediate_size": 14_336,
+            "vocab_size": 256_000,
+        },
+        32,
+        16_384,
+    ),
+    "llama-3.1-8b": Shape(
+        {
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": 14_336,
+            "vocab_size": 128_256,
+        },
+        16,
+        32_768,
+    ),
+    "smollm2-135m": Shape(
+        {
+            "model_type": "llama",
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "intermediate_size": 1536,
+            "vocab_size": 49_152,
+        },
+        18,
+        4608,
+    ),
+}
+
+
+def seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    """The best of some runs, after one that is not counted."""
+    taken = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        call()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
+
+
+def reachable_flops() -> float:
+    """FLOP/s of a large matrix product."""
+    n = 8192 if DEVICE.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, dtype=DTYPE, device=DEVICE) for _ in range(2))
+    return 2 * n**3 / seconds(lambda: a @ b)
+
+
+def flops_a_token(model: PreTrainedModel, length: int) -> float:
+    """FLOP of a forward pass: two for each weight of the layers, and causal attention over half the length."""
+    weights = sum(p.numel() for p in decoder_layers(model).parameters())
+    config = model.config
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    return 2 * weights + 2 * length * width * config.num_hidden_layers
+
+
+@torch.inference_mode()
+def measure(shape: Shape) -> list[dict]:
+    """A row for each way of running the shape."""
+    torch.manual_seed(0)
+    settings = dict(shape.config)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings, max_position_embeddings=8192)
+    with torch.device(DEVICE):
+        model = decoder_of(AutoModelForCausalLM.from_config(config, dtype=DTYPE)).eval()
+    ids = torch.randint(3, 1000, (TOKENS // LENGTH, LENGTH), device=DEVICE)
+    mask = torch.ones_like(ids)
+    reachable = reachable_flops()
+    rows: list[dict] = []
+
+    def row(name: str, run: Callable[[], object], work: float) -> None:
+        speed = ids.numel() / seconds(run)
+        rows.append({"": name, "tokens a second": speed, "utilisation": speed * work / reachable})
+
+    def both(name: str, module: torch.nn.Module, run: Callable[[Callable], object], work: float) -> None:
+        row(name, lambda: run(module), work)
+        compiled = torch.compile(module)
+        row(f"{name}, compiled", lambda: run(compiled), work)
+
+    def bare(m: Callable) -> Any:
+        return m(ids, attention_mask=mask, use_cache=False)
+
+    both("whole base model", model, bare, flops_a_token(model, LENGTH))
+    cut_base_model(model, shape.layer)
+    work = flops_a_token(model, LENGTH)
+    both("cut base model", model, bare, work)
+    latents = list(range(256))
+    described = SparseRMConfig(
+        base_config=model.config,
+        layer=shape.layer,
+        pooling="mean",
+        latents=latents,
+        latent_sides=["chosen"] * 256,
+        latent_separations=[0.0] * 256,
+    )
+    reward_model = SparseRMForSequenceClassification(described, model).to(DEVICE).eval()
+    both("scoring", reward_model, lambda m: m(ids, mask), work)
+    with torch.device(DEVICE):
+        sae = SparseAutoencoder(model.config.hidden_size, shape.d_sae, "jumprelu")
+    sae.W_enc.normal_()
+
+    def extract() -> object:
+        return pool_texts(bare(model).last_hidden_state, mask.bool(), "rms", sae)
+
+    row("extraction, SAE on every token", extract, work + 2 * model.config.hidden_size * shape.d_sae)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES))
+    args = parser.parse_args()
+    large = ["gemma-2-2b", "gemma-2-9b", "llama-3.1-8b"]
+    names = args.shapes or (large if DEVICE.type == "cuda" else ["smollm2-135m"])
+    results = {name: measure(SHAPES[name]) for name in tqdm(names)}
+    reachable = f"{reachable_flops() / 1e12:.2f} TFLOP/s in a matrix product"
+    lines = [
+        f"{machine()}; {reachable}. Random weights in bfloat16, {TOKENS:,} tokens a pass in texts of {LENGTH}. "
+        "Made by `python benchmarks/gpu.py`.\n"
+    ]
+    for name, rows in results.items():
+        shape = SHAPES[name]
+        lines += [f"\n## {name}, cut after layer {shape.layer} of {shape.config['num_hidden_layers']}\n"]
+        lines += ["| | tokens a second | utilisation |", "|---|---:|---:|"]
+        lines += [f"| {r['']} | {r['tokens a second']:,.0f} | {r['utilisation']:.0%} |" for r in rows]
+    (RESULTS / "gpu.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+    (RESULTS / "gpu.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
