@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from layers import FITTED, RESULTS, load_pairs, machine
-from sparserm_hf.modeling.backbone_sparserm import residual_stream
+from sparserm_hf.modeling.backbone_sparserm import pool_texts, pooled_tokens, residual_stream
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_reward import Clock, as_dataset, trainer_for
@@ -131,10 +131,17 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
     for batch in plan:
         flat = torch.tensor([token for i in batch for token in texts[i]], device=device)
         full.append(flat[: len(flat) // len(batch) * len(batch)].view(len(batch), -1))
-    total = sum(lengths)
+    total, config = sum(lengths), model.config
+    states = [residual_stream(model.model, ids, mask) for ids, mask in batches]
+
+    def pool_and_score() -> None:
+        for hidden, (ids, mask) in zip(states, batches, strict=True):
+            pooled = pooled_tokens(ids, mask, config.pooling, config.response_marker_ids)
+            read = pool_texts(hidden, pooled, config.representation_norm, None)
+            model.reward(model.combine_features(read))
+
     runs = {
         "reward model": lambda: [model(ids, mask) for ids, mask in batches],
-        "cut base on the same batches": lambda: [residual_stream(model.model, ids, mask) for ids, mask in batches],
         "cut base without padding": lambda: [model.model(ids, use_cache=False) for ids in full],
         "whole base as a classifier": lambda: [whole(input_ids=ids, attention_mask=mask) for ids, mask in batches],
     }
@@ -143,11 +150,12 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
     turns = [[seconds(run) for run in runs.values()] for _ in range(3)]
     taken = dict(zip(runs, np.min(turns, axis=0), strict=True))
     found = {f"{name}, tokens a second": total / value for name, value in taken.items()}
-    depth, layers = whole.config.num_hidden_layers, model.config.layer
+    depth, layers = whole.config.num_hidden_layers, config.layer
     found["speed-up over the whole base"] = taken["whole base as a classifier"] / taken["reward model"]
     found["share of what the cut depth allows"] = found["speed-up over the whole base"] / (depth / layers)
     found["share of the cut base without padding"] = taken["cut base without padding"] / taken["reward model"]
-    found["share of time in head and bookkeeping"] = 1 - taken["cut base on the same batches"] / taken["reward model"]
+    pool_and_score()
+    found["share of time in pooling and head"] = seconds(pool_and_score) / taken["reward model"]
     return found
 
 

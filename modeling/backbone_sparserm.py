@@ -57,6 +57,15 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     return getattr(decoder, _only_name(decoder, LAYER_NAMES, "the decoder layers"))
 
 
+def final_norm_name(decoder: PreTrainedModel) -> str:
+    """What a decoder calls its final norm.
+
+    Raises:
+        ValueError: It is not found.
+    """
+    return _only_name(decoder, NORM_NAMES, "the final norm")
+
+
 def use_exact_attention(model: PreTrainedModel) -> PreTrainedModel:
     """Make a model, in place, run the attention that it was trained with."""
     if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
@@ -68,7 +77,7 @@ def use_exact_attention(model: PreTrainedModel) -> PreTrainedModel:
 def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
     """Make a decoder, in place, put out its residual stream: without the final norm, and with exact attention."""
     use_exact_attention(model)
-    setattr(model, _only_name(model, NORM_NAMES, "the final norm"), nn.Identity())
+    setattr(model, final_norm_name(model), nn.Identity())
     return model
 
 

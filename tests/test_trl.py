@@ -1,13 +1,18 @@
-"""A drop-in reward model for TRL: trained by RewardTrainer, used by GRPOTrainer, both by its path."""
+"""A drop-in reward model for TRL: trained by RewardTrainer, used by GRPO, RLOO and online DPO."""
+
+import pickle
 
 import pytest
 import torch
 from datasets import Dataset
-from test_training import make_rows
+from peft import LoraConfig
 from tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoModelForSequenceClassification
+from world import make_rows
 
+from sparserm_hf import SparseRMReward
 from sparserm_hf.checkpoints import save_tokenizer
+from sparserm_hf.scoring import load_reward_model, score_rows
 
 trl = pytest.importorskip("trl")
 
@@ -40,35 +45,113 @@ def test_reward_trainer_moves_the_head_only(reward_model, tmp_path):
     assert torch.equal(reloaded.score.weight, trainer.model.score.weight)
 
 
-def test_grpo_takes_it_by_its_path(reward_model, tmp_path):
-    policy = tmp_path / "policy"
-    tiny_causal_lm(seed=1).save_pretrained(policy)
-    save_tokenizer(tiny_tokenizer(), policy)
-    args = trl.GRPOConfig(
-        str(tmp_path / "out"),
-        max_steps=1,
-        num_generations=2,
-        max_completion_length=8,
-        trust_remote_code=True,
-        **SETTINGS,
-    )
+def test_reward_trainer_resumes_from_a_checkpoint_to_the_same_bits(reward_model, tmp_path):
+    def run(name, steps, resume=None):
+        settings = SETTINGS | {"save_strategy": "steps", "save_steps": 2}
+        args = trl.RewardConfig(
+            str(tmp_path / name), max_steps=steps, learning_rate=1e-2, lr_scheduler_type="constant",
+            trust_remote_code=True, **settings,
+        )  # fmt: skip
+        trainer = trl.RewardTrainer(model=reward_model, args=args, train_dataset=Dataset.from_list(make_rows(24)))
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.score.weight
+
+    whole = run("whole", 4)
+    run("cut", 2)
+    assert torch.equal(run("cut", 4, resume=str(tmp_path / "cut" / "checkpoint-2")), whole)
+
+
+def shortness(completions, **columns):
+    """A reward function beside the model."""
+    return [-float(len(completion[0]["content"])) for completion in completions]
+
+
+@pytest.fixture
+def policy(tmp_path):
+    folder = tmp_path / "policy"
+    tiny_causal_lm(seed=1).save_pretrained(folder)
+    save_tokenizer(tiny_tokenizer(), folder)
+    return str(folder)
+
+
+def given_as(form, reward_model):
+    if form == "path":
+        return reward_model
+    if form == "instance":
+        return AutoModelForSequenceClassification.from_pretrained(reward_model)
+    if form == "function":
+        return pickle.loads(pickle.dumps(SparseRMReward(reward_model)))
+    return [reward_model, shortness]
+
+
+def rewards_again(reward_model, prompts, completions):
+    """What `sparserm score` makes of them."""
+    model, tokenizer = load_reward_model(reward_model, torch.device("cpu"))
+    rows = [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
+    return [row["reward"] for row in score_rows(model, tokenizer, rows)]
+
+
+@pytest.mark.parametrize("form", ["path", "instance", "function", "list"])
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_policy_gradients_train_on_the_rewards_that_score_gives(kind, form, reward_model, policy, tmp_path):
+    config, trainer_class = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
+    args = config(
+        str(tmp_path / "out"), max_steps=2, num_generations=2, max_completion_length=8, logging_steps=1,
+        trust_remote_code=True, **SETTINGS,
+    )  # fmt: skip
     prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in make_rows(8)])
-    trainer = trl.GRPOTrainer(model=str(policy), reward_funcs=reward_model, args=args, train_dataset=prompts)
-    trainer.train()
-    logged = trainer.state.log_history[0]
-    assert logged["rewards/reward-model/mean"] == logged["reward"] and logged["reward_std"] > 0
+    seen = []
 
+    class Spying(trainer_class):
+        def _calculate_rewards(self, inputs, prompts, completions, completion_ids):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+            seen.append((prompts, completions, rewards[:, 0]))
+            return rewards
 
-def test_the_pipeline_returns_the_raw_reward(reward_model):
-    model = AutoModelForSequenceClassification.from_pretrained(reward_model)
-    ids = tiny_tokenizer()("w1 w2 w3", return_tensors="pt")
-    (result,) = pipeline("text-classification", model=reward_model, tokenizer=reward_model)("w1 w2 w3")
-    assert result["label"] == "reward"
-    assert result["score"] == pytest.approx(model(**ids).logits.item(), rel=1e-5)
-
-
-def test_device_map_and_cache_dir_are_taken(reward_model, tmp_path):
-    model = AutoModelForSequenceClassification.from_pretrained(
-        reward_model, device_map="auto", dtype="auto", cache_dir=str(tmp_path / "hub"), revision="main"
+    trainer = Spying(
+        model=policy,
+        reward_funcs=given_as(form, reward_model),
+        args=args,
+        train_dataset=prompts,
+        peft_config=LoraConfig(target_modules=["q_proj"], r=2) if form == "path" else None,
     )
-    assert model(torch.tensor([[1, 7, 8]]), torch.ones(1, 3)).logits.shape == (1, 1)
+    trainer.train()
+    assert len(seen) == 2
+    for prompts_seen, completions, rewards in seen:
+        expected = rewards_again(reward_model, prompts_seen, completions)
+        torch.testing.assert_close(rewards, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    logged = trainer.state.log_history[0]
+    assert logged["rewards/reward-model/mean"] == pytest.approx(seen[0][2].mean().item(), rel=1e-4)
+    if form == "function":
+        parts = logged["reward-model/chosen"] + logged["reward-model/rejected"]
+        model = AutoModelForSequenceClassification.from_pretrained(reward_model)
+        average = model.reward(model.feature_mean[None]).item()
+        assert parts + average == pytest.approx(seen[0][2].mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["path", "instance", "function", "list"])
+def test_online_dpo_trains_on_it(form, reward_model, policy, tmp_path):
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    args = OnlineDPOConfig(
+        str(tmp_path / "out"), max_steps=2, max_new_tokens=8, max_length=64, logging_steps=1,
+        trust_remote_code=True, **SETTINGS,
+    )  # fmt: skip
+    prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in make_rows(8)])
+    seen = []
+
+    class Spying(OnlineDPOTrainer):
+        def _calculate_rewards_from_functions(self, prompts, completions, completion_ids_list, **columns):
+            rewards = super()._calculate_rewards_from_functions(prompts, completions, completion_ids_list, **columns)
+            seen.append((prompts, completions, rewards))
+            return rewards
+
+    trainer = Spying(
+        model=policy,
+        reward_funcs=given_as(form, reward_model),
+        args=args,
+        train_dataset=prompts,
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.train()
+    assert len(seen) == 2 and trainer.state.log_history[0]["loss"] > 0

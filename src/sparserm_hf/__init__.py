@@ -7,6 +7,7 @@ Importing the package registers the model with transformers' auto classes, so th
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from .errors import SparseRMError
+from .integrations.reward_function import SparseRMReward
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .preferences.files import load_preferences
@@ -22,6 +23,7 @@ __all__ = [
     "SparseRMConfig",
     "SparseRMError",
     "SparseRMForSequenceClassification",
+    "SparseRMReward",
     "SparseRMTrainer",
     "SparseRMTrainingConfig",
     "__version__",

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from .demo.run import run_demo
 from .errors import SparseRMError
 from .evaluation.evaluate import Evaluation, evaluate_checkpoint
+from .integrations.stock import export_stock
 from .preferences.files import iterate_json, load_preferences
 from .preferences.texts import iterate_rows
 from .processes import process_state
@@ -94,10 +95,30 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
     evaluate.set_defaults(run=evaluate_command)
 
-    for command in (score, evaluate):
+    export = commands.add_parser("export", dataclass_types=[], help="write a reward model in another form")
+    export.add_argument("model", help="reward model: a folder or a Hub id")
+    export.add_argument("--output_dir", type=Path, required=True, help="folder to write, new or empty")
+    export.add_argument(
+        "--stock",
+        action="store_true",
+        required=True,
+        help="as a plain sequence classifier of transformers, without remote code; for linear heads on the last token",
+    )
+    export.set_defaults(run=export_command)
+
+    serve = commands.add_parser("serve", dataclass_types=[], help="an HTTP server that scores")
+    serve.add_argument("model", help="reward model: a folder or a Hub id")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address; any but this machine's own needs a token in SPARSERM_TOKEN"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one")
+    serve.set_defaults(run=serve_command)
+
+    for command in (score, evaluate, serve):
         command.add_argument(
             "--max_length", type=_text_length, help="most tokens of a text (by default as in training)"
         )
+    for command in (score, evaluate, serve, export):
         command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="type to run in")
         command.add_argument("--revision", help="revision of the reward model on the Hub")
 
@@ -194,6 +215,25 @@ def evaluate_command(args: argparse.Namespace) -> None:
     evaluation = evaluate_checkpoint(args.model, pairs, args.max_length, args.dtype, args.revision, args.cache_dir)
     if process_state().is_main_process:
         print_evaluation(evaluation, f"{args.model} on {args.dataset}")
+
+
+def export_command(args: argparse.Namespace) -> None:
+    """`sparserm export`."""
+    model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
+    difference = export_stock(model, tokenizer, args.output_dir, args.model)
+    Console().print(f"Wrote {args.output_dir}; on random tokens it differs by {difference:.1e} standard deviations.")
+
+
+def serve_command(args: argparse.Namespace) -> None:
+    """`sparserm serve`."""
+    try:
+        from .serve.app import check_host, create_app, serve
+    except ModuleNotFoundError as error:
+        raise SparseRMError(f"The server needs {error.name}: pip install 'sparserm-hf[serve]'.") from None
+    token = os.environ.get("SPARSERM_TOKEN")
+    check_host(args.host, token)
+    model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
+    serve(create_app(model, tokenizer, Path(args.model).name, token, args.max_length), args.host, args.port)
 
 
 def demo_command(args: argparse.Namespace) -> None:

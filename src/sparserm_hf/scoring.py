@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from .checkpoints import replacing_file
 from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .preferences.templates import encode, keep_end
+from .preferences.templates import Text, encode, keep_end
 from .preferences.texts import texts_of_row
 from .processes import process_state
 from .representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
@@ -45,22 +46,29 @@ def load_reward_model(
     return model.to(device), tokenizer
 
 
-def score_token_ids(model: SparseRMForSequenceClassification, texts: list[list[int]]) -> list[float]:
-    """Rewards of texts, in batches of similar length.
+class Scores(NamedTuple):
+    """What a reward model makes of N texts.
 
-    Args:
-        model: The reward model.
-        texts: Token ids.
+    Attributes:
+        features: (N, F) what its head read.
+        rewards: (N,)
     """
+
+    features: np.ndarray
+    rewards: np.ndarray
+
+
+def score_token_ids(model: SparseRMForSequenceClassification, texts: list[list[int]]) -> Scores:
+    """Score texts, given as token ids, in batches of similar length."""
     device = model.directions.device
-    rewards = [0.0] * len(texts)
+    features, rewards = np.zeros((len(texts), model.config.num_features)), np.zeros(len(texts))
     for batch in plan_batches([len(text) for text in texts], batch_tokens(device)):
         ids, mask = pad_texts([texts[i] for i in batch], device)
         with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
-        for i, reward in zip(batch, logits, strict=True):
-            rewards[i] = reward
-    return rewards
+            read = model.extract_features(ids, mask)
+            features[batch] = read.double().cpu().numpy()
+            rewards[batch] = model.reward(read)[:, 0].double().cpu().numpy()
+    return Scores(features, rewards)
 
 
 def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -68,6 +76,24 @@ def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     remaining = iter(rows)
     while chunk := list(islice(remaining, CHUNK_ROWS)):
         yield chunk
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: Text, max_length: int | None, number: int) -> list[int]:
+    """Token ids of a text as training saw them: through the chat template, its end kept where it is too long.
+
+    Args:
+        tokenizer: The reward model's.
+        text: A string or messages.
+        max_length: Most tokens; by default as in training.
+        number: Of its row, for the error.
+
+    Raises:
+        SparseRMError: It is empty.
+    """
+    ids = keep_end(encode(tokenizer, text), max_length or tokenizer.model_max_length, tokenizer.bos_token_id)
+    if not ids:
+        raise SparseRMError(f"Row {number} has an empty text: there is nothing to score.")
+    return ids
 
 
 def score_rows(
@@ -89,20 +115,17 @@ def score_rows(
     Raises:
         SparseRMError: A row is of another form, or empty.
     """
-    longest = max_length or tokenizer.model_max_length
     for chunk in chunks(rows):
-        names, ids = [], []
-        for number, row in enumerate(chunk, first_number):
-            texts = texts_of_row(row, number)
-            names.append(list(texts))
-            for text in texts.values():
-                ids.append(keep_end(encode(tokenizer, text), longest, tokenizer.bos_token_id))
-                if not ids[-1]:
-                    raise SparseRMError(f"Row {number} has an empty text: there is nothing to score.")
+        texts = [texts_of_row(row, number) for number, row in enumerate(chunk, first_number)]
+        ids = [
+            token_ids(tokenizer, text, max_length, number)
+            for number, named in enumerate(texts, first_number)
+            for text in named.values()
+        ]
         first_number += len(chunk)
-        rewards = iter(score_token_ids(model, ids))
-        for row, columns in zip(chunk, names, strict=True):
-            yield row | {name: next(rewards) for name in columns}
+        rewards = iter(score_token_ids(model, ids).rewards.tolist())
+        for row, named in zip(chunk, texts, strict=True):
+            yield row | {name: next(rewards) for name in named}
 
 
 def run_fingerprint(model: SparseRMForSequenceClassification, max_length: int | None) -> str:

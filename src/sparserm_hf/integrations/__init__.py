@@ -1,1 +1,1 @@
-"""Other people's engines and formats; each file needs an extra of its own and is imported by nothing but the CLI."""
+"""How other people's engines, trainers and formats take a reward model."""

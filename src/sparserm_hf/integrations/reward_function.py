@@ -1,0 +1,99 @@
+"""The reward model as a function, for trainers that call one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling.configuration_sparserm import SparseRMConfig
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..preferences.templates import Text, join
+from ..processes import process_state
+from ..scoring import load_reward_model, score_token_ids, token_ids
+
+
+def group_contributions(
+    config: SparseRMConfig, weight: np.ndarray, mean: np.ndarray, features: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What groups of features add to the rewards of a linear head, (N,) each, against the average training response.
+
+    A group is the latents selected for one side, by one of their readings. The groups' sum is the reward minus that
+    of the average response.
+
+    Args:
+        config: The reward model's.
+        weight: (F,) of the head.
+        mean: (F,) mean of each feature over the training responses.
+        features: (N, F)
+    """
+    parts = (weight * (features - mean)).reshape(len(features), len(config.readings), len(config.latents))
+    sides = np.array(config.latent_sides)
+    return {
+        side if len(config.readings) == 1 else f"{side}_{reading}": parts[:, i, sides == side].sum(1)
+        for i, reading in enumerate(config.readings)
+        for side in ("chosen", "rejected")
+    }
+
+
+class SparseRMReward:
+    """A SparseRM reward model as a reward function, with what its groups of features contribute in the logs.
+
+    Give it to `GRPOTrainer` or `RLOOTrainer` as one of their `reward_funcs`. The rewards are those of
+    `sparserm score`. For a linear head, each group's mean contribution is a metric (`<name>/chosen`,
+    `<name>/rejected`) and its contribution to each completion a column of the table of completions. It can be
+    pickled: a copy loads the model when it is first called.
+
+    Args:
+        model: Folder or Hub id of the reward model.
+        revision: Of the reward model on the Hub.
+        dtype: Type to run in; `auto` is the checkpoint's own.
+        max_length: Longer texts lose their start; by default as long as in training.
+    """
+
+    def __init__(self, model: str, revision: str | None = None, dtype: str = "auto", max_length: int | None = None):
+        self.model, self.revision, self.dtype, self.max_length = model, revision, dtype, max_length
+        self.__name__ = Path(model).name  # what trainers log it as
+        self._loaded: tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_loaded": None}
+
+    def __call__(
+        self,
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """Score completions.
+
+        Args:
+            prompts: Strings or lists of messages.
+            completions: Of the same form, one for each prompt.
+            log_metric: TRL's.
+            log_extra: TRL's.
+            columns: The other columns of the trainer's data set, unused.
+
+        Raises:
+            SparseRMError: The model cannot be loaded, or a text is empty.
+        """
+        if self._loaded is None:
+            self._loaded = load_reward_model(self.model, process_state().device, self.dtype, self.revision)
+        model, tokenizer = self._loaded
+        texts = [join(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        ids = [token_ids(tokenizer, text, self.max_length, number) for number, text in enumerate(texts, 1)]
+        scores = score_token_ids(model, ids)
+        if model.config.head_type == "linear":
+            weight = model.score.weight[0].detach().double().cpu().numpy()
+            mean = model.feature_mean.double().cpu().numpy()
+            for group, values in group_contributions(model.config, weight, mean, scores.features).items():
+                if log_metric:
+                    log_metric(f"{self.__name__}/{group}", float(values.mean()))
+                if log_extra:
+                    log_extra(f"{self.__name__}/{group}", values.tolist())
+        return scores.rewards.tolist()

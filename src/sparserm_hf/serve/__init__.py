@@ -1,0 +1,1 @@
+"""One HTTP server for a reward model; it needs the extra `serve`."""

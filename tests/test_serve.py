@@ -1,0 +1,200 @@
+"""The HTTP server: the rewards of `sparserm score`, in everybody's protocol, and what it refuses."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from world import make_rows
+
+pytest.importorskip("fastapi")
+httpx = pytest.importorskip("httpx")
+from fastapi.testclient import TestClient  # noqa: E402
+
+from sparserm_hf.cli import main  # noqa: E402
+from sparserm_hf.integrations.reward_function import SparseRMReward  # noqa: E402
+from sparserm_hf.preferences.templates import join, render  # noqa: E402
+from sparserm_hf.scoring import load_reward_model, score_rows  # noqa: E402
+from sparserm_hf.serve.app import create_app  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return load_reward_model(str(trained), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def expected(loaded):
+    """Rows, and what `sparserm score` makes of them."""
+    return list(score_rows(*loaded, make_rows(12, seed=9)))
+
+
+def strip(row):
+    return {name: value for name, value in row.items() if not name.endswith("reward")}
+
+
+def assert_scored(scored, expected):
+    for one, other in zip(scored, expected, strict=True):
+        assert strip(one) == strip(other)
+        for name in ("chosen_reward", "rejected_reward"):
+            assert one[name] == pytest.approx(other[name], abs=1e-5)
+
+
+def client_of(loaded, **settings):
+    return TestClient(create_app(*loaded, "model", **settings))
+
+
+def test_each_protocol_gives_the_rewards_of_score(loaded, trained, expected):
+    tokenizer = loaded[1]
+    texts = [render(tokenizer, join(row["prompt"], row["chosen"])) for row in expected]
+    rewards = pytest.approx([row["chosen_reward"] for row in expected], abs=1e-5)
+    with client_of(loaded) as client:
+        assert_scored(client.post("/score", json={"rows": [strip(row) for row in expected]}).json()["rows"], expected)
+
+        answer = client.post("/get_reward", json={"query": texts, "prompts": texts, "labels": [None] * 12}).json()
+        assert answer["rewards"] == answer["scores"] == rewards
+        logged = {}
+        function = SparseRMReward(str(trained))
+        chosen = [row["chosen"] for row in expected]
+        function(
+            [row["prompt"] for row in expected], chosen, log_extra=lambda name, values: logged.update({name: values})
+        )
+        for group, values in answer["extra_logs"].items():
+            assert values == pytest.approx(logged[f"model/{group}"], abs=1e-5)
+        assert answer["extra_logs"].keys() == {"chosen", "rejected"}
+
+        payload = {"input": texts, "model": "model", "activation": False, "add_special_tokens": False}
+        assert [item["probs"][-1] for item in client.post("/classify", json=payload).json()["data"]] == rewards
+        alone = client.post("/classify", json={"input": texts[0]}).json()["data"]
+        assert len(alone) == 1 and alone[0]["probs"] == [pytest.approx(expected[0]["chosen_reward"], abs=1e-5)]
+
+
+def test_bad_requests_are_told_which_field(loaded):
+    cases = [
+        ("/get_reward", {"prompts": ["a"]}, 422, "query: Field required"),
+        ("/get_reward", {"query": []}, 422, "query: "),
+        ("/get_reward", {"query": ["w1", 3]}, 422, "query.1: "),
+        ("/get_reward", {"query": ["w1", ""]}, 422, "Row 2 has an empty text"),
+        ("/classify", {"input": []}, 422, "input: "),
+        ("/classify", {"input": {"text": "w1"}}, 422, "input"),
+        ("/score", {"rows": [{"text": "w1"}, {"words": "w1"}]}, 422, "rows: Row 2 has the columns words"),
+        ("/score", {"rows": [{"text": "w1 " * 2000}]}, 413, "larger than 1000 bytes"),
+        ("/nothing", {}, 404, "Not Found"),
+    ]
+    with client_of(loaded, max_body=1000) as client:
+        for path, body, code, sentence in cases:
+            answer = client.post(path, json=body)
+            assert (answer.status_code, sentence in answer.text) == (code, True), (path, body, answer.text)
+        broken = client.post("/score", content=b"{", headers={"Content-Type": "application/json"})
+        assert broken.status_code == 422 and "JSON" in broken.json()["error"]
+        assert client.get("/score").status_code == 405
+
+
+def test_a_body_that_hides_its_length_is_counted(loaded):
+    def body():
+        yield from [b"x" * 600] * 2
+
+    with client_of(loaded, max_body=1000) as client:
+        assert client.post("/score", content=body()).status_code == 413
+
+
+def test_a_token_is_asked_for(loaded):
+    with client_of(loaded, token="secret") as client:
+        body = {"rows": [{"text": "w1"}]}
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            answer = client.post("/score", json=body, headers=headers)
+            assert answer.status_code == 401 and "token" in answer.json()["error"]
+        assert client.post("/score", json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert client.get("/metrics").status_code == 401
+        assert client.get("/health").json() == {"status": "ok", "model": "model"}
+
+
+def test_a_full_queue_answers_429_and_what_was_accepted_is_scored(loaded, monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+    from sparserm_hf.serve import app
+
+    real = app.score_token_ids
+
+    def slow(model, texts):
+        started.set()
+        go_on.wait(20)
+        return real(model, texts)
+
+    monkeypatch.setattr(app, "score_token_ids", slow)
+    with client_of(loaded, max_waiting=3) as client, ThreadPoolExecutor(2) as pool:
+
+        def post(count):
+            return client.post("/score", json={"rows": [{"text": "w1"}] * count})
+
+        first = pool.submit(post, 1)
+        assert started.wait(20)  # it is being scored: the queue is empty
+        second = pool.submit(post, 3)
+        while "sparserm_waiting_texts 3.0" not in client.get("/metrics").text:
+            pass
+        full = post(1)
+        assert full.status_code == 429 and full.headers["Retry-After"] == "1" and "3 texts wait" in full.text
+        go_on.set()
+        assert first.result().status_code == second.result().status_code == 200
+        text = client.get("/metrics").text
+        assert 'sparserm_requests_total{code="429",path="/score"} 1.0' in text
+        assert "sparserm_texts_total 4.0" in text
+
+
+def test_an_error_while_scoring_reaches_its_callers_and_no_one_else(loaded, monkeypatch):
+    from sparserm_hf.serve import app
+
+    real = app.score_token_ids
+    monkeypatch.setattr(app, "score_token_ids", lambda *args: 1 / 0)
+    with TestClient(create_app(*loaded, "model"), raise_server_exceptions=False) as client:
+        assert client.post("/score", json={"rows": [{"text": "w1"}]}).status_code == 500
+        monkeypatch.setattr(app, "score_token_ids", real)
+        assert client.post("/score", json={"rows": [{"text": "w1"}]}).status_code == 200
+
+
+@pytest.fixture
+def server(trained):
+    command = [sys.executable, "-m", "sparserm_hf.cli", "serve", str(trained), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+    yield process, address[0]
+    process.kill()
+
+
+def test_many_callers_at_once_each_get_their_own_answer_and_a_stop_loses_none(server, expected):
+    process, address = server
+    rows = [strip(row) for row in expected]
+
+    def ask(number):
+        part = [rows[i % 12] for i in range(number, number + 1 + number % 5)]
+        answer = httpx.post(f"{address}/score", json={"rows": part}, timeout=60).json()
+        assert_scored(answer["rows"], [expected[i % 12] for i in range(number, number + 1 + number % 5)])
+        return len(part)
+
+    with ThreadPoolExecutor(32) as pool:
+        assert sum(pool.map(ask, range(200))) == 600
+        late = [pool.submit(ask, number) for number in range(32)]
+        while httpx.get(f"{address}/metrics").text.count("sparserm_texts_total 600.0"):  # until one of them is in
+            pass
+        process.send_signal(signal.SIGTERM)
+        answered = 0
+        for future in late:
+            try:
+                future.result()
+                answered += 1
+            except httpx.TransportError:
+                pass  # it came after the stop
+    assert process.wait(30) == 0 or process.returncode == -signal.SIGTERM
+    assert answered >= 1
+
+
+def test_it_serves_others_only_with_a_token_and_says_when_a_port_is_taken(server, trained, capsys, monkeypatch):
+    monkeypatch.delenv("SPARSERM_TOKEN", raising=False)
+    assert main(["serve", str(trained), "--host", "0.0.0.0"]) == 2
+    assert "bearer token" in capsys.readouterr().err
+    port = server[1].rpartition(":")[2]
+    assert main(["serve", str(trained), "--port", port]) == 2
+    assert "Nothing can be served" in capsys.readouterr().err
