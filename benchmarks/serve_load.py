@@ -97,6 +97,8 @@ def main() -> None:
         "median seconds to an answer": f"{np.median(seconds):.2f}",
         "95th percentile": f"{np.percentile(seconds, 95):.2f}",
     }
+    for lost in {error for caller in found for error in caller["lost"]}:
+        print(f"Lost: {lost}", file=sys.stderr)
     text = f"{machine()}. Made by `python benchmarks/serve_load.py`.\n\n| | |\n|---|---:|\n"
     text += "".join(f"| {name} | {value} |\n" for name, value in measured.items())
     (RESULTS / "serve_load.md").write_text(text)

@@ -128,8 +128,9 @@ def test_bad_input_gets_one_sentence(cluster, trained, tmp_path, capsys):
         (bad, ["--output", tmp_path / "out", "--workers", 0], "at least one worker"),
     ]
     capsys.readouterr()
-    for source, options, sentence in cases:
-        assert main(["score", str(trained), str(source), "--engine", "ray", *map(str, options)]) == 2
+    for source, options, sentence in [*cases, (bad, ["--output", tmp_path / "out"], "cannot be loaded")]:
+        model = tmp_path / "nothing" if sentence == "cannot be loaded" else trained
+        assert main(["score", str(model), str(source), "--engine", "ray", *map(str, options)]) == 2
         shown = capsys.readouterr().err.strip()
         assert sentence in shown and len(shown.splitlines()) == 1, shown
     assert not (tmp_path / "out").exists()

@@ -155,3 +155,7 @@ def test_online_dpo_trains_on_it(form, reward_model, policy, tmp_path):
     )
     trainer.train()
     assert len(seen) == 2 and trainer.state.log_history[0]["loss"] > 0
+    for prompts_seen, completions, rewards in seen:
+        expected = torch.tensor(rewards_again(reward_model, prompts_seen, completions))
+        beside = torch.tensor(shortness(completions)) if form == "list" else 0.0
+        torch.testing.assert_close(rewards, expected + beside, rtol=1e-4, atol=1e-4)

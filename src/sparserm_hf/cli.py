@@ -190,12 +190,16 @@ def score_command(args: argparse.Namespace) -> None:
         print_written(args.output, before)
 
 
+def _without_extra(what: str, error: ModuleNotFoundError, extra: str) -> SparseRMError:
+    return SparseRMError(f"{what} needs {error.name}: install the extra `{extra}`, as in pip install '.[{extra}]'.")
+
+
 def score_on_ray(args: argparse.Namespace) -> None:
     """`sparserm score --engine ray`."""
     try:
         from .integrations.ray_data import score_parquet
     except ModuleNotFoundError as error:
-        raise SparseRMError(f"The Ray engine needs {error.name}: pip install 'sparserm-hf[ray]'.") from None
+        raise _without_extra("The Ray engine", error, "ray") from None
     if args.output is None:
         raise SparseRMError("The Ray engine writes a folder of Parquet files: name it with --output.")
     before = score_parquet(
@@ -229,7 +233,7 @@ def serve_command(args: argparse.Namespace) -> None:
     try:
         from .serve.app import check_host, create_app, serve
     except ModuleNotFoundError as error:
-        raise SparseRMError(f"The server needs {error.name}: pip install 'sparserm-hf[serve]'.") from None
+        raise _without_extra("The server", error, "serve") from None
     token = os.environ.get("SPARSERM_TOKEN")
     check_host(args.host, token)
     model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)

@@ -27,6 +27,16 @@ from .representations import batch_tokens, fingerprint_module, pad_texts, plan_b
 CHUNK_ROWS = 512  # rows that are sorted by length and written together
 
 
+def check_reward_model(name: str, revision: str | None = None) -> None:
+    """Raise a `SparseRMError` unless there is a SparseRM checkpoint; only its configuration is read."""
+    try:
+        settings, _ = SparseRMConfig.get_config_dict(name, revision=revision)
+        if settings.get("model_type") != SparseRMConfig.model_type:
+            raise ValueError(f"it is a {settings.get('model_type')}, not a SparseRM reward model.")
+    except (OSError, ValueError) as error:
+        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
+
+
 def load_reward_model(
     name: str, device: torch.device, dtype: str = "auto", revision: str | None = None
 ) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
@@ -35,10 +45,8 @@ def load_reward_model(
     Raises:
         SparseRMError: It is missing, broken or something else than a SparseRM.
     """
+    check_reward_model(name, revision)
     try:
-        settings, _ = SparseRMConfig.get_config_dict(name, revision=revision)
-        if settings.get("model_type") != SparseRMConfig.model_type:
-            raise SparseRMError(f"it is a {settings.get('model_type')}, not a SparseRM reward model.")
         model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..checkpoints import replacing_file
 from ..errors import SparseRMError, reason
 from ..preferences.texts import texts_of_row
-from ..scoring import CHUNK_ROWS, load_reward_model, run_fingerprint, score_rows
+from ..scoring import CHUNK_ROWS, check_reward_model, load_reward_model, run_fingerprint, score_rows
 
 PART_CHUNKS = 8  # chunks of rows in an output file, which is what a lost actor loses at most
 MAX_BLOCKS = 1000  # units that Ray Data hands out and, after a failure, hands out again
@@ -161,6 +161,7 @@ def score_parquet(
         raise SparseRMError(f"{source} holds no rows.")
     if workers is not None and workers < 1:
         raise SparseRMError(f"There must be at least one worker, not {workers}.")
+    check_reward_model(model, revision)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
     for name_of_setting, value in QUIET.items():
         os.environ.setdefault(name_of_setting, value)

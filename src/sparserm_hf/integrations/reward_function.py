@@ -9,28 +9,28 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.templates import Text, join
 from ..processes import process_state
 from ..scoring import load_reward_model, score_token_ids, token_ids
 
 
-def group_contributions(
-    config: SparseRMConfig, weight: np.ndarray, mean: np.ndarray, features: np.ndarray
-) -> dict[str, np.ndarray]:
+def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
     """What groups of features add to the rewards of a linear head, (N,) each, against the average training response.
 
     A group is the latents selected for one side, by one of their readings. The groups' sum is the reward minus that
-    of the average response.
+    of the average response. An MLP's reward is no such sum: there are no groups.
 
     Args:
-        config: The reward model's.
-        weight: (F,) of the head.
-        mean: (F,) mean of each feature over the training responses.
-        features: (N, F)
+        model: The reward model.
+        features: (N, F) what its head read.
     """
-    parts = (weight * (features - mean)).reshape(len(features), len(config.readings), len(config.latents))
+    config = model.config
+    if config.head_type != "linear":
+        return {}
+    weight = model.score.weight[0].detach().double().cpu().numpy()
+    parts = weight * (features - model.feature_mean.double().cpu().numpy())
+    parts = parts.reshape(len(features), len(config.readings), len(config.latents))
     sides = np.array(config.latent_sides)
     return {
         side if len(config.readings) == 1 else f"{side}_{reading}": parts[:, i, sides == side].sum(1)
@@ -88,12 +88,9 @@ class SparseRMReward:
         texts = [join(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         ids = [token_ids(tokenizer, text, self.max_length, number) for number, text in enumerate(texts, 1)]
         scores = score_token_ids(model, ids)
-        if model.config.head_type == "linear":
-            weight = model.score.weight[0].detach().double().cpu().numpy()
-            mean = model.feature_mean.double().cpu().numpy()
-            for group, values in group_contributions(model.config, weight, mean, scores.features).items():
-                if log_metric:
-                    log_metric(f"{self.__name__}/{group}", float(values.mean()))
-                if log_extra:
-                    log_extra(f"{self.__name__}/{group}", values.tolist())
+        for group, values in group_contributions(model, scores.features).items():
+            if log_metric:
+                log_metric(f"{self.__name__}/{group}", float(values.mean()))
+            if log_extra:
+                log_extra(f"{self.__name__}/{group}", values.tolist())
         return scores.rewards.tolist()

@@ -1,4 +1,4 @@
-"""The HTTP interface: OpenRLHF's remote rewards, verl's and vLLM's `/classify`, and rows as `score` takes them."""
+"""The HTTP server: limits, token, errors, and a clean start and stop around the endpoints."""
 
 from __future__ import annotations
 
@@ -7,51 +7,26 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
-import prometheus_client
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SparseRMError, reason
-from ..integrations.reward_function import group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..preferences.templates import Text
-from ..preferences.texts import texts_of_row
 from ..representations import batch_tokens
-from ..scoring import Scores, score_token_ids, token_ids
-from .batching import Batcher, QueueFullError
+from ..scoring import score_token_ids
+from .batching import Batcher
+from .endpoints import Endpoints, Metrics
 
-MAX_TEXTS = 4096  # of one request
 MAX_WAITING = 16_384  # texts in the queue
 MAX_BODY = 32 * 2**20  # bytes of a request
-BATCHES_AT_ONCE = 4  # full batches that are planned together, so that alike lengths meet
+BATCHES_AT_ONCE = 8  # full batches that are planned together, so that alike lengths meet
+KEEP_ALIVE = 75  # seconds; shorter than a client's, a connection is closed under a request that is just being sent
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-class GetReward(BaseModel):
-    """OpenRLHF's request: whole texts, prompt and response, as strings."""
-
-    query: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
-    prompts: list[str] | None = None
-    labels: list[Any] | None = None
-
-
-class Classify(BaseModel):
-    """vLLM's request, as verl's reward loop sends it."""
-
-    input: str | list[str]
-    model: str | None = None
-
-
-class Score(BaseModel):
-    """Rows as `sparserm score` takes them."""
-
-    rows: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_TEXTS)
 
 
 class LimitBody:
@@ -84,6 +59,20 @@ class LimitBody:
         await self.app(scope, replay, send)
 
 
+async def invalid(_: Request, error: Exception) -> JSONResponse:
+    """What FastAPI finds wrong with a body, as one sentence that begins with the field."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    return JSONResponse({"error": f"{field}: {first['msg']}."}, 422)
+
+
+async def refused(_: Request, error: Exception) -> JSONResponse:
+    """Every other refusal, in the same form."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
 def create_app(
     model: SparseRMForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
@@ -106,15 +95,8 @@ def create_app(
     """
     at_once = BATCHES_AT_ONCE * batch_tokens(model.directions.device)
     batcher = Batcher(lambda texts: score_token_ids(model, texts), max_waiting, at_once)
-    registry = prometheus_client.CollectorRegistry()
-    answered = prometheus_client.Counter("sparserm_requests", "Requests answered", ["path", "code"], registry=registry)
-    scored = prometheus_client.Counter("sparserm_texts", "Texts scored", registry=registry)
-    tokens = prometheus_client.Counter("sparserm_tokens", "Tokens scored", registry=registry)
-    seconds = prometheus_client.Histogram("sparserm_seconds", "Seconds to an answer", ["path"], registry=registry)
-    waiting = prometheus_client.Gauge("sparserm_waiting_texts", "Texts that wait", registry=registry)
-    waiting.set_function(lambda: batcher.waiting)
-    weight = model.score.weight[0].detach().double().cpu().numpy() if model.config.head_type == "linear" else None
-    mean = model.feature_mean.double().cpu().numpy()
+    metrics = Metrics(batcher)
+    endpoints = Endpoints(model, tokenizer, name, max_length, batcher, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -129,85 +111,28 @@ def create_app(
         if token and not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "The bearer token is missing or wrong.", {"WWW-Authenticate": "Bearer"})
 
-    async def score(texts: list[Text]) -> Scores:
-        try:
-            ids = [token_ids(tokenizer, text, max_length, number) for number, text in enumerate(texts, 1)]
-            scores = await batcher.submit(ids)
-        except SparseRMError as error:
-            raise HTTPException(422, str(error)) from error
-        except QueueFullError:
-            raise HTTPException(
-                429, f"{batcher.waiting} texts wait already: try again later.", {"Retry-After": "1"}
-            ) from None
-        scored.inc(len(ids))
-        tokens.inc(sum(map(len, ids)))
-        return scores
+    async def show_metrics() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    app = FastAPI(title=f"SparseRM: {name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(LimitBody, limit=max_body)
-    guarded = [Depends(check_token)]
-
-    @app.middleware("http")
     async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        path = request.url.path if request.url.path in PATHS else "other"
-        with seconds.labels(path).time():
+        path = request.url.path if request.url.path in paths else "other"
+        with metrics.seconds.labels(path).time():
             response = await call_next(request)
-        answered.labels(path, response.status_code).inc()
+        metrics.answered.labels(path, response.status_code).inc()
         return response
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return JSONResponse({"error": f"{field}: {first['msg']}."}, 422)
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-
-    @app.post("/get_reward", dependencies=guarded)
-    async def get_reward(body: GetReward) -> dict[str, Any]:
-        scores = await score(list(body.query))
-        groups = {}
-        if weight is not None:
-            groups = group_contributions(model.config, weight, mean, scores.features)
-        rewards = scores.rewards.tolist()
-        return {
-            "rewards": rewards,
-            "scores": rewards,
-            "extra_logs": {group: values.tolist() for group, values in groups.items()},
-        }
-
-    @app.post("/classify", dependencies=guarded)
-    async def classify(body: Classify) -> dict[str, Any]:
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        if not 1 <= len(texts) <= MAX_TEXTS:
-            raise HTTPException(422, f"input: {len(texts)} texts were given, but a request has 1 to {MAX_TEXTS}.")
-        rewards = (await score(list(texts))).rewards.tolist()
-        data = [
-            {"index": i, "label": "reward", "probs": [reward], "num_classes": 1} for i, reward in enumerate(rewards)
-        ]
-        return {"object": "list", "model": name, "data": data}
-
-    @app.post("/score", dependencies=guarded)
-    async def score_rows(body: Score) -> dict[str, Any]:
-        try:
-            texts = [texts_of_row(row, number) for number, row in enumerate(body.rows, 1)]
-        except SparseRMError as error:
-            raise HTTPException(422, f"rows: {error}") from error
-        rewards = iter((await score([text for named in texts for text in named.values()])).rewards.tolist())
-        pairs = zip(body.rows, texts, strict=True)
-        return {"rows": [row | {key: next(rewards) for key in named} for row, named in pairs]}
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok", "model": name}
-
-    @app.get("/metrics", dependencies=guarded)
-    async def metrics() -> Response:
-        return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
-
-    PATHS = {route.path for route in app.routes if hasattr(route, "path")}
+    app = FastAPI(title=f"SparseRM: {name}", lifespan=lifespan, docs_url=None, redoc_url=None)
+    guarded = [Depends(check_token)]
+    app.post("/get_reward", dependencies=guarded)(endpoints.get_reward)
+    app.post("/classify", dependencies=guarded)(endpoints.classify)
+    app.post("/score", dependencies=guarded)(endpoints.score)
+    app.get("/metrics", dependencies=guarded)(show_metrics)
+    app.get("/health")(endpoints.health)
+    paths = {"/get_reward", "/classify", "/score", "/metrics", "/health"}
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, refused)
+    app.add_middleware(LimitBody, limit=max_body)
+    app.middleware("http")(count)
     return app
 
 
@@ -226,7 +151,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     Raises:
         SparseRMError: The port is taken.
     """
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,0 +1,126 @@
+"""The answers: OpenRLHF's remote rewards, verl's and vLLM's `/classify`, and rows as `sparserm score` takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import HTTPException
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from pydantic import BaseModel, Field
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import SparseRMError
+from ..integrations.reward_function import group_contributions
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..preferences.templates import Text
+from ..preferences.texts import texts_of_row
+from ..scoring import Scores, token_ids
+from .batching import Batcher, QueueFullError
+
+MAX_TEXTS = 4096  # of one request
+
+
+class GetReward(BaseModel):
+    """OpenRLHF's request: whole texts, prompt and response, as strings."""
+
+    query: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
+    prompts: list[str] | None = None
+    labels: list[Any] | None = None
+
+
+class Classify(BaseModel):
+    """vLLM's request, as verl's reward loop sends it."""
+
+    input: str | list[str]
+    model: str | None = None
+
+
+class Score(BaseModel):
+    """Rows as `sparserm score` takes them."""
+
+    rows: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_TEXTS)
+
+
+class Metrics:
+    """What `/metrics` shows."""
+
+    def __init__(self, batcher: Batcher):
+        self.registry = CollectorRegistry()
+        self.answered = Counter("sparserm_requests", "Requests answered", ["path", "code"], registry=self.registry)
+        self.texts = Counter("sparserm_texts", "Texts scored", registry=self.registry)
+        self.tokens = Counter("sparserm_tokens", "Tokens scored", registry=self.registry)
+        self.seconds = Histogram("sparserm_seconds", "Seconds to an answer", ["path"], registry=self.registry)
+        waiting = Gauge("sparserm_waiting_texts", "Texts that wait", registry=self.registry)
+        waiting.set_function(lambda: batcher.waiting)
+
+
+class Endpoints:
+    """The answers of one reward model.
+
+    Args:
+        model: The reward model.
+        tokenizer: Its tokenizer.
+        name: What it is called in answers.
+        max_length: Longer texts lose their start; by default as long as in training.
+        batcher: Scores token ids.
+        metrics: Are told what was scored.
+    """
+
+    def __init__(
+        self,
+        model: SparseRMForSequenceClassification,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        max_length: int | None,
+        batcher: Batcher,
+        metrics: Metrics,
+    ):
+        self.model, self.tokenizer, self.name, self.max_length = model, tokenizer, name, max_length
+        self.batcher, self.metrics = batcher, metrics
+
+    async def _score(self, texts: list[Text]) -> Scores:
+        try:
+            ids = [token_ids(self.tokenizer, text, self.max_length, i) for i, text in enumerate(texts, 1)]
+            scores = await self.batcher.submit(ids)
+        except SparseRMError as error:
+            raise HTTPException(422, str(error)) from error
+        except QueueFullError:
+            waiting = f"{self.batcher.waiting} texts wait already: try again later."
+            raise HTTPException(429, waiting, {"Retry-After": "1"}) from None
+        self.metrics.texts.inc(len(ids))
+        self.metrics.tokens.inc(sum(map(len, ids)))
+        return scores
+
+    async def get_reward(self, body: GetReward) -> dict[str, Any]:
+        """`POST /get_reward`; with a linear head, `extra_logs` tells what groups of features add to each reward."""
+        scores = await self._score(list(body.query))
+        rewards = scores.rewards.tolist()
+        groups = group_contributions(self.model, scores.features)
+        logs = {name: values.tolist() for name, values in groups.items()}
+        return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
+
+    async def classify(self, body: Classify) -> dict[str, Any]:
+        """`POST /classify`: the raw reward where vLLM puts a probability, as it does for reward models."""
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        if not 1 <= len(texts) <= MAX_TEXTS:
+            raise HTTPException(422, f"input: {len(texts)} texts were given, but a request has 1 to {MAX_TEXTS}.")
+        rewards = (await self._score(list(texts))).rewards.tolist()
+        data = [
+            {"index": i, "label": "reward", "probs": [reward], "num_classes": 1} for i, reward in enumerate(rewards)
+        ]
+        return {"object": "list", "model": self.name, "data": data}
+
+    async def score(self, body: Score) -> dict[str, Any]:
+        """`POST /score`: the rows with their rewards added."""
+        try:
+            texts = [texts_of_row(row, number) for number, row in enumerate(body.rows, 1)]
+        except SparseRMError as error:
+            raise HTTPException(422, f"rows: {error}") from error
+        scores = await self._score([text for named in texts for text in named.values()])
+        rewards = iter(scores.rewards.tolist())
+        pairs = zip(body.rows, texts, strict=True)
+        return {"rows": [row | {key: next(rewards) for key in named} for row, named in pairs]}
+
+    async def health(self) -> dict[str, str]:
+        """`GET /health`."""
+        return {"status": "ok", "model": self.name}

@@ -1,0 +1,201 @@
+"""As much of the Hub as the real client needs to create, push, branch and download a model, on loopback."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+TOKEN = "hf_test"
+
+
+@dataclass
+class Repo:
+    """A repository: commits are whole trees, branches name the last of them."""
+
+    private: bool
+    commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
+    branches: dict[str, str] = field(default_factory=lambda: {"main": "0" * 40})
+
+    def commit_id(self, revision: str) -> str | None:
+        commit = self.branches.get(revision, revision)
+        return commit if commit in self.commits else None
+
+
+@dataclass
+class Hub:
+    """The state of the server. `fails` names the step that answers 400 from now on: `lfs` or `commit`."""
+
+    address: str = ""
+    repos: dict[str, Repo] = field(default_factory=dict)
+    large: dict[str, bytes] = field(default_factory=dict)
+    fails: str | None = None
+
+
+def missing(what: str) -> Response:
+    return JSONResponse({"error": f"{what} not found"}, 404, {"X-Error-Code": f"{what}NotFound"})
+
+
+def create_app(hub: Hub) -> FastAPI:
+    app = FastAPI()
+
+    def allowed(request: Request) -> bool:
+        return request.headers.get("authorization") == f"Bearer {TOKEN}"
+
+    def find(request: Request, owner: str, name: str) -> Repo | Response:
+        repo = hub.repos.get(f"{owner}/{name}")
+        if repo is None or (repo.private and not allowed(request)):
+            return JSONResponse({"error": "Repository not found"}, 401, {"X-Error-Code": "RepoNotFound"})
+        return repo
+
+    @app.post("/api/repos/create")
+    async def create(request: Request) -> Response:
+        if not allowed(request):
+            return JSONResponse({"error": "Invalid credentials"}, 401)
+        body = await request.json()
+        repo_id = f"{body['organization']}/{body['name']}"
+        answer = {"url": f"{hub.address}/{repo_id}"}
+        if repo_id in hub.repos:
+            return JSONResponse(answer | {"error": "You already created this model repo"}, 409)
+        hub.repos[repo_id] = Repo(bool(body.get("private")))
+        return JSONResponse(answer)
+
+    @app.post("/api/validate-yaml")
+    async def validate() -> dict:
+        return {"errors": [], "warnings": []}
+
+    @app.post("/api/models/{owner}/{name}/preupload/{revision}")
+    async def preupload(owner: str, name: str, revision: str, request: Request) -> Response:
+        if not allowed(request) or isinstance(find(request, owner, name), Response):
+            return JSONResponse({"error": "Forbidden"}, 403)
+        files = (await request.json())["files"]
+        return JSONResponse(
+            {
+                "files": [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in files
+                ]
+            }
+        )
+
+    @app.post("/{owner}/{name}.git/info/lfs/objects/batch")
+    async def batch(owner: str, name: str, request: Request) -> Response:
+        objects = (await request.json())["objects"]
+        for item in objects:
+            if item["oid"] not in hub.large:
+                item["actions"] = {"upload": {"href": f"{hub.address}/lfs/{item['oid']}"}}
+        return JSONResponse({"transfer": "basic", "objects": objects})
+
+    @app.put("/lfs/{oid}")
+    async def upload(oid: str, request: Request) -> Response:
+        if hub.fails == "lfs":
+            return JSONResponse({"error": "The disk of the Hub is full"}, 400)
+        content = await request.body()
+        assert hashlib.sha256(content).hexdigest() == oid
+        hub.large[oid] = content
+        return Response()
+
+    @app.post("/api/models/{owner}/{name}/commit/{revision}")
+    async def commit(owner: str, name: str, revision: str, request: Request) -> Response:
+        repo = find(request, owner, name)
+        if hub.fails == "commit" or not allowed(request):
+            return JSONResponse({"error": "Not now"}, 400)
+        if isinstance(repo, Response):
+            return repo
+        files = dict(repo.commits[repo.branches[revision]])
+        for line in (await request.body()).splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = hub.large[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
+        commit_id = f"{len(repo.commits):040x}"
+        repo.commits[commit_id] = files
+        repo.branches[revision] = commit_id
+        url = f"{hub.address}/{owner}/{name}/commit/{commit_id}"
+        return JSONResponse({"success": True, "commitOid": commit_id, "commitUrl": url})
+
+    @app.post("/api/models/{owner}/{name}/branch/{branch}")
+    async def create_branch(owner: str, name: str, branch: str, request: Request) -> Response:
+        repo = find(request, owner, name)
+        assert isinstance(repo, Repo) and allowed(request)
+        repo.branches[branch] = repo.branches["main"]
+        return Response(status_code=201)
+
+    @app.get("/api/models/{owner}/{name}")
+    @app.get("/api/models/{owner}/{name}/revision/{revision}")
+    async def info(owner: str, name: str, request: Request, revision: str = "main") -> Response:
+        repo = find(request, owner, name)
+        if isinstance(repo, Response):
+            return repo
+        commit_id = repo.commit_id(revision)
+        if commit_id is None:
+            return missing("Revision")
+        siblings = [{"rfilename": path} for path in repo.commits[commit_id]]
+        about = {"_id": name, "id": f"{owner}/{name}", "sha": commit_id, "private": repo.private, "tags": []}
+        return JSONResponse(about | {"siblings": siblings})
+
+    @app.get("/api/models/{owner}/{name}/tree/{revision}")
+    @app.get("/api/models/{owner}/{name}/tree/{revision}/{folder:path}")
+    async def tree(owner: str, name: str, revision: str, request: Request, folder: str = "") -> Response:
+        repo = find(request, owner, name)
+        if isinstance(repo, Response):
+            return repo
+        commit_id = repo.commit_id(revision)
+        if commit_id is None:
+            return missing("Revision")
+        files = repo.commits[commit_id]
+        found = [path for path in files if path.startswith(folder)]
+        if folder and not found:
+            return missing("Entry")
+        return JSONResponse([{"type": "file", "path": path, "size": len(files[path]), "oid": path} for path in found])
+
+    @app.api_route("/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+    async def resolve(owner: str, name: str, revision: str, path: str, request: Request) -> Response:
+        repo = find(request, owner, name)
+        if isinstance(repo, Response):
+            return repo
+        commit_id = repo.commit_id(revision)
+        if commit_id is None:
+            return missing("Revision")
+        if path not in repo.commits[commit_id]:
+            answer = missing("Entry")
+            answer.headers["X-Repo-Commit"] = commit_id
+            return answer
+        content = repo.commits[commit_id][path]
+        headers = {"X-Repo-Commit": commit_id, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        if request.method == "HEAD":
+            return Response(headers=headers | {"Content-Length": str(len(content))})
+        return Response(content, headers=headers, media_type="application/octet-stream")
+
+    return app
+
+
+@contextmanager
+def running_hub():
+    """A server in a thread of its own, on a free port."""
+    hub = Hub()
+    server = uvicorn.Server(uvicorn.Config(create_app(hub), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    hub.address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield hub
+    server.should_exit = True
+    thread.join()

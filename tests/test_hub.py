@@ -1,0 +1,123 @@
+"""The Hub, end to end: the real client, a server on loopback, models loaded by processes without this package."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from world import train_arguments
+
+pytest.importorskip("fastapi")
+from hub_server import TOKEN, running_hub
+
+from sparserm_hf.scoring import load_reward_model, score_rows
+
+ROW = {"prompt": [{"role": "user", "content": "w1 w2"}], "completion": [{"role": "assistant", "content": "w3 w4"}]}
+LOAD = """
+import sys; sys.modules['sparserm_hf'] = None
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+where = dict(trust_remote_code=True, revision=REVISION)
+model = AutoModelForSequenceClassification.from_pretrained('me/rm', **where)
+tokenizer = AutoTokenizer.from_pretrained('me/rm', **where)
+text = tokenizer.apply_chat_template(ROW['prompt'] + ROW['completion'], tokenize=False)
+with torch.no_grad():
+    print(model(**tokenizer(text, return_tensors='pt', add_special_tokens=False)).logits.item())
+"""
+
+
+@pytest.fixture
+def hub():
+    with running_hub() as running:
+        yield running
+
+
+def environment(hub, home, token=TOKEN, **others):
+    names = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    home.mkdir(exist_ok=True)
+    ours = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    return kept | ours | ({"HF_TOKEN": token} if token else {}) | others
+
+
+def push(hub, world, tmp_path, **settings):
+    """`sparserm train --push_to_hub`; also the folder that was pushed."""
+    folder = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+    arguments = train_arguments(world, folder, push_to_hub=True, hub_model_id="me/rm", **settings)
+    command = [sys.executable, "-m", "sparserm_hf.cli", *arguments]
+    run = subprocess.run(command, env=environment(hub, tmp_path / "home"), capture_output=True, text=True)
+    return run, folder
+
+
+def load(hub, home, revision="main", **others):
+    code = LOAD.replace("REVISION", repr(revision)).replace("ROW", repr(ROW))
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment(hub, home, **others), capture_output=True, text=True
+    )
+
+
+def reward_of(folder):
+    (row,) = score_rows(*load_reward_model(str(folder), torch.device("cpu")), [ROW])
+    return pytest.approx(row["reward"], abs=1e-5)
+
+
+def test_a_private_model_goes_up_and_comes_down_by_branch_commit_and_offline(hub, world, tmp_path):
+    pushed, first = push(hub, world, tmp_path, hub_private_repo=True)
+    assert pushed.returncode == 0, pushed.stderr
+    repo = hub.repos["me/rm"]
+    assert repo.private and {"README.md", "config.json", "modeling_sparserm.py", "model.safetensors"} <= set(
+        repo.commits[repo.branches["main"]]
+    )
+    assert len(hub.large) == 2, "weights and controls went up as large files"
+
+    # Another model on a branch of the same repository, by the real client.
+    code = (
+        "from huggingface_hub import HfApi; api = HfApi(); api.create_branch('me/rm', branch='wide'); "
+        f"api.upload_folder(repo_id='me/rm', folder_path={str(tmp_path / 'wide')!r}, revision='wide')"
+    )
+    arguments = train_arguments(world, tmp_path / "wide", k=12)
+    trained = subprocess.run([sys.executable, "-m", "sparserm_hf.cli", *arguments], capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
+    branched = subprocess.run(
+        [sys.executable, "-c", code], env=environment(hub, tmp_path / "home"), capture_output=True, text=True
+    )
+    assert branched.returncode == 0, branched.stderr
+
+    home = tmp_path / "clean"
+    for revision, folder in (("main", first), ("wide", tmp_path / "wide"), (repo.branches["main"], first)):
+        loaded = load(hub, home, revision)
+        assert loaded.returncode == 0, loaded.stderr
+        assert float(loaded.stdout) == reward_of(folder)
+    offline = load(hub, home, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert offline.returncode == 0 and float(offline.stdout) == reward_of(first)
+    stranger = load(hub, tmp_path / "stranger", token=None)
+    assert stranger.returncode != 0 and "private or gated" in stranger.stderr
+
+
+@pytest.mark.parametrize("step", ["lfs", "commit"])
+def test_a_push_that_fails_half_way_leaves_the_earlier_version_and_the_folder(step, hub, world, tmp_path):
+    pushed, first = push(hub, world, tmp_path)
+    assert pushed.returncode == 0, pushed.stderr
+    hub.fails = step
+    failed, second = push(hub, world, tmp_path, k=12)
+    assert failed.returncode == 2 and failed.stderr.strip().splitlines()[-1].startswith("sparserm: error: ")
+    assert reward_of(second) != reward_of(first), "the new model lies in its folder all the same"
+    loaded = load(hub, tmp_path / "clean")
+    assert loaded.returncode == 0 and float(loaded.stdout) == reward_of(first)
+    hub.fails = None
+    again, _ = push(hub, world, tmp_path, k=12)
+    assert again.returncode == 0
+    assert float(load(hub, tmp_path / "clean").stdout) == reward_of(second)
+
+
+def test_the_command_line_takes_a_model_from_the_hub(hub, world, tmp_path):
+    pushed, _ = push(hub, world, tmp_path)
+    assert pushed.returncode == 0, pushed.stderr
+    command = [sys.executable, "-m", "sparserm_hf.cli", "evaluate", "me/rm", str(world / "test.jsonl")]
+    shown = subprocess.run(
+        [*command, "--cache_dir", str(tmp_path / "cache")],
+        env=environment(hub, tmp_path / "clean"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "dense representation" in shown.stdout, "the controls came along"
