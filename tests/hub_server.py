@@ -65,7 +65,8 @@ def create_app(hub: Hub) -> FastAPI:
         answer = {"url": f"{hub.address}/{repo_id}"}
         if repo_id in hub.repos:
             return JSONResponse(answer | {"error": "You already created this model repo"}, 409)
-        hub.repos[repo_id] = Repo(bool(body.get("private")))
+        private = body.get("private") or body.get("visibility") == "private"  # by the version of the client
+        hub.repos[repo_id] = Repo(bool(private))
         return JSONResponse(answer)
 
     @app.post("/api/validate-yaml")

@@ -101,7 +101,10 @@ def test_a_push_that_fails_half_way_leaves_the_earlier_version_and_the_folder(st
     assert pushed.returncode == 0, pushed.stderr
     hub.fails = step
     failed, second = push(hub, world, tmp_path, k=12)
-    assert failed.returncode == 2 and failed.stderr.strip().splitlines()[-1].startswith("sparserm: error: ")
+    last = failed.stderr.strip().splitlines()[-1]
+    assert failed.returncode == 2 and last.startswith("sparserm: error: "), failed.stderr
+    assert {"lfs": "full", "commit": "Not now"}[step] in last and "It is whole on this machine" in last
+    assert "HTTP/1.1" not in failed.stderr, "the client's log stays out"
     assert reward_of(second) != reward_of(first), "the new model lies in its folder all the same"
     loaded = load(hub, tmp_path / "clean")
     assert loaded.returncode == 0 and float(loaded.stdout) == reward_of(first)

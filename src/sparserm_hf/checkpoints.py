@@ -104,7 +104,18 @@ def push_folder(folder: Path, repo_id: str | None, private: bool, **kwargs: Any)
 
     Returns:
         The address of the commit.
+
+    Raises:
+        SparseRMError: The upload failed.
     """
-    api = HfApi()
-    repo = api.create_repo(repo_id or folder.name, private=private, exist_ok=True)
-    return api.upload_folder(folder_path=folder, repo_id=repo.repo_id, **kwargs).commit_url
+    api, name = HfApi(), repo_id or folder.name
+    try:
+        repo = api.create_repo(name, private=private, exist_ok=True)
+        return api.upload_folder(folder_path=folder, repo_id=repo.repo_id, **kwargs).commit_url
+    except (OSError, RuntimeError, ValueError) as error:  # the client raises all of them
+        telling = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        why = " ".join(str(telling).split()) or type(telling).__name__
+        raise SparseRMError(
+            f"{folder} could not be uploaded to {name}: {why}. It is whole on this machine, and what was on the Hub is "
+            "as it was."
+        ) from error
