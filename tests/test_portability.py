@@ -13,6 +13,7 @@ from sparserm_hf.modeling.configuration_sparserm import READINGS
 from tiny import ARCHITECTURES, tiny_causal_lm, tiny_reward_model, tiny_texts, tiny_tokenizer
 
 from sparserm_hf.checkpoints import save_tokenizer
+from sparserm_hf.integrations.stock import export_stock
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = [4, 5]
@@ -45,18 +46,35 @@ print(json.dumps([transformers.__version__, results]))
 """
 
 
-def score_elsewhere(environment: int, folders: list[Path]) -> tuple[str, dict]:
+SCORE_STOCK = """
+import json, sys
+import torch, transformers
+from transformers import AutoModelForSequenceClassification
+job = json.load(sys.stdin)
+results = {}
+for folder in job["folders"]:
+    # As the card of the stock form of a Gemma 2 says.
+    how = {"attn_implementation": "eager"} if "gemma2" in folder and transformers.__version__ < "5" else {}
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **how)
+    with torch.no_grad():
+        logits = [model(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in job["texts"]]
+    results[folder] = [logit + model.config.reward_offset for logit in logits]
+print(json.dumps([transformers.__version__, results]))
+"""
+
+
+def score_elsewhere(environment: int, folders: list[Path], script: str = SCORE) -> dict:
     python = ROOT / f".venv-transformers-{environment}" / "bin" / "python"
     if not python.exists():
         pytest.skip(f"{python.parent.parent.name} is not set up: run the tests by `make test`")
     job = json.dumps({"folders": [str(folder) for folder in folders], "texts": tiny_texts()})
     result = subprocess.run(
-        [str(python), "-c", SCORE], input=job, capture_output=True, text=True, cwd=folders[0].parent, timeout=600
+        [str(python), "-c", script], input=job, capture_output=True, text=True, cwd=folders[0].parent, timeout=600
     )
     assert result.returncode == 0, result.stderr[-3000:]
     version, results = json.loads(result.stdout.splitlines()[-1])
     assert version.startswith(f"{environment}.")
-    return version, results
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +100,24 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_rewards_are_the_same_everywhere(environment, checkpoints):
     """transformers 4 once took its own default for a rope_theta that it could not find: -13.01 for -13.10."""
-    _, results = score_elsewhere(environment, [Path(folder) for folder in checkpoints])
+    results = score_elsewhere(environment, [Path(folder) for folder in checkpoints])
     ids = tiny_tokenizer()("<|user|> w1 w2 <|end|> <|assistant|> w3 <|end|> ", add_special_tokens=False)["input_ids"]
     for folder, rewards in checkpoints.items():
         for given in results[folder]["rewards"]:
             torch.testing.assert_close(torch.tensor(given), torch.tensor(rewards), rtol=1e-4, atol=1e-4, msg=folder)
         assert results[folder]["ids"] == ids
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_so_are_those_of_the_stock_form(environment, tmp_path):
+    """Its configuration, too, was once read by transformers 4 with a rope_theta of its own: 0.39 off."""
+    expected = {}
+    for architecture in set(ARCHITECTURES) - {"gpt2", "gpt_neox"}:  # whose final norms do more than divide
+        model = tiny_reward_model(architecture, pooling="last")
+        folder = tmp_path / architecture
+        export_stock(model, tiny_tokenizer(), folder, "tiny")
+        with torch.no_grad():
+            rewards = [model(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in tiny_texts()]
+        expected[str(folder)] = torch.tensor(rewards)
+    for folder, rewards in score_elsewhere(environment, [Path(folder) for folder in expected], SCORE_STOCK).items():
+        torch.testing.assert_close(torch.tensor(rewards), expected[folder], rtol=1e-4, atol=1e-4, msg=folder)

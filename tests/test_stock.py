@@ -44,6 +44,8 @@ def test_it_has_the_same_rewards(architecture, name, tmp_path):
     assert stock.config.pad_token_id == PAD and ours.std() > 0.1
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     assert not list((tmp_path / "stock").glob("*.py"))
+    card = (tmp_path / "stock" / "README.md").read_text()
+    assert ("eager" in card) == (architecture == "gemma2")
 
 
 def test_the_folded_direction_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from ..checkpoints import replacing_folder, save_tokenizer
 from ..errors import SparseRMError
 from ..modeling.backbone_sparserm import final_norm_name
-from ..modeling.configuration_sparserm import SparseRMConfig
+from ..modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 
 # Largest difference that the check after folding lets pass, in standard deviations of the reward.
@@ -145,12 +146,21 @@ def export_stock(
             "model's residual stream is too small for the epsilon of its final norm, or its weights are broken."
         )
     with replacing_folder(folder) as temporary:
+        # Whoever loads it in float32 gets all digits.
+        stock.get_parameter("score.weight").data = folded(model)[0].float()
         stock.save_pretrained(temporary)
+        config_file = temporary / "config.json"
+        config = json.loads(config_file.read_text())
+        config |= legacy_rope_fields(config)
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         save_tokenizer(tokenizer, temporary)
+        softcapping = (
+            "Under transformers 4 load it with `attn_implementation='eager'`: its sdpa leaves the softcapping out.\n"
+        )
         (temporary / "README.md").write_text(
             f"# Stock form of {source}\n\nA `{type(stock).__name__}` with the rewards of a SparseRM reward model, "
             f"lower by {stock.config.reward_offset:.6g} (`reward_offset` in its configuration), without remote code. "
             "The text must end with the response's last token: padding goes behind it, with the tokenizer's pad token."
-            "\n"
+            "\n" + (softcapping if config.get("attn_logit_softcapping") else "")
         )
     return difference
