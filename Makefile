@@ -43,21 +43,16 @@ $(VENV)/test.installed: $(VENV)/installed
 	$(PIP) --no-deps "dictionary-learning>=0.1,<0.2"
 	touch $@
 
-# Where people load checkpoints: torch, transformers and safetensors, and nothing of ours.
-.venv-transformers-4/installed: TRANSFORMERS = transformers==4.57.6
-.venv-transformers-5/installed: TRANSFORMERS = transformers>=5,<6
-.venv-transformers-4/installed .venv-transformers-5/installed:
+# Where people load checkpoints: torch, transformers and safetensors, and nothing of ours. And RewardBench, which pins an
+# older transformers and imports what newer setuptools have no longer.
+.venv-transformers-4/installed: PACKAGES = transformers==4.57.6 safetensors
+.venv-transformers-5/installed: PACKAGES = "transformers>=5,<6" safetensors
+.venv-rewardbench/installed: PACKAGES = rewardbench==0.1.4 "setuptools<81"
+$(ENVIRONMENTS):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) "$(TORCH)"
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$(TRANSFORMERS)" safetensors
-	touch $@
-
-# RewardBench pins an older transformers, and imports what newer setuptools have no longer.
-.venv-rewardbench/installed:
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) "$(TORCH)"
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check rewardbench==0.1.4 "setuptools<81"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-transformers-4 .venv-transformers-5 .venv-rewardbench build dist demo-output
+	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) build dist demo-output

@@ -52,7 +52,7 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
                 config.latents,
                 config.latent_sides,
                 config.latent_separations,
-                config.latent_promotes or [[]] * len(config.latents),
+                config.latent_promotes,
                 strict=True,
             )
         ),

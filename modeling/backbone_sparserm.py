@@ -257,6 +257,11 @@ def pool_texts(hidden: torch.Tensor, pooled: torch.Tensor, norm: str, sae: Spars
     )
 
 
+def root_mean_square(tokens: torch.Tensor) -> torch.Tensor:
+    """Of each token (..., d_model), never zero: (...)."""
+    return tokens.pow(2).mean(-1).sqrt().clamp(min=1e-6)
+
+
 def pool_representations(hidden: torch.Tensor, pooled: torch.Tensor, norm: str) -> torch.Tensor:
     """Mean over the pooled tokens, in float32: (B, T, d_model) and (B, T) bool to (B, d_model)."""
     # Masked, not multiplied by zero: a padded position may hold an infinity.
@@ -264,7 +269,7 @@ def pool_representations(hidden: torch.Tensor, pooled: torch.Tensor, norm: str) 
     weight = pooled.float()  # (B, T)
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1.0)
     if norm == "rms":
-        weight = weight / tokens.pow(2).mean(-1).sqrt().clamp(min=1e-6)
+        weight = weight / root_mean_square(tokens)
     return (weight.unsqueeze(1) @ tokens).squeeze(1)
 
 

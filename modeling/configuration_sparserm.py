@@ -160,8 +160,8 @@ class SparseRMConfig(PretrainedConfig):
         self.reward_mean = reward_mean
         self.reward_std = reward_std
         self.reward_temperature = reward_temperature
-        self.latent_promotes = latent_promotes or []
-        self.latent_suppresses = latent_suppresses or []
+        self.latent_promotes = latent_promotes or [[] for _ in self.latents]
+        self.latent_suppresses = latent_suppresses or [[] for _ in self.latents]
         self.latent_labels = latent_labels or {}
         self.steering = steering or {}
         self.slim = slim

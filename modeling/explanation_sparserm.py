@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .backbone_sparserm import pooled_tokens, residual_stream
+from .backbone_sparserm import pooled_tokens, residual_stream, root_mean_square
 
 
 class Explanation(NamedTuple):
@@ -39,9 +39,31 @@ class Explanation(NamedTuple):
     response: torch.Tensor
 
 
-def one_hot(index: torch.Tensor, length: int) -> torch.Tensor:
-    """(B, K) indices to (B, T, K) ones and zeros."""
-    return (torch.arange(length, device=index.device)[None, :, None] == index[:, None]).float()
+class RunTexts(NamedTuple):
+    """B texts that went through the base model.
+
+    Attributes:
+        hidden: (B, T, d_model) their residual streams.
+        pooled: (B, T) bool: the tokens that are read.
+        response: (B, T) bool: the tokens that the reward runs over, among them those that are read.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+    response: torch.Tensor
+
+
+@torch.no_grad()
+def run_texts(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> RunTexts:
+    """Run a reward model's base model on texts, token ids and mask (B, T)."""
+    config = model.config
+    hidden = residual_stream(model.model, input_ids, attention_mask)
+    along = "mean" if config.pooling == "mean" else "response_mean"
+    pooled, response = (
+        pooled_tokens(input_ids, attention_mask, pooling, config.response_marker_ids).to(hidden.device)
+        for pooling in (config.pooling, along)
+    )
+    return RunTexts(hidden, pooled, pooled | response)
 
 
 def token_shares(reading: str, values: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
@@ -60,7 +82,7 @@ def token_shares(reading: str, values: torch.Tensor, pooled: torch.Tensor) -> to
     else:
         index = torch.arange(pooled.shape[1], device=pooled.device)
         chosen = (pooled * index).amax(-1, keepdim=True).expand(-1, values.shape[-1])
-    return one_hot(chosen, pooled.shape[1]) * where
+    return nn.functional.one_hot(chosen, pooled.shape[1]).transpose(1, 2) * where.float()
 
 
 def running_values(reading: str, values: torch.Tensor, response: torch.Tensor, alone: bool) -> torch.Tensor:
@@ -93,7 +115,7 @@ def read_tokens(
     """
     z = tokens = torch.where(where.unsqueeze(-1), hidden, 0.0).float()
     if model.config.representation_norm == "rms":
-        z = tokens / tokens.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+        z = tokens / root_mean_square(tokens).unsqueeze(-1)
     read = {"projection": z @ model.directions.to(z).T}
     if activations:
         sae, latents = model.sae_for_latents(), model.config.latents
@@ -106,18 +128,12 @@ def read_tokens(
 
 
 @torch.no_grad()
-def explain_rewards(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    weight: torch.Tensor | None = None,
-) -> Explanation:
+def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tensor | None = None) -> Explanation:
     """Say why texts get their rewards.
 
     Args:
         model: The reward model.
-        input_ids: (B, T)
-        attention_mask: (B, T)
+        texts: B texts.
         weight: (B, F) what a unit of each feature is taken to add; by default the weights of a linear head.
 
     Raises:
@@ -130,12 +146,8 @@ def explain_rewards(
                 "The reward of an MLP head is not a sum over its features: sparserm_hf.explain_text attributes it by "
                 "integrated gradients."
             )
-        weight = model.score.weight.detach().expand(len(input_ids), -1)
-    hidden = residual_stream(model.model, input_ids, attention_mask)
-    marker, alone = config.response_marker_ids, config.pooling == "last"
-    pooled = pooled_tokens(input_ids, attention_mask, config.pooling, marker).to(hidden.device)
-    along = "mean" if config.pooling == "mean" else "response_mean"
-    response = pooled | pooled_tokens(input_ids, attention_mask, along, marker).to(hidden.device)
+        weight = model.score.weight.detach().expand(len(texts.hidden), -1)
+    hidden, pooled, response = texts
     with torch.autocast(hidden.device.type, enabled=False):
         of_tokens = read_tokens(model, hidden, response, config.reads_activations)
         average, factors = (x.to(of_tokens["projection"]) for x in (model.feature_mean, model.steering_factors()))
@@ -144,7 +156,7 @@ def explain_rewards(
         for reading, mean in zip(config.readings, average.split(len(config.latents)), strict=True):
             values = of_tokens[reading.rpartition("_")[2]]  # (B, T, K)
             parts.append(token_shares(reading, values, pooled) * (values - mean))
-            running.append(running_values(reading, values, response, alone) - mean)
+            running.append(running_values(reading, values, response, config.pooling == "last") - mean)
         so_far = average + factors * torch.where(response.unsqueeze(-1), torch.cat(running, -1), 0.0)  # (B, T, F)
         token_contributions = weight.unsqueeze(1) * factors * torch.cat(parts, -1)
         features = model.features_of(hidden, pooled)
@@ -163,9 +175,7 @@ def explain_rewards(
 
 
 @torch.no_grad()
-def remove_directions(
-    model: PreTrainedModel, latents: list[int], input_ids: torch.Tensor, attention_mask: torch.Tensor
-) -> torch.Tensor:
+def remove_directions(model: PreTrainedModel, latents: list[int], texts: RunTexts) -> torch.Tensor:
     """Rewards (B, len(latents)) with the decoder direction of one latent after the other taken out.
 
     It is taken out of the residual stream of every token, h - (h . d) d for the unit vector d, before anything is read
@@ -175,16 +185,13 @@ def remove_directions(
     Args:
         model: The reward model.
         latents: Ids of selected latents.
-        input_ids: (B, T)
-        attention_mask: (B, T)
+        texts: B texts.
     """
-    hidden = residual_stream(model.model, input_ids, attention_mask).float()
-    pooled = pooled_tokens(input_ids, attention_mask, model.config.pooling, model.config.response_marker_ids)
-    rewards = []
+    hidden, rewards = texts.hidden.float(), []
     with torch.autocast(hidden.device.type, enabled=False):
         for latent in latents:
             direction = model.directions[model.config.latents.index(latent)].to(hidden)
             direction = nn.functional.normalize(direction, dim=0)
             without = hidden - (hidden @ direction).unsqueeze(-1) * direction
-            rewards.append(model.reward(model.features_of(without, pooled.to(hidden.device)))[:, 0])
+            rewards.append(model.reward(model.features_of(without, texts.pooled))[:, 0])
     return torch.stack(rewards, 1)

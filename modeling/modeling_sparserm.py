@@ -18,7 +18,7 @@ from .backbone_sparserm import (
     residual_stream,
 )
 from .configuration_sparserm import SparseRMConfig
-from .explanation_sparserm import Explanation, explain_rewards, remove_directions
+from .explanation_sparserm import Explanation, explain_rewards, remove_directions, run_texts
 
 # What `from_pretrained` passes on to the base model of a slim checkpoint.
 BASE_LOADING_ARGUMENTS = (
@@ -255,13 +255,13 @@ class SparseRMForSequenceClassification(PreTrainedModel):
 
     def explain(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Explanation:
         """Say why texts (B, T) get their rewards, feature by feature and token by token; see `explain_rewards`."""
-        return explain_rewards(self, input_ids, self._mask(input_ids, attention_mask))
+        return explain_rewards(self, run_texts(self, input_ids, self._mask(input_ids, attention_mask)))
 
     def rewards_without(
         self, latents: list[int], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Rewards (B, len(latents)) of texts (B, T) without one direction after the other; see `remove_directions`."""
-        return remove_directions(self, latents, input_ids, self._mask(input_ids, attention_mask))
+        return remove_directions(self, latents, run_texts(self, input_ids, self._mask(input_ids, attention_mask)))
 
     def to_slim(self) -> "SparseRMForSequenceClassification":
         """The same model as a slim one: its checkpoint holds the head and the selected latents' rows only.

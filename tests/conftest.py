@@ -84,6 +84,19 @@ def reward_model(tmp_path):
     return str(folder)
 
 
+@pytest.fixture
+def policy(tmp_path):
+    """The folder of a tiny random policy."""
+    from tiny import tiny_causal_lm, tiny_tokenizer
+
+    from sparserm_hf.checkpoints import save_tokenizer
+
+    folder = tmp_path / "policy"
+    tiny_causal_lm(seed=1).save_pretrained(folder)
+    save_tokenizer(tiny_tokenizer(), folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A base model, an SAE and preference pairs on disk."""

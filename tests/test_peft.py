@@ -4,23 +4,18 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import tiny_causal_lm, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 from world import make_rows
-
-from sparserm_hf.checkpoints import save_tokenizer
 
 trl = pytest.importorskip("trl")
 
 
 @pytest.mark.works_with("peft", "LoRA on the policy that it rewards")
-def test_the_adapter_learns_and_the_reward_model_stays(reward_model, tmp_path):
-    tiny_causal_lm(seed=1).save_pretrained(tmp_path / "policy")
-    save_tokenizer(tiny_tokenizer(), tmp_path / "policy")
+def test_the_adapter_learns_and_the_reward_model_stays(reward_model, policy, tmp_path):
     rewarding = AutoModelForSequenceClassification.from_pretrained(reward_model)
     before = {name: value.clone() for name, value in rewarding.state_dict().items()}
     trainer = trl.GRPOTrainer(
-        model=str(tmp_path / "policy"),
+        model=policy,
         reward_funcs=rewarding,
         args=trl.GRPOConfig(
             str(tmp_path / "out"),

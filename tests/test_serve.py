@@ -60,11 +60,11 @@ def test_each_protocol_gives_the_rewards_of_score(loaded, trained, expected, equ
     with client_of(loaded) as client:
         scored = client.post("/score", json={"rows": [strip(row) for row in expected]}).json()["rows"]
         assert_scored(scored, expected)
-        equal("`sparserm serve`, /score", rewards, [row["chosen_reward"] for row in scored])
+        equal("`sparserm serve`, /score", rewards, [row["chosen_reward"] for row in scored], 1e-6)
 
         answer = client.post("/get_reward", json={"query": texts, "prompts": texts, "labels": [None] * 12}).json()
         assert answer["rewards"] == answer["scores"]
-        equal("`sparserm serve`, /get_reward", rewards, answer["rewards"])
+        equal("`sparserm serve`, /get_reward", rewards, answer["rewards"], 1e-6)
         logged = {}
         function = SparseRMReward(str(trained))
         chosen = [row["chosen"] for row in expected]
@@ -77,7 +77,7 @@ def test_each_protocol_gives_the_rewards_of_score(loaded, trained, expected, equ
 
         payload = {"input": texts, "model": "model", "activation": False, "add_special_tokens": False}
         given = [item["probs"][-1] for item in client.post("/classify", json=payload).json()["data"]]
-        equal("`sparserm serve`, /classify", rewards, given)
+        equal("`sparserm serve`, /classify", rewards, given, 1e-6)
         alone = client.post("/classify", json={"input": texts[0]}).json()["data"]
         assert len(alone) == 1 and alone[0]["probs"] == [pytest.approx(expected[0]["chosen_reward"], abs=1e-5)]
 

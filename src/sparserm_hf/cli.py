@@ -23,7 +23,7 @@ from .evaluation.evaluate import evaluate_checkpoint
 from .evaluation.tables import print_benchmark, print_evaluation
 from .explain_cli import add_explain_commands
 from .integrations.stock import export_stock
-from .preferences.files import load_preferences, local_split
+from .preferences.files import load_preferences
 from .preferences.texts import iterate_rows
 from .processes import process_state
 from .sae.presets import model_and_sae
@@ -145,8 +145,7 @@ def train_command(args: argparse.Namespace) -> None:
     model, sae = model_and_sae(args.preset, args.model, args.sae)
     evaluation_data = None
     if args.eval_dataset:
-        split = local_split(args.eval_dataset, args.eval_dataset_split)
-        evaluation_data = load_preferences(args.eval_dataset, split)
+        evaluation_data = load_preferences(args.eval_dataset, args.eval_dataset_split)
     trainer = SparseRMTrainer(
         model,
         sae,
@@ -229,14 +228,14 @@ def evaluate_command(args: argparse.Namespace) -> None:
     if args.benchmark:
         benchmark = BENCHMARKS[args.benchmark]
         dataset = args.dataset or benchmark.dataset
-        rows = load_preferences(dataset, local_split(dataset, args.split or benchmark.split))
+        rows = load_preferences(dataset, args.split or benchmark.split)
         reports = run_benchmark(args.model, benchmark, rows, *options)
         if process_state().is_main_process:
             print_benchmark(reports, f"{args.model} on {benchmark.title}")
         return
     if args.dataset is None:
         raise SparseRMError("There is nothing to evaluate on: name preference pairs, or a --benchmark.")
-    pairs = load_preferences(args.dataset, local_split(args.dataset, args.split or "test"))
+    pairs = load_preferences(args.dataset, args.split or "test")
     evaluation = evaluate_checkpoint(args.model, pairs, *options)
     if process_state().is_main_process:
         print_evaluation(evaluation, f"{args.model} on {args.dataset}")

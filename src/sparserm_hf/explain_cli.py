@@ -17,8 +17,7 @@ from .explain.editing import edit_model, save_edited
 from .explain.latents import report_latents
 from .explain.rows import as_json, explain_rows
 from .explain.terminal import print_effect, print_explanation, print_latents
-from .preferences.files import load_preferences, local_split
-from .preferences.pairs import tokenize_preferences
+from .preferences.files import load_preferences
 from .preferences.texts import iterate_rows
 from .processes import process_state
 from .scoring import json_line, load_reward_model
@@ -50,24 +49,14 @@ def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
     )
     edit.add_argument("model", help="reward model: a folder or a Hub id")
     edit.add_argument("--output_dir", type=Path, required=True, help="folder to write")
-    edit.add_argument(
-        "--steer",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="LATENT=FACTOR",
-        type=_assignment,
-        help="multiply what latents add: 0 drops one, 1 restores it",
-    )
-    edit.add_argument(
-        "--label",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="LATENT=NAME",
-        type=_assignment,
-        help="what latents are called",
-    )
+    for name, what, help_text in (
+        ("--steer", "FACTOR", "multiply what latents add: 0 drops one, 1 restores it"),
+        ("--label", "NAME", "what latents are called"),
+    ):
+        metavar = f"LATENT={what}"
+        edit.add_argument(
+            name, nargs="+", action="extend", default=[], metavar=metavar, type=_assignment, help=help_text
+        )
     edit.add_argument("--dataset", help="preference pairs to measure the effect on: a file or a Hub id")
     edit.add_argument("--split", default="test", help="split of a Hub dataset")
     edit.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
@@ -111,8 +100,7 @@ def features_command(args: argparse.Namespace) -> None:
     """`sparserm features`."""
     check_output_file(args.output)
     saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
-    rows = load_preferences(args.dataset, args.split)
-    pairs = tokenize_preferences(rows, saved.tokenizer, args.max_length or saved.tokenizer.model_max_length)
+    pairs = saved.tokenize(load_preferences(args.dataset, args.split), args.max_length)
     reports = report_latents(saved, pairs, args.top, args.examples, args.cache_dir)
     if not process_state().is_main_process:
         return
@@ -130,10 +118,7 @@ def edit_command(args: argparse.Namespace) -> None:
         raise SparseRMError("There is nothing to edit: use --steer LATENT=FACTOR or --label LATENT=NAME.")
     check_output_dir(args.output_dir)
     saved = SavedRewardModel.load(args.model, revision=args.revision)  # in its own type: it is saved again
-    pairs = None
-    if args.dataset:
-        rows = load_preferences(args.dataset, local_split(args.dataset, args.split))
-        pairs = tokenize_preferences(rows, saved.tokenizer, saved.tokenizer.model_max_length)
+    pairs = saved.tokenize(load_preferences(args.dataset, args.split)) if args.dataset else None
     effect = edit_model(saved, factors, dict(args.label), pairs, args.cache_dir)
     if not process_state().is_main_process:
         return

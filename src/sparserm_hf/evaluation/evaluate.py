@@ -140,6 +140,10 @@ class SavedRewardModel:
         file = cached_file(name, CONTROLS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
         return cls(model, tokenizer, load_controls(Path(file)) if file else [])
 
+    def tokenize(self, rows: Any, max_length: int | None = None) -> TokenizedPreferences:
+        """Preference pairs as `tokenize_preferences` makes them, by default as long as in training."""
+        return tokenize_preferences(rows, self.tokenizer, max_length or self.tokenizer.model_max_length)
+
     def represent(self, texts: list[list[int]], cache_dir: Path | None) -> Representations:
         """Represent texts as `collect_representations` does, in the usual cache where none is named."""
         config = self.model.config
@@ -177,6 +181,6 @@ def evaluate_checkpoint(
         SparseRMError: The model cannot be loaded, or the pairs are not usable.
     """
     saved = SavedRewardModel.load(name, dtype, revision)
-    pairs = tokenize_preferences(rows, saved.tokenizer, max_length or saved.tokenizer.model_max_length)
+    pairs = saved.tokenize(rows, max_length)
     representations = saved.represent(pairs.texts, cache_dir)
     return evaluate_representations(saved.model, saved.controls, representations, pairs, saved.columns)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SparseRMError
-from ..modeling.explanation_sparserm import explain_rewards
+from ..modeling.explanation_sparserm import RunTexts, explain_rewards, remove_directions, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.templates import Text
 from ..scoring import token_ids
@@ -108,9 +108,9 @@ def explain_text(
     """
     ids = token_ids(tokenizer, text, max_length, number)
     input_ids = torch.tensor([ids], device=model.directions.device)
-    mask = torch.ones_like(input_ids)
-    weight = None if model.config.head_type == "linear" else _average_gradient(model, input_ids, mask)
-    found = explain_rewards(model, input_ids, mask, weight)
+    texts = run_texts(model, input_ids, torch.ones_like(input_ids))
+    weight = None if model.config.head_type == "linear" else _average_gradient(model, texts)
+    found = explain_rewards(model, texts, weight)
     config, k = model.config, len(model.config.latents)
     by_latent = found.contributions[0].view(-1, k).sum(0)  # over readings
     unsteered = (
@@ -119,7 +119,7 @@ def explain_text(
     own = (found.weight * unsteered)[0].view(-1, k).sum(0) * found.response.any()  # nothing read, nothing carried
     largest = by_latent.abs().argsort(descending=True).tolist()
     tried = largest[:INTERVENTIONS]
-    without = model.rewards_without([config.latents[i] for i in tried], input_ids, mask)[0]
+    without = remove_directions(model, [config.latents[i] for i in tried], texts)[0]
     removed = dict(zip(tried, (without - found.reward[0]).tolist(), strict=True))
     values, averages = (x.view(-1, k).T.tolist() for x in (found.features[0], model.feature_mean))
     latents = [
@@ -127,7 +127,7 @@ def explain_text(
             latent=config.latents[i],
             side=config.latent_sides[i],
             label=config.latent_labels.get(str(config.latents[i]), ""),
-            promotes=config.latent_promotes[i] if config.latent_promotes else [],
+            promotes=config.latent_promotes[i],
             values=dict(zip(config.readings, values[i], strict=True)),
             averages=dict(zip(config.readings, averages[i], strict=True)),
             contribution=float(by_latent[i]),
@@ -151,9 +151,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], t: int) -> st
     return str(tokenizer.decode(ids[max(t - 1, 0) : t + 1])).removeprefix(before)
 
 
-def _average_gradient(
-    model: SparseRMForSequenceClassification, input_ids: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
+def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts) -> torch.Tensor:
     """(1, F) gradient of the reward by each feature, averaged from the average response to this one."""
     try:
         from captum.attr import IntegratedGradients  # it brings matplotlib: only where it is needed
@@ -162,7 +160,7 @@ def _average_gradient(
             "An MLP head is explained with captum: install the extra `explain`, as in pip install '.[explain]'."
         ) from None
     with torch.no_grad():
-        features = model.extract_features(input_ids, mask)
+        features = model.features_of(texts.hidden, texts.pooled)
     integrated = IntegratedGradients(model.reward, multiply_by_inputs=False)
     return integrated.attribute(features, model.feature_mean[None], target=0, n_steps=IG_STEPS).to(features)
 

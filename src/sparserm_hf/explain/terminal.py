@@ -80,9 +80,9 @@ def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top
     return table
 
 
-def _name(effect: LatentEffect) -> str:
+def _name(latent: LatentEffect | LatentReport) -> str:
     """What the user calls a latent, or the words that it promotes."""
-    return escape(effect.label or ", ".join(effect.promotes[:3]))
+    return escape(latent.label or ", ".join(latent.promotes[:3]))
 
 
 def print_latents(reports: list[LatentReport], title: str) -> None:
@@ -101,8 +101,7 @@ def print_latents(reports: list[LatentReport], title: str) -> None:
             "" if rate is None else f"{100 * rate:.0f}" for rate in (report.firing_chosen, report.firing_rejected)
         ]
         figures = ("" if weight is None else f"{weight:+.3f}", f"{report.importance:.3f}", *rates)
-        name = escape(report.label or ", ".join(report.promotes[:3]))
-        table.add_row(str(report.latent), report.side, name, *figures, f"{report.length_correlation:+.2f}")
+        table.add_row(str(report.latent), report.side, _name(report), *figures, f"{report.length_correlation:+.2f}")
     console.print(table)
     for report in reports:
         heading = f"\n[bold]latent {report.latent}[/] {escape(report.label)}"

@@ -101,11 +101,6 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
     return dataset.select(range(start, stop))
 
 
-def local_split(source: str, split: str) -> str:
-    """A local file has no splits: the default split of the Hub means all of it."""
-    return "train" if Path(source).is_file() and "[" not in split else split
-
-
 def _slice_of(split: str, length: int) -> tuple[int, int]:
     """The rows that a split such as `train`, `train[:1000]` or `train[1000:]` names in a local file."""
     inner = split.partition("[")[2].rstrip("]")
