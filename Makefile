@@ -15,7 +15,7 @@ demo: $(VENV)/demo.installed
 
 ENVIRONMENTS = .venv-transformers-4/installed .venv-transformers-5/installed .venv-rewardbench/installed
 
-test: $(VENV)/test.installed $(VENV)/demo.installed $(ENVIRONMENTS) lint
+test: $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed $(ENVIRONMENTS) lint
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/test.installed
@@ -41,6 +41,12 @@ $(VENV)/demo.installed: $(VENV)/installed
 $(VENV)/test.installed: $(VENV)/installed
 	$(PIP) --editable ".[test]"
 	$(PIP) --no-deps "dictionary-learning>=0.1,<0.2"
+	touch $@
+
+# What the report is looked at in: a browser that is there, Debian's, or playwright's own.
+$(VENV)/browser.installed: $(VENV)/test.installed
+	command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -qq --yes chromium; } \
+		|| $(VENV)/bin/playwright install chromium
 	touch $@
 
 # Where people load checkpoints: torch, transformers and safetensors, and nothing of ours. And RewardBench, which pins an

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
+PLOT_FILE = "evaluation.png"
 SAE_TEMPLATE = Path(__file__).parent / "sae_card.md"
 
 
-def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+def render_model_card(
+    name: str, config: Any, settings: Mapping[str, Any], metrics: Mapping[str, float], evaluation: Any = None
+) -> str:
     """Markdown of the model card, metadata included.
 
     Args:
@@ -20,6 +23,7 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
         config: Its `SparseRMConfig`.
         settings: The training settings.
         metrics: What `SparseRMTrainer.train` returned.
+        evaluation: An `Evaluation` on held-out pairs, whose plot lies beside the card.
     """
     on_hub = config.base_model_revision is not None
     data = ModelCardData(
@@ -27,16 +31,9 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["reward-model", "sparserm", "sparse-autoencoder", "interpretability", "trl"],
+        model_name=name.rpartition("/")[2],
+        eval_results=_eval_results(evaluation) if evaluation else None,
     )
-    rows = {
-        key.removeprefix("eval_").removesuffix("accuracy").rstrip("_").replace("_", " ") or "SparseRM": {
-            "accuracy": value,
-            "low": metrics[f"{key}_low"],
-            "high": metrics[f"{key}_high"],
-        }
-        for key, value in metrics.items()
-        if key.startswith("eval_") and key.endswith("accuracy")
-    }
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -46,18 +43,37 @@ def render_model_card(name: str, config: Any, settings: Mapping[str, Any], metri
         sae_name=config.sae_source.get("source", "unknown"),
         settings=settings,
         metrics=metrics,
-        rows=rows,
+        evaluation=evaluation,
+        plot=PLOT_FILE,
         latents=list(
             zip(
                 config.latents,
                 config.latent_sides,
                 config.latent_separations,
+                config.latent_stabilities,
                 config.latent_promotes,
                 strict=True,
             )
         ),
     )
     return str(card)
+
+
+def _eval_results(evaluation: Any) -> list[EvalResult]:
+    """Accuracies of the reward model and its controls, for the `model-index` of the metadata."""
+    return [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Preference modelling",
+            dataset_type="preference-pairs",
+            dataset_name=f"{row.pairs} held-out preference pairs",
+            metric_type="accuracy",
+            metric_name="accuracy" if name == "SparseRM" else f"accuracy of the control: {name}",
+            metric_value=round(row.accuracy, 4),
+            metric_args={"interval_95": [round(row.low, 4), round(row.high, 4)]},
+        )
+        for name, row in evaluation.metrics.items()
+    ]
 
 
 def render_sae_card(name: str, sae: Mapping[str, Any], settings: Mapping[str, Any], on_hub: bool) -> str:

@@ -166,24 +166,29 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     def features_of(self, hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """What the head reads, (B, F) float32, of residual streams (B, T, d_model) at their pooled tokens (B, T)."""
         with torch.autocast(hidden.device.type, enabled=False):  # it would round the projections to bfloat16
-            sae = self.sae_for_latents() if self.config.reads_activations else None
-            texts = pool_texts(hidden, pooled, self.config.representation_norm, sae)
-            if texts.mean_activation.shape[1] > len(self.config.latents):  # all had to be encoded
-                texts = texts._replace(
-                    mean_activation=texts.mean_activation[:, self.config.latents],
-                    max_activation=texts.max_activation[:, self.config.latents],
-                )
-            return self.combine_features(texts)
+            return self.combine_features(self.pool(hidden, pooled))
+
+    def pool(self, hidden: torch.Tensor, pooled: torch.Tensor) -> PooledTexts:
+        """Read residual streams (B, T, d_model) at their pooled tokens (B, T); activations are the selected ones."""
+        sae = self.sae_for_latents() if self.config.reads_activations else None
+        texts = pool_texts(hidden, pooled, self.config.representation_norm, sae)
+        if texts.mean_activation.shape[1] > len(self.config.latents):  # all had to be encoded
+            texts = texts._replace(
+                mean_activation=texts.mean_activation[:, self.config.latents],
+                max_activation=texts.max_activation[:, self.config.latents],
+            )
+        return texts
 
     def sae_for_latents(self) -> SparseAutoencoder:
         """The SAE with the selected latents alone, or with all where they compete."""
         return self.sae if self.config.slim or not self.sae.elementwise else self.sae.keep(self.config.latents)
 
-    def combine_features(self, texts: PooledTexts) -> torch.Tensor:
-        """What is read of texts to what the head reads, (B, F), steered.
+    def combine_features(self, texts: PooledTexts, steered: bool = True) -> torch.Tensor:
+        """What is read of texts to what the head reads, (B, F).
 
         Args:
             texts: With the activations of the selected latents, where any are read.
+            steered: Whether `config.steering` counts.
         """
         directions = self.directions.to(texts.mean)
         read = {
@@ -194,7 +199,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         }
         raw = torch.cat([read[name]() for name in self.config.readings], dim=-1)  # (B, F)
         mean = self.feature_mean.to(raw)
-        if self.config.steering:
+        if steered and self.config.steering:
             raw = mean + self.steering_factors().to(raw) * (raw - mean)
         return torch.where(texts.has_tokens, raw, mean)
 

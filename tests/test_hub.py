@@ -71,7 +71,7 @@ def test_a_private_model_goes_up_and_comes_down_by_branch_commit_and_offline(hub
     assert repo.private and {"README.md", "config.json", "modeling_sparserm.py", "model.safetensors"} <= set(
         repo.commits[repo.branches["main"]]
     )
-    assert len(hub.large) == 2, "weights and controls went up as large files"
+    assert len(hub.large) == 3, "weights, controls and the reference of drift went up as large files"
 
     # Another model on a branch of the same repository, by the real client.
     code = (

@@ -22,6 +22,7 @@ LEVELS = [
         "selection",
         "shards",
         "head",
+        "fitting",
         "calibration",
         "features",
         "logit_lens",
@@ -32,7 +33,7 @@ LEVELS = [
         "training_config",
         "trackers",
     },
-    {"evaluation", "scoring", "trainer", "assembly"},
+    {"evaluation", "scoring", "trainer", "assembly", "drift"},
     {"explain", "integrations", "serve", "align", "demo"},
     {"cli", "explain_cli", "sae_cli", "__init__"},
 ]

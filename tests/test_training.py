@@ -57,7 +57,7 @@ def test_it_learns_and_evaluate_prints_the_same_as_training(world, trained, caps
     assert main(train_arguments(world, world / "again", eval_dataset=world / "test.jsonl")) == 0
     in_training = capsys.readouterr().out
     rows = [line for line in evaluated.splitlines() if "│" in line]
-    assert len(rows) == 5 and all(row in in_training for row in rows)
+    assert len(rows) == 10 and all(row in in_training for row in rows)
     accuracy = float(rows[0].split("│")[2])
     assert accuracy > 65, "the words decide, and even a random model sees them a little"
 

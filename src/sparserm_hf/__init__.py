@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from .errors import SparseRMError
 from .explain.attribution import explain_text
+from .integrations.drift_callback import DriftCallback
 from .integrations.reward_function import SparseRMReward
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
@@ -20,6 +21,7 @@ from .version import __version__
 
 __all__ = [
     "PRESETS",
+    "DriftCallback",
     "LoadedSAE",
     "SparseRMConfig",
     "SparseRMError",

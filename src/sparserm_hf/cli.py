@@ -268,7 +268,8 @@ def demo_command(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    It is 0, 1 where `sae check` finds that an SAE does not fit, or 2 where something given was wrong.
+    It is 0; 1 where `sae check` finds that an SAE does not fit, or `monitor` that responses drifted; or 2 where
+    something given was wrong.
     """
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

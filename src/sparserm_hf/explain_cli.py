@@ -11,16 +11,18 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from .checkpoints import check_output_dir, check_output_file, replacing_file
+from .drift import ALARM, load_reference, read_texts
 from .errors import SparseRMError
 from .evaluation.evaluate import SavedRewardModel
 from .explain.editing import edit_model, save_edited
 from .explain.latents import report_latents
+from .explain.report import check_report, write_report
 from .explain.rows import as_json, explain_rows
-from .explain.terminal import print_effect, print_explanation, print_latents
+from .explain.terminal import print_drift, print_effect, print_explanation, print_latents
 from .preferences.files import load_preferences
-from .preferences.texts import iterate_rows
+from .preferences.texts import iterate_rows, texts_of_row
 from .processes import process_state
-from .scoring import json_line, load_reward_model
+from .scoring import json_line, load_reward_model, token_ids
 
 
 def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
@@ -44,6 +46,35 @@ def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
     features.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
     features.set_defaults(run=features_command)
 
+    report = commands.add_parser(
+        "report", dataclass_types=[], help="one HTML file: how good it is, which features decide, pairs token by token"
+    )
+    report.add_argument("model", help="reward model: a folder or a Hub id")
+    report.add_argument(
+        "--dataset",
+        help="preference pairs to measure it on and to show: a file or a Hub id (by default none)",
+    )
+    report.add_argument("--split", default="test", help="split of a Hub dataset")
+    report.add_argument("--examples", type=int, default=24, help="pairs to show")
+    report.add_argument("--output", type=Path, help="file to write, by default the model's name with -report.html")
+    report.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
+    report.set_defaults(run=report_command)
+
+    monitor = commands.add_parser(
+        "monitor", dataclass_types=[], help="how far responses are from those of training; exit code 1 if too far"
+    )
+    monitor.add_argument("model", help="reward model: a folder or a Hub id")
+    monitor.add_argument("input", help="a policy's responses, rows as `score` takes them; - for stdin")
+    monitor.add_argument(
+        "--alarm",
+        type=float,
+        default=ALARM,
+        help="share of features outside their range in training, or of rewards that the dense twin contradicts, "
+        "that is too many (1%% each if nothing drifts)",
+    )
+    monitor.add_argument("--top", type=int, default=10, help="latents to show, those that moved most")
+    monitor.set_defaults(run=monitor_command)
+
     edit = commands.add_parser(
         "edit", dataclass_types=[], help="a copy with latents steered or named, and what that does"
     )
@@ -62,7 +93,7 @@ def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
     edit.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
     edit.add_argument("--revision", help="revision of the reward model on the Hub")
     edit.set_defaults(run=edit_command)
-    return [explain, features]
+    return [explain, features, report, monitor]
 
 
 def _assignment(text: str) -> tuple[int, str]:
@@ -109,6 +140,33 @@ def features_command(args: argparse.Namespace) -> None:
             file.writelines(json_line(asdict(report)) for report in reports)
     else:
         print_latents(reports, f"{args.model} on {args.dataset}, {len(pairs)} pairs")
+
+
+def report_command(args: argparse.Namespace) -> None:
+    """`sparserm report`."""
+    output = args.output or Path(f"{Path(args.model).name}-report.html")
+    check_report(output)
+    saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
+    pairs = saved.tokenize(load_preferences(args.dataset, args.split), args.max_length) if args.dataset else None
+    write_report(args.model, saved, output, pairs, args.examples, args.revision, args.cache_dir)
+    if process_state().is_main_process:
+        Console().print(f"Wrote {output}.")
+
+
+def monitor_command(args: argparse.Namespace) -> int:
+    """`sparserm monitor`; returns 1 where the responses are too far from those of training."""
+    reference = load_reference(args.model, args.revision)
+    saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
+    texts = [
+        token_ids(saved.tokenizer, text, args.max_length, number)
+        for number, row in enumerate(iterate_rows(args.input), 1)
+        for text in texts_of_row(row, number).values()
+    ]
+    if not texts:
+        raise SparseRMError(f"There is no response in {args.input}.")
+    drift = reference.measure(read_texts(saved.model, saved.controls, texts))
+    print_drift(drift, saved.model.config, f"{args.input} against the training of {args.model}", args.alarm, args.top)
+    return 1 if drift.alarms(args.alarm) else 0
 
 
 def edit_command(args: argparse.Namespace) -> None:

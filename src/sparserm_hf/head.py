@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.linalg import orth
 from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.svm import LinearSVC
 
 from .errors import SparseRMError
 
+FOLDS = 5
 LOSSES = ("margin", "bradley_terry", "bce")
 # From strong to weak. The features are standardised and the loss is a mean over pairs, so that the same values fit
 # any number of pairs.
@@ -45,11 +47,14 @@ class Objective:
             responses one by one.
         gamma: The margin that every pair must keep, for `margin`.
         margins: (N,) margin of each pair on top of it, in units of reward.
+        styles: (N, styles) by how much the chosen response has more of each style than the rejected one; reward
+            differences must not be correlated with it. None where they may be.
     """
 
     loss: str
     gamma: float
     margins: np.ndarray
+    styles: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.loss == "margin" and self.gamma + self.margins.min() <= 0:
@@ -60,7 +65,8 @@ class Objective:
 
     def rows(self, index: np.ndarray) -> Objective:
         """The objective for some of the pairs."""
-        return replace(self, margins=self.margins[index])
+        styles = None if self.styles is None else self.styles[index]
+        return replace(self, margins=self.margins[index], styles=styles)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,27 @@ def _standardization(features: PairFeatures) -> tuple[np.ndarray, np.ndarray]:
     deviation = both.std(0)
     # A feature that never changes carries nothing; its weight becomes zero, not a division by zero.
     return both.mean(0), np.where(deviation > 1e-8, deviation, np.inf)
+
+
+def _style_basis(differences: np.ndarray, styles: np.ndarray | None) -> np.ndarray:
+    """Orthonormal directions (F, at most styles) of the features without which no head's rewards follow the styles.
+
+    A weight w gives reward differences D w, whose covariance with the styles S over the pairs is w (D' S): zero where
+    w is orthogonal to the columns of D' S, with D and S centred. Centred, so that what tells chosen from rejected is
+    not taken for a style that chosen responses happen to have more of: among pairs whose chosen response is better,
+    how much better it is must not depend on the style (the criterion of separation: Hardt et al., 2016, arXiv
+    1610.02413).
+    """
+    if styles is None:
+        return np.zeros((differences.shape[1], 0))
+    centred = styles - styles.mean(0)
+    deviation = centred.std(0)
+    return orth((differences - differences.mean(0)).T @ (centred / np.where(deviation > 0, deviation, 1.0)))
+
+
+def _without(x: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Vectors (..., F) without their parts along orthonormal directions (F, n)."""
+    return x - (x @ basis) @ basis.T if basis.shape[1] else x
 
 
 def _fit_margin(differences: np.ndarray, thresholds: np.ndarray, l2: float, tolerance: float) -> np.ndarray:
@@ -157,6 +184,8 @@ def fit_linear_path(
     """
     mean, deviation = _standardization(features)
     chosen, rejected = (features.chosen - mean) / deviation, (features.rejected - mean) / deviation
+    basis = _style_basis(chosen - rejected, objective.styles)
+    chosen, rejected = _without(chosen, basis), _without(rejected, basis)
     differences = chosen - rejected
     signed, penalised = differences, np.ones(chosen.shape[1])
     offsets = objective.margins
@@ -172,7 +201,7 @@ def fit_linear_path(
         else:
             start = _fit_logistic(signed, offsets, l2, penalised, start, tolerance)
             w, bias = start[: chosen.shape[1]], float(start[-1]) if objective.loss == "bce" else 0.0
-        weight = w / deviation
+        weight = _without(w, basis) / deviation
         heads.append(FittedHead(((weight[None, :], np.array([bias - weight @ mean])),), l2, None))
     return heads
 
@@ -188,7 +217,7 @@ def fit_linear_head(
     objective: Objective,
     groups: np.ndarray,
     seed: int,
-    folds: int = 5,
+    folds: int = FOLDS,
 ) -> FittedHead:
     """Fit a linear head whose L2 penalty is chosen by cross-validation inside the training pairs.
 
@@ -253,15 +282,17 @@ def fit_mlp_head(
     Raises:
         SparseRMError: All pairs have the same prompt, so that none can be held out.
     """
-    fold_of = group_folds(groups, 5, seed)
+    fold_of = group_folds(groups, FOLDS, seed)
     train, held_out = np.flatnonzero(fold_of != 0), np.flatnonzero(fold_of == 0)
     if not len(train):
         raise SparseRMError(
             "The MLP head holds some prompts out to know when to stop, but all pairs share one prompt."
         )
     mean, deviation = _standardization(features.rows(train))
-    x = torch.from_numpy(np.stack([features.chosen, features.rejected]) - mean) / torch.from_numpy(deviation)
-    x = x.float()  # (2, N, F)
+    standardised = (np.stack([features.chosen, features.rejected]) - mean) / deviation  # (2, N, F)
+    styles = objective.rows(train).styles
+    basis = _style_basis(standardised[0, train] - standardised[1, train], styles)
+    x = torch.from_numpy(_without(standardised, basis)).float()
     margins = torch.from_numpy(objective.margins).float()
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -289,7 +320,7 @@ def fit_mlp_head(
         if waited >= patience:
             break
     weights = {name: value.double().numpy() for name, value in best.items()}
-    first = weights["0.weight"] / deviation
+    first = _without(weights["0.weight"], basis) / deviation
     layers = ((first, weights["0.bias"] - first @ mean), (weights["2.weight"], weights["2.bias"]))
     head = FittedHead(layers, None, None)
     test = features.rows(held_out)

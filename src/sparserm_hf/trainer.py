@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,24 +18,27 @@ from .assembly import build_model
 from .base_models import load_language_model, load_tokenizer, longest_text, prepare_base_model, unpacked
 from .calibration import fit_temperature
 from .checkpoints import check_output_dir, push_folder, replacing_folder, save_tokenizer
+from .drift import REFERENCE_FILE, DriftReference, TextReadings, find_twin
 from .errors import SparseRMError
 from .evaluation.controls import CONTROLS_FILE, Control, fit_controls, save_controls
-from .evaluation.evaluate import Evaluation, evaluate_representations
-from .features import FEATURES, read_features
-from .head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
-from .hub_cards.render import render_model_card
+from .evaluation.evaluate import EVALUATION_FILE, Evaluation, evaluate_representations
+from .evaluation.plots import save_png
+from .fitting import HeadFitter
+from .head import FittedHead
+from .hub_cards.render import PLOT_FILE, render_model_card
 from .logit_lens import LogitLens
 from .modeling.backbone_sparserm import cut_base_model
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .preferences.pairs import TokenizedPreferences, tokenize_preferences
+from .preferences.styles import STYLES, measure_styles, style_differences
 from .preferences.templates import assistant_header_ids, contains, prepare_tokenizer
 from .processes import process_state
 from .representations import Pooling, collect_representations, default_cache_dir, named_dtype
 from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
 from .sae.matching import default_sae, matching_layer
-from .selection import Selection, select_latents
+from .selection import Selection
 from .shards import Representations
 from .trackers import report_metrics
 from .training_config import SparseRMTrainingConfig
@@ -104,9 +105,9 @@ class SparseRMTrainer:
         self.base_model = self._prepare_base(base, dtype)
         self.model: SparseRMForSequenceClassification | None = None
         self.controls: list[Control] = []
+        self.reference: DriftReference | None = None
         self.evaluation: Evaluation | None = None
         self.metrics: dict[str, float] = {}
-        self._selections: dict[bytes, Selection] = {}
 
     def _prepare_base(self, base: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         """Cut the base model, move it to its device and type, and check on the way that the SAE fits."""
@@ -126,7 +127,7 @@ class SparseRMTrainer:
     def _check_latents(self) -> None:
         """Refuse settings that this SAE cannot meet."""
         sae, k = self.sae.autoencoder, self.args.k
-        if self.args.slim and any(name.endswith("activation") for name in self.readings) and not sae.elementwise:
+        if self.args.slim and any(name.endswith("activation") for name in self.args.readings) and not sae.elementwise:
             raise SparseRMError(
                 f"A slim checkpoint cannot hold activations of a {sae.architecture} SAE, whose latents compete with "
                 "all others: use --features projection, or leave --slim out."
@@ -165,23 +166,12 @@ class SparseRMTrainer:
         started = time.perf_counter()
         if len(self.train_pairs) < 2:
             raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
-        texts = self.train_representations
+        fitter = self.fitter
         represented = time.perf_counter()
-        everything = np.arange(len(self.train_pairs))
-        head = self.fit_head(lambda train: self.read(self.select(train).latents))
-        selection = self.select(everything)
-        self.model = self.assemble(selection, head)
-        if self.args.controls:
-            self.controls = fit_controls(
-                self.fit_head,
-                lambda train: self.select(train).latents,
-                texts,
-                self.train_pairs.lengths,
-                self.readings,
-                self.decoder,
-                selection.latents,
-                self.args.seed,
-            )
+        head = fitter.fit(fitter.read_selected)
+        self.model = self.assemble(fitter.select(), head)
+        self.controls = fit_controls(fitter) if self.args.controls else []
+        self.reference = self.refer(head)
         fitted = time.perf_counter()
         self.metrics = {
             "train_pairs": len(self.train_pairs),
@@ -214,8 +204,12 @@ class SparseRMTrainer:
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
             raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
-        latents = self.model.config.latents
-        self.evaluation = evaluate_representations(self.model, self.controls, self.represent(pairs), pairs, latents)
+        config = self.model.config
+        styles = measure_styles(pairs, self.processing_class, config.response_marker_ids)
+        represented = self.represent(pairs)
+        self.evaluation = evaluate_representations(
+            self.model, self.controls, represented, pairs, styles, config.latents
+        )
         return self.evaluation.flat()
 
     def represent(self, pairs: TokenizedPreferences) -> Representations:
@@ -230,46 +224,19 @@ class SparseRMTrainer:
         return self.represent(self.train_pairs)
 
     @cached_property
-    def decoder(self) -> np.ndarray:
-        """(d_sae, d_model) decoder directions of all latents."""
-        return self.sae.autoencoder.W_dec.cpu().double().numpy()
-
-    @property
-    def readings(self) -> tuple[str, ...]:
-        """What is read of each latent; where one token is pooled, the mean of its tokens and the last are the same."""
-        alike = self.args.features == "all" and self.args.pooling == "last"
-        return FEATURES["both" if alike else self.args.features]
-
-    def select(self, train: np.ndarray) -> Selection:
-        """Select latents by some of the training pairs, named by their numbers."""
-        if (key := train.tobytes()) not in self._selections:  # each fold asks again for each method
-            sides = (np.array(side)[train] for side in (self.train_pairs.chosen, self.train_pairs.rejected))
-            chosen, rejected = self.train_representations.count_firing(*sides)
-            self._selections[key] = select_latents(chosen, rejected, len(train), self.args.k)
-        return self._selections[key]
-
-    def read(self, latents: np.ndarray) -> np.ndarray:
-        """(N, F) features of all training texts, of the given latents."""
-        return read_features(self.train_representations, self.decoder[latents], latents, self.readings)
-
-    def fit_head(self, read: Callable[[np.ndarray], np.ndarray]) -> FittedHead:
-        """Fit a head to the training pairs.
-
-        Args:
-            read: From the numbers of the pairs that may be looked at to (N, F) features of all training texts.
-        """
-        args, pairs = self.args, self.train_pairs
-        chosen, rejected = np.array(pairs.chosen), np.array(pairs.rejected)
-        groups = np.array(pairs.groups)
-        objective = Objective(args.loss, args.gamma, np.array(pairs.margins))
-
-        def features_for(train: np.ndarray) -> PairFeatures:
-            features = read(train)
-            return PairFeatures(features[chosen], features[rejected])
-
-        if args.head_type == "linear":
-            return fit_linear_head(features_for, objective, groups, args.seed)
-        return fit_mlp_head(features_for(np.arange(len(pairs))), objective, groups, args.seed, args.head_hidden_size)
+    def fitter(self) -> HeadFitter:
+        """What selects latents and fits heads on the training pairs."""
+        args, pairs, tokenizer = self.args, self.train_pairs, self.processing_class
+        differences = None
+        if args.debias_names:
+            styles = measure_styles(pairs, tokenizer, self.how.response_marker_ids)
+            avoided = {style: styles[style] for name in args.debias_names for style in STYLES[name]}
+            differences = style_differences(avoided)
+            for style, column in zip(avoided, differences.T, strict=True):
+                if self.state.is_main_process and not column.std() > 0:
+                    logger.info("No reward can follow the number of %s: it does not differ within pairs.", style)
+        decoder = self.sae.autoencoder.W_dec.cpu().double().numpy()  # (d_sae, d_model)
+        return HeadFitter(args, pairs, self.train_representations, decoder, differences)
 
     def assemble(self, selection: Selection, head: FittedHead) -> SparseRMForSequenceClassification:
         """Put base model, SAE and fitted head together."""
@@ -284,9 +251,10 @@ class SparseRMTrainer:
             response_marker_ids=self.how.response_marker_ids,
             representation_norm=args.representation_norm,
             latents=selection.latents.tolist(),
-            readings=list(self.readings),
+            readings=list(self.args.readings),
             latent_sides=selection.sides,
             latent_separations=[round(float(s), 6) for s in selection.separations],
+            latent_stabilities=self.fitter.stability().round(6).tolist(),
             latent_promotes=promotes,
             latent_suppresses=suppresses,
             head_type=args.head_type,
@@ -298,14 +266,21 @@ class SparseRMTrainer:
             bos_token_id=self.processing_class.bos_token_id,
         )
         config._name_or_path = args.output_dir  # trainers load the tokenizer from it
-        features = self.read(selection.latents)
-        used = np.unique([*self.train_pairs.chosen, *self.train_pairs.rejected])
-        rewards = head.rewards(features[used])
+        features = self.fitter.read(selection.latents)
+        rewards = head.rewards(features)
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
         if head.held_out_margins is not None:
             config.reward_temperature = fit_temperature(head.held_out_margins)
-        model = build_model(config, self.base_model, self.saved_dtype, sae, head, features[used].mean(0))
+        model = build_model(config, self.base_model, self.saved_dtype, sae, head, features.mean(0))
         return model.to(self.state.device)
+
+    def refer(self, head: FittedHead) -> DriftReference:
+        """What the training responses were like, for `sparserm monitor` to hold others against."""
+        fitter = self.fitter
+        features, lengths = fitter.read(fitter.select().latents), self.train_pairs.lengths
+        twin = find_twin(self.controls)
+        of_twin = twin.rewards(fitter.texts, lengths, []) if twin else None
+        return DriftReference.of(TextReadings(features, head.rewards(features), of_twin))
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write model, tokenizer, controls and model card; a failure leaves what was there before."""
@@ -321,9 +296,14 @@ class SparseRMTrainer:
             save_tokenizer(self.processing_class, temporary)
             if self.controls:
                 save_controls(self.controls, temporary / CONTROLS_FILE)
-            (temporary / "README.md").write_text(
-                render_model_card(self.args.hub_model_id or folder.name, model.config, asdict(self.args), self.metrics)
-            )
+            if self.reference:
+                self.reference.save(temporary / REFERENCE_FILE)
+            if self.evaluation:
+                self.evaluation.save(temporary / EVALUATION_FILE)
+                save_png(self.evaluation, temporary / PLOT_FILE)
+            name, settings = self.args.hub_model_id or folder.name, asdict(self.args)
+            card = render_model_card(name, model.config, settings, self.metrics, self.evaluation)
+            (temporary / "README.md").write_text(card)
 
     def push_to_hub(self, commit_message: str = "Add SparseRM reward model", **kwargs: Any) -> str:
         """Save the model and upload the folder, tokenizer and card included.

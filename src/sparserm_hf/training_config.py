@@ -9,6 +9,7 @@ from .errors import SparseRMError
 from .features import FEATURES
 from .head import LOSSES
 from .modeling.configuration_sparserm import HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
+from .preferences.styles import STYLES
 from .trackers import tracker_names
 
 MIN_LENGTH = 8  # tokens; a chat template alone takes as many
@@ -52,6 +53,9 @@ class SparseRMTrainingConfig:
     check_sae: bool = _option(
         True, "Stop before anything expensive where the SAE clearly does not fit base and layer."
     )
+    debias: str = _option(
+        "none", "What rewards must not follow among chosen and rejected responses: length, format, or length,format."
+    )
     slim: bool = _option(False, "Save the head and the selected latents only; the base model is loaded by its id.")
     seed: int = _option(42, "Seed of all that is random.")
     report_to: str = _option("none", "Trackers that get the metrics, separated by commas: wandb, tensorboard, ...")
@@ -71,6 +75,11 @@ class SparseRMTrainingConfig:
             if getattr(self, name) not in known:
                 raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
         tracker_names(self.report_to)
+        unknown = set(self.debias_names) - set(STYLES)
+        if unknown:
+            raise SparseRMError(
+                f"debias names {sorted(unknown)[0]!r}, but may name {', '.join(STYLES)}, separated by commas, or none."
+            )
         for name, least in (("k", 1), ("head_hidden_size", 1), ("max_length", MIN_LENGTH), ("seed", 0)):
             if getattr(self, name) < least:
                 raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
@@ -78,3 +87,14 @@ class SparseRMTrainingConfig:
             raise SparseRMError(
                 f"gamma is {self.gamma}, but must be above 0, or every head without weights is perfect."
             )
+
+    @property
+    def debias_names(self) -> list[str]:
+        """Which styles rewards must not follow."""
+        return [name for name in map(str.strip, self.debias.split(",")) if name != "none"]
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """What is read of each latent; where one token is pooled, the mean of its tokens and the last are the same."""
+        alike = self.features == "all" and self.pooling == "last"
+        return FEATURES["both" if alike else self.features]

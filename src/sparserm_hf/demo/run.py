@@ -13,7 +13,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..errors import SparseRMError
+from ..evaluation.evaluate import SavedRewardModel
 from ..evaluation.tables import print_evaluation
+from ..explain.report import write_report
 from ..trainer import SparseRMTrainer
 from ..training_config import SparseRMTrainingConfig
 from .facts import make_facts
@@ -72,7 +74,8 @@ def run_demo(output_dir: Path) -> None:
     """Run the demo.
 
     Args:
-        output_dir: Gets the facts (`facts-train.jsonl`, `facts-test.jsonl`) and the model (`model`).
+        output_dir: Gets the facts (`facts-train.jsonl`, `facts-test.jsonl`) the model (`model`) and the
+            report on it (`report.html`).
     """
     started = time.perf_counter()
     facts = make_facts()
@@ -97,4 +100,7 @@ def run_demo(output_dir: Path) -> None:
     print(f"Reloaded from {output_dir / 'model'} by transformers {version} alone, without this package:")
     for conversation, reward in zip(examples, rewards, strict=True):
         print(f"  {reward:+8.3f}  {conversation[-2]['content']}  {conversation[-1]['content']}")
-    print(f"The demo took {time.perf_counter() - started:.0f} s.")
+    report = output_dir / "report.html"
+    saved = SavedRewardModel.load(str(output_dir / "model"))
+    write_report(str(output_dir / "model"), saved, report, saved.tokenize(splits["test"]))
+    print(f"The demo took {time.perf_counter() - started:.0f} s. See inside the model: {report}")

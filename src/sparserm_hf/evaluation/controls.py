@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scipy.linalg import block_diag
+from transformers.utils import cached_file
 
 from ..features import FEATURES, read_features
+from ..fitting import HeadFitter
 from ..head import FittedHead
 from ..shards import Representations
 
@@ -27,8 +30,8 @@ class Control:
         name: What it is called in tables.
         head: The fitted head.
         poolings: The representations that the head reads, side by side: `mean`, `last`.
-        readings: Which activations of the reward model's latents it reads.
-        length: Whether it reads the number of tokens.
+        readings: Which activations of the reward model's latents it reads beside them.
+        length: Whether it reads the number of tokens and nothing else.
     """
 
     name: str
@@ -47,9 +50,10 @@ class Control:
         """
         if self.length:
             return self.head.rewards(lengths[:, None].astype(np.float64))
-        if self.poolings:
-            return self.head.rewards(dense(texts, self.poolings))
-        return self.head.rewards(read_features(texts, NO_DIRECTIONS, latents, self.readings))
+        read = [dense(texts, self.poolings)] if self.poolings else []
+        if self.readings:
+            read.append(read_features(texts, NO_DIRECTIONS, latents, self.readings))
+        return self.head.rewards(np.concatenate(read, axis=1))
 
 
 def dense(texts: Representations, poolings: Sequence[str]) -> np.ndarray:
@@ -63,58 +67,59 @@ def poolings_of(readings: Sequence[str]) -> list[str]:
     return found or ["mean"]
 
 
-def fit_controls(
-    fit: Callable[[Callable[[np.ndarray], np.ndarray]], FittedHead],
-    select: Callable[[np.ndarray], np.ndarray],
-    texts: Representations,
-    lengths: np.ndarray,
-    readings: tuple[str, ...],
-    decoder: np.ndarray,
-    selected: np.ndarray,
-    seed: int,
-) -> list[Control]:
-    """Fit the controls of a reward model.
+def fit_controls(fitter: HeadFitter) -> list[Control]:
+    """Fit the controls of the reward model that a fitter makes.
 
-    Args:
-        fit: Fits the reward model's kind of head; it is given what makes (N, F) features of all texts from the
-            numbers of the pairs that may be looked at.
-        select: From those numbers to the ids of the selected latents.
-        texts: Representations of the training texts.
-        lengths: (N,) tokens of each.
-        readings: The reward model's.
-        decoder: (d_sae, d_model) all decoder directions.
-        selected: (2K,) ids of the reward model's latents.
-        seed: Of the random directions.
+    Where rewards must not follow styles, those of the controls must not either, but for length alone; the reward
+    model as it would be otherwise is a control then.
     """
+    args, texts, decoder, selected = fitter.args, fitter.texts, fitter.decoder, fitter.select().latents
+    readings = args.readings
     poolings = poolings_of(readings)
     z = dense(texts, poolings)
-    length = lengths[:, None].astype(np.float64)
-    random = random_directions(decoder.shape[1], len(selected), seed)
+    length = fitter.pairs.lengths[:, None].astype(np.float64)
+    random = random_directions(decoder.shape[1], len(selected), args.seed)
+    block = np.kron(np.eye(len(poolings)), random)  # (poolings x K, poolings x d_model)
     controls = [
-        Control("dense representation", fit(lambda _: z), poolings),
-        _on_directions("random directions", fit, z, poolings, random),
+        Control("dense representation", fitter.fit(lambda _: z), poolings),
+        _composed("random directions", fitter.fit(lambda _: z @ block.T), random, projections_on(poolings)),
     ]
     if readings == FEATURES["activation"]:
-        head = fit(lambda train: z @ decoder[select(train)].T)
-        controls.append(_composed("decoder projections", head, ["mean"], decoder[selected]))
+        head = fitter.fit(lambda train: z @ decoder[fitter.select(train).latents].T)
+        controls.append(_composed("decoder projections", head, decoder[selected], FEATURES["projection"]))
     else:
-        reads = [name for name in readings if name.endswith("activation")] or ["mean_activation"]
-        head = fit(lambda train: read_features(texts, NO_DIRECTIONS, select(train), reads))
-        controls.append(Control("SAE activations", head, readings=reads))
-    return [*controls, Control("length alone", fit(lambda _: length), length=True)]
+        reads = tuple(name for name in readings if name.endswith("activation")) or FEATURES["activation"]
+
+        def activations(train: np.ndarray) -> np.ndarray:
+            return read_features(texts, NO_DIRECTIONS, fitter.select(train).latents, reads)
+
+        controls.append(_composed("SAE activations", fitter.fit(activations), decoder[selected], reads))
+    if args.debias_names:
+        head = fitter.fit(fitter.read_selected, debias=False)
+        controls.append(_composed("without debiasing", head, decoder[selected], readings))
+    return [*controls, Control("length alone", fitter.fit(lambda _: length, debias=False), length=True)]
 
 
-def _on_directions(name: str, fit: Callable, z: np.ndarray, poolings: list[str], directions: np.ndarray) -> Control:
-    """The head on projections of each pooling on the same directions."""
-    block = np.kron(np.eye(len(poolings)), directions)  # (poolings x K, poolings x d_model)
-    return _composed(name, fit(lambda _: z @ block.T), poolings, block)
+def projections_on(poolings: Sequence[str]) -> tuple[str, ...]:
+    """The readings that project each of these representations."""
+    return tuple(f"{name}_projection" for name in poolings)
 
 
-def _composed(name: str, head: FittedHead, poolings: list[str], directions: np.ndarray) -> Control:
-    """A head on projections as one on the representation itself, so that the directions need not be kept."""
+def _composed(name: str, head: FittedHead, directions: np.ndarray, readings: Sequence[str]) -> Control:
+    """A head on readings as one on representations and activations, so that the directions need not be kept.
+
+    Args:
+        name: Of the control.
+        head: Its first layer reads (readings x K,) features, projections first.
+        directions: (K, d_model) what the projections are on.
+        readings: Some of ``configuration_sparserm.READINGS``.
+    """
+    reads = [reading for reading in readings if reading.endswith("activation")]
+    poolings = [reading.removesuffix("_projection") for reading in readings if reading not in reads]
     (weight, bias), *rest = head.layers
-    layers = ((weight @ directions, bias), *rest)
-    return Control(name, FittedHead(layers, head.l2, head.validation_accuracy), poolings)
+    block = block_diag(*[directions] * len(poolings), np.eye(len(directions) * len(reads)))
+    layers = ((weight @ block, bias), *rest)
+    return Control(name, FittedHead(layers, head.l2, head.validation_accuracy), poolings, reads)
 
 
 def random_directions(d_model: int, count: int, seed: int) -> np.ndarray:
@@ -146,3 +151,9 @@ def load_controls(path: Path) -> list[Control]:
         layers = tuple((tensors[f"{name}/{i}/weight"], tensors[f"{name}/{i}/bias"]) for i in range(depth))
         controls.append(Control(name, FittedHead(layers, None, None), **fields))
     return controls
+
+
+def find_controls(name: str, revision: str | None = None) -> list[Control]:
+    """The controls that lie beside a checkpoint, a folder or on the Hub; none where it was saved without."""
+    file = cached_file(name, CONTROLS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return load_controls(Path(file)) if file else []

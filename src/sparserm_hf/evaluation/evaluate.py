@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from ..calibration import calibration_error
 from ..modeling.backbone_sparserm import PooledTexts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.pairs import TokenizedPreferences, tokenize_preferences
+from ..preferences.styles import measure_styles, style_differences
 from ..processes import process_state
 from ..representations import Pooling, collect_representations, default_cache_dir
 from ..scoring import load_reward_model
 from ..shards import Representations, Shard
-from .controls import CONTROLS_FILE, Control, load_controls
-from .metrics import PairMetrics, pair_metrics
+from .controls import Control, find_controls
+from .metrics import PairMetrics, correlation, pair_metrics
+
+EVALUATION_FILE = "evaluation.safetensors"
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,34 @@ class Evaluation:
 
     Attributes:
         margins: (N,) reward differences, chosen minus rejected, by row name; the reward model is `SparseRM`.
+        styles: (N, 2) what `measure_styles` says of the chosen and rejected responses, by style.
         temperature: Of the reward model: sigmoid(margin / temperature) is the probability that chosen is preferred.
     """
 
     margins: dict[str, np.ndarray]
-    temperature: float = 1.0
+    styles: dict[str, np.ndarray]
+    temperature: float
 
     @property
     def metrics(self) -> dict[str, PairMetrics]:
         """Accuracy, interval and mean margin by row name."""
         return {name: pair_metrics(margins) for name, margins in self.margins.items()}
+
+    @property
+    def by_length(self) -> dict[str, np.ndarray]:
+        """Numbers of the pairs whose chosen response is the shorter, as long, or the longer one."""
+        sign = np.sign(np.subtract(*self.styles["tokens"].T))
+        kinds = {"shorter chosen": -1, "equally long": 0, "longer chosen": 1}
+        return {kind: np.flatnonzero(sign == of_kind) for kind, of_kind in kinds.items()}
+
+    def metrics_by_length(self, name: str) -> dict[str, PairMetrics]:
+        """Accuracy of a row where the chosen response is shorter, as long, or longer; empty kinds are left out."""
+        return {kind: pair_metrics(self.margins[name][of]) for kind, of in self.by_length.items() if len(of)}
+
+    def style_correlations(self, name: str) -> dict[str, float]:
+        """Of a row's reward differences with differences of style, by style; 0 where a style is not to be seen."""
+        differences = style_differences(self.styles)  # (N, styles)
+        return {style: correlation(self.margins[name], differences[:, i]) for i, style in enumerate(self.styles)}
 
     @property
     def calibration_error(self) -> float:
@@ -61,7 +84,28 @@ class Evaluation:
                 f"{prefix}_accuracy_high": metrics.high,
                 f"{prefix}_margin": metrics.margin,
             }
-        return flat
+        for kind, metrics in self.metrics_by_length("SparseRM").items():
+            flat[f"eval_{kind.replace(' ', '_')}_accuracy"] = metrics.accuracy
+        return flat | {
+            f"eval_{style.replace(' ', '_')}_correlation": value
+            for style, value in self.style_correlations("SparseRM").items()
+        }
+
+    def save(self, path: Path) -> None:
+        """Write it to a file that lies beside the checkpoint; no text is in it."""
+        parts = {"margins": self.margins, "styles": self.styles}
+        tensors = {f"{part}/{name}": np.ascontiguousarray(x) for part, of in parts.items() for name, x in of.items()}
+        described = {part: list(of) for part, of in parts.items()} | {"temperature": self.temperature}
+        save_file(tensors, path, metadata={"evaluation": json.dumps(described)})  # two keys would go in any order
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluation:
+        """What `save` wrote."""
+        with safe_open(path, "numpy") as file:
+            described = json.loads(file.metadata()["evaluation"])
+            temperature = described.pop("temperature")
+            parts = {part: {name: file.get_tensor(f"{part}/{name}") for name in of} for part, of in described.items()}
+            return cls(**parts, temperature=temperature)
 
 
 @torch.inference_mode()
@@ -108,12 +152,13 @@ def evaluate_representations(
     controls: Sequence[Control],
     representations: Representations,
     pairs: TokenizedPreferences,
+    styles: dict[str, np.ndarray],
     latents: Sequence[int],
 ) -> Evaluation:
-    """Evaluate on pairs whose texts are represented; see `reward_represented`."""
+    """Evaluate on pairs whose texts are represented and whose styles are measured; see `reward_represented`."""
     rewards = reward_represented(model, controls, representations, pairs.lengths, latents)
     margins = {name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()}
-    return Evaluation(margins, model.config.reward_temperature)
+    return Evaluation(margins, styles, model.config.reward_temperature)
 
 
 @dataclass(frozen=True)
@@ -137,8 +182,7 @@ class SavedRewardModel:
             SparseRMError: It cannot be loaded.
         """
         model, tokenizer = load_reward_model(name, process_state().device, dtype, revision)
-        file = cached_file(name, CONTROLS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-        return cls(model, tokenizer, load_controls(Path(file)) if file else [])
+        return cls(model, tokenizer, find_controls(name, revision))
 
     def tokenize(self, rows: Any, max_length: int | None = None) -> TokenizedPreferences:
         """Preference pairs as `tokenize_preferences` makes them, by default as long as in training."""
@@ -149,6 +193,12 @@ class SavedRewardModel:
         config = self.model.config
         how = Pooling(config.pooling, config.representation_norm, config.response_marker_ids)
         return collect_representations(self.model.model, self.model.sae, texts, how, cache_dir or default_cache_dir())
+
+    def evaluate(self, pairs: TokenizedPreferences, cache_dir: Path | None) -> Evaluation:
+        """The reward model and its controls on preference pairs."""
+        representations = self.represent(pairs.texts, cache_dir)
+        styles = measure_styles(pairs, self.tokenizer, self.model.config.response_marker_ids)
+        return evaluate_representations(self.model, self.controls, representations, pairs, styles, self.columns)
 
     @property
     def columns(self) -> Sequence[int]:
@@ -181,6 +231,4 @@ def evaluate_checkpoint(
         SparseRMError: The model cannot be loaded, or the pairs are not usable.
     """
     saved = SavedRewardModel.load(name, dtype, revision)
-    pairs = saved.tokenize(rows, max_length)
-    representations = saved.represent(pairs.texts, cache_dir)
-    return evaluate_representations(saved.model, saved.controls, representations, pairs, saved.columns)
+    return saved.evaluate(saved.tokenize(rows, max_length), cache_dir)

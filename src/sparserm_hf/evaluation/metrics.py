@@ -33,4 +33,9 @@ def pair_metrics(margins: np.ndarray) -> PairMetrics:
     """Measure (N,) reward differences, chosen minus rejected."""
     accuracy = pair_accuracy(margins)
     interval = binomtest(round(accuracy * len(margins)), len(margins)).proportion_ci(method="wilson")
-    return PairMetrics(len(margins), accuracy, interval.low, interval.high, float(margins.mean()))
+    return PairMetrics(len(margins), accuracy, float(interval.low), float(interval.high), float(margins.mean()))
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's, of (N,) and (N,); 0 where one of them never changes."""
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0

@@ -24,11 +24,26 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         style = "bold" if name == "SparseRM" else None
         table.add_row(name, f"{100 * row.accuracy:.1f}", interval, f"{row.margin:.3f}", style=style)
     Console().print(table)
+    _print_by_length(evaluation)
+    followed = ", ".join(f"{style} {x:+.2f}" for style, x in evaluation.style_correlations("SparseRM").items())
+    Console().print(f"Reward differences correlate with differences in style: {followed}.")
     Console().print(
         f"Probabilities are off by {100 * evaluation.calibration_error:.1f} points (expected calibration error), with "
         f"the temperature {evaluation.temperature:.3g}."
     )
     _say_where_alone(metrics)
+
+
+def _print_by_length(evaluation: Evaluation) -> None:
+    table = Table(title="Accuracy % by which response is longer")
+    table.add_column("", no_wrap=True)
+    for kind, of in evaluation.by_length.items():
+        if len(of):
+            table.add_column(f"{kind}\n{len(of)} pairs", justify="right", no_wrap=True)
+    for name in evaluation.margins:
+        kinds = evaluation.metrics_by_length(name).values()
+        table.add_row(name, *(f"{100 * kind.accuracy:.1f}" for kind in kinds))
+    Console().print(table)
 
 
 def print_benchmark(reports: dict[str, list[Score]], title: str) -> None:

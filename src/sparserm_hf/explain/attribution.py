@@ -33,6 +33,7 @@ class LatentEffect:
         averages: The same of the average training response.
         contribution: What it added to the reward, against the average training response.
         own: What the projection or activation itself carries of the reward: weight times value, against zero.
+        tokens: What each token of the response added through it, against the average training response.
         removed: How the reward changes when its decoder direction is taken out of the residual stream; None where that
             was not tried.
     """
@@ -45,6 +46,7 @@ class LatentEffect:
     averages: dict[str, float]
     contribution: float
     own: float
+    tokens: list[float]
     removed: float | None
 
     @property
@@ -106,7 +108,13 @@ def explain_text(
     Raises:
         SparseRMError: The text is empty, or captum is missing.
     """
-    ids = token_ids(tokenizer, text, max_length, number)
+    return explain_ids(model, tokenizer, token_ids(tokenizer, text, max_length, number))
+
+
+def explain_ids(
+    model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, ids: list[int]
+) -> TextExplanation:
+    """Say why a text, given as token ids, gets its reward; see `explain_text`."""
     input_ids = torch.tensor([ids], device=model.directions.device)
     texts = run_texts(model, input_ids, torch.ones_like(input_ids))
     weight = None if model.config.head_type == "linear" else _average_gradient(model, texts)
@@ -121,6 +129,9 @@ def explain_text(
     tried = largest[:INTERVENTIONS]
     without = remove_directions(model, [config.latents[i] for i in tried], texts)[0]
     removed = dict(zip(tried, (without - found.reward[0]).tolist(), strict=True))
+    response = found.response[0].nonzero()[:, 0]
+    parts = found.token_contributions[0, response]  # (tokens, F)
+    tokens_by_latent = parts.view(len(parts), -1, k).sum(1).T  # (K, tokens)
     values, averages = (x.view(-1, k).T.tolist() for x in (found.features[0], model.feature_mean))
     latents = [
         LatentEffect(
@@ -132,6 +143,7 @@ def explain_text(
             averages=dict(zip(config.readings, averages[i], strict=True)),
             contribution=float(by_latent[i]),
             own=float(own[i]),
+            tokens=tokens_by_latent[i].tolist(),
             removed=removed.get(i),
         )
         for i in largest
@@ -139,7 +151,7 @@ def explain_text(
     of_tokens = found.token_contributions[0].sum(-1)
     tokens = [
         TokenEffect(token_text(tokenizer, ids, t), float(of_tokens[t]), float(found.running_reward[0, t]))
-        for t in found.response[0].nonzero()[:, 0].tolist()
+        for t in response.tolist()
     ]
     reward, base = float(found.reward[0]), float(found.base)
     return TextExplanation(reward, base, latents, tokens, reward - base - float(by_latent.sum()))

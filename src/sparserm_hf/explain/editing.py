@@ -12,10 +12,12 @@ from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
 from ..checkpoints import check_output_dir, replacing_folder, save_tokenizer
+from ..drift import REFERENCE_FILE
 from ..errors import SparseRMError
 from ..evaluation.controls import CONTROLS_FILE
-from ..evaluation.evaluate import SavedRewardModel, reward_represented
+from ..evaluation.evaluate import EVALUATION_FILE, SavedRewardModel, reward_represented
 from ..evaluation.metrics import PairMetrics, pair_metrics
+from ..hub_cards.render import PLOT_FILE
 from ..preferences.pairs import TokenizedPreferences
 
 SECTION = "## Steering"
@@ -103,8 +105,10 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
     with replacing_folder(folder) as temporary:
         saved.model.save_pretrained(temporary)
         save_tokenizer(saved.tokenizer, temporary)
-        if controls := original(CONTROLS_FILE):
-            shutil.copyfile(controls, temporary / CONTROLS_FILE)
+        for beside in (CONTROLS_FILE, REFERENCE_FILE, EVALUATION_FILE, PLOT_FILE):
+            # An evaluation is of the rewards before an edit: only labels leave it true.
+            if (file := original(beside)) and not (beside == EVALUATION_FILE and saved.model.config.steering):
+                shutil.copyfile(file, temporary / beside)
         if card_file := original("README.md"):
             card = ModelCard.load(card_file)
             card.text = _corrected(card.text, folder.name, _section(saved))

@@ -11,9 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.evaluate import SavedRewardModel, shard_features
-from ..modeling.backbone_sparserm import pooled_tokens, residual_stream, response_start
+from ..evaluation.metrics import correlation
+from ..modeling.backbone_sparserm import pooled_tokens, residual_stream
 from ..modeling.explanation_sparserm import read_tokens
 from ..preferences.pairs import TokenizedPreferences
+from ..preferences.styles import response_ids
 from ..representations import batch_tokens, pad_texts, plan_batches
 from .attribution import token_text
 
@@ -46,6 +48,7 @@ class LatentReport:
         promotes: Words that its direction promotes.
         suppresses: Words that it suppresses.
         link: Its page on Neuronpedia, where the SAE is there.
+        stability: Share of the cross-validation folds that select it too.
         separation: Share of chosen minus share of rejected training responses that it fires on.
         weights: Of the head, by reading; empty for an MLP.
         importance: Standard deviation, over the texts, of what it adds to the reward; 0 for an MLP.
@@ -62,6 +65,7 @@ class LatentReport:
     promotes: list[str]
     suppresses: list[str]
     link: str | None
+    stability: float
     separation: float
     weights: dict[str, float]
     importance: float
@@ -102,7 +106,7 @@ def report_latents(
     importance = (features * weight).reshape(len(features), -1, k).sum(1).std(0)
     key = importance if importance.any() else np.abs(config.latent_separations)
     order = np.argsort(-key, kind="stable")[:top]
-    lengths = np.array([_response_length(text, config.response_marker_ids) for text in pairs.texts])
+    lengths = np.array([len(response_ids(text, config.response_marker_ids)) for text in pairs.texts])
     tops, bottoms = (
         {i: np.argsort(by[:, i], kind="stable")[:examples].tolist() for i in order} for by in (-strength, first)
     )
@@ -122,12 +126,13 @@ def report_latents(
             promotes=config.latent_promotes[i],
             suppresses=config.latent_suppresses[i],
             link=config.latent_link(latent),
+            stability=config.latent_stabilities[i],
             separation=config.latent_separations[i],
             weights=dict(zip(config.readings, weight[i::k].tolist(), strict=True)) if weight.any() else {},
             importance=float(importance[i]),
             firing_chosen=rate(pairs.chosen, i),
             firing_rejected=rate(pairs.rejected, i),
-            length_correlation=_correlation(lengths, first[:, i]),
+            length_correlation=correlation(lengths, first[:, i]),
             strongest=[passages[text, i] for text in tops[i]],
             weakest=[passages[text, i] for text in bottoms[i]],
         )
@@ -137,15 +142,6 @@ def report_latents(
 
 def _numbers(*sides: dict[int, list[int]]) -> list[int]:
     return sorted({text for side in sides for texts in side.values() for text in texts})
-
-
-def _response_length(text: list[int], marker: list[int]) -> int:
-    ids = torch.tensor([text])
-    return len(text) - int(response_start(ids, torch.ones_like(ids, dtype=torch.bool), marker)[0])
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0
 
 
 @torch.inference_mode()

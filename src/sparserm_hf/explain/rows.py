@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.texts import texts_of_row
-from .attribution import TextExplanation, contrast, explain_text
+from .attribution import LatentEffect, TextExplanation, contrast, explain_text
 
 Explained = dict[str, TextExplanation]  # by the name of the reward: `reward`, or `chosen_reward` and `rejected_reward`
 
@@ -47,9 +47,15 @@ def as_json(row: Mapping[str, Any], explained: Explained, top: int | None = None
     """
     output = dict(row)
     for name, explanation in explained.items():
-        latents = [asdict(effect) | {"as_stated": effect.as_stated} for effect in explanation.latents[:top]]
+        latents = [_latent_as_json(effect) for effect in explanation.latents[:top]]
         output[name] = explanation.reward
         output[name.removesuffix("reward") + "explanation"] = asdict(explanation) | {"latents": latents}
     if len(explained) == 2:
         output["difference"] = {str(latent): x for latent, x in list(contrast(*explained.values()).items())[:top]}
     return output
+
+
+def _latent_as_json(effect: LatentEffect) -> dict[str, Any]:
+    """An effect as JSON; by token only where the intervention was tried, for those that add most."""
+    described = asdict(effect) | {"as_stated": effect.as_stated}
+    return described if effect.removed is not None else {k: v for k, v in described.items() if k != "tokens"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text as Line
 
+from ..drift import Drift
 from ..modeling.configuration_sparserm import SparseRMConfig
 from .attribution import LatentEffect, TextExplanation, TokenEffect, contrast
 from .editing import Effect
@@ -110,6 +112,41 @@ def print_latents(reports: list[LatentReport], title: str) -> None:
             for example in examples:
                 console.print(f"[dim]{what:>9}[/] {example.strength:8.2f} ", end=" ")
                 console.print(_shaded(example.tokens, example.strengths), soft_wrap=True)
+
+
+def print_drift(drift: Drift, config: SparseRMConfig, title: str, alarm: float, top: int) -> None:
+    """Print how far responses are from those of training, and the features that moved most."""
+    console, k = Console(), len(config.latents)
+    table = Table(
+        title=f"{escape(title)}, {drift.texts} responses", caption="Shifts: in standard deviations of training."
+    )
+    for column in ("latent", "read of it", "side", "words"):
+        table.add_column(column)
+    for column in ("shift", "outside %"):
+        table.add_column(column, justify="right")
+    for i in np.argsort(-np.abs(drift.shift), kind="stable")[:top].tolist():
+        latent = config.latents[i % k]
+        name = config.latent_labels.get(str(latent)) or ", ".join(config.latent_promotes[i % k][:3])
+        read = config.readings[i // k].replace("_", " ")
+        figures = f"{drift.shift[i]:+.2f}", f"{100 * drift.outside[i]:.1f}"
+        table.add_row(str(latent), read, config.latent_sides[i % k], escape(name), *figures)
+    console.print(table)
+    flat = drift.flat()
+    console.print(
+        f"Features moved by {flat['drift/shift']:.2f} (root mean square), rewards by {drift.reward_shift:+.2f} "
+        f"standard deviations; {100 * drift.outside_share:.1f}% of the features are outside the range that holds 99% "
+        "in training."
+    )
+    if drift.disagreement is None:
+        console.print("There is no dense twin beside this model to compare with.")
+    else:
+        console.print(
+            f"The dense twin contradicts {100 * drift.disagreement:.1f}% of the rewards more than 99% of those in "
+            "training."
+        )
+    alarms = drift.alarms(alarm)
+    verdict = f"[bold red]Alarm[/]: {'; '.join(alarms)}" if alarms else "[bold green]No alarm[/]"
+    console.print(f"{verdict} (the threshold is {100 * alarm:g}%).")
 
 
 def print_effect(before: Effect, after: Effect, title: str) -> None:

@@ -52,15 +52,29 @@ class SparseRMReward:
         revision: Of the reward model on the Hub.
         dtype: Type to run in; `auto` is the checkpoint's own.
         max_length: Longer texts lose their start; by default as long as in training.
+
+    Attributes:
+        seen: Token ids of the texts of the last call.
     """
 
     def __init__(self, model: str, revision: str | None = None, dtype: str = "auto", max_length: int | None = None):
         self.model, self.revision, self.dtype, self.max_length = model, revision, dtype, max_length
         self.__name__ = Path(model).name  # what trainers log it as
+        self.seen: list[list[int]] = []
         self._loaded: tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_loaded": None}
+        return vars(self) | {"_loaded": None, "seen": []}
+
+    def load(self) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
+        """The reward model and its tokenizer, loaded once.
+
+        Raises:
+            SparseRMError: They cannot be loaded.
+        """
+        if self._loaded is None:
+            self._loaded = load_reward_model(self.model, process_state().device, self.dtype, self.revision)
+        return self._loaded
 
     def __call__(
         self,
@@ -82,12 +96,10 @@ class SparseRMReward:
         Raises:
             SparseRMError: The model cannot be loaded, or a text is empty.
         """
-        if self._loaded is None:
-            self._loaded = load_reward_model(self.model, process_state().device, self.dtype, self.revision)
-        model, tokenizer = self._loaded
+        model, tokenizer = self.load()
         texts = [join(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        ids = [token_ids(tokenizer, text, self.max_length, number) for number, text in enumerate(texts, 1)]
-        scores = score_token_ids(model, ids)
+        self.seen = [token_ids(tokenizer, text, self.max_length, number) for number, text in enumerate(texts, 1)]
+        scores = score_token_ids(model, self.seen)
         for group, values in group_contributions(model, scores.features).items():
             if log_metric:
                 log_metric(f"{self.__name__}/{group}", float(values.mean()))

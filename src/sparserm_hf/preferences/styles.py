@@ -1,0 +1,58 @@
+"""How long responses are and how they are formatted: what a reward should not be about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling.backbone_sparserm import response_start
+from .pairs import TokenizedPreferences
+
+# What `debias` may name, and what is measured of it: the controls for style that chatbot arenas use.
+STYLES = {"length": ("tokens",), "format": ("headers", "list items", "bold")}
+PATTERNS = {
+    "headers": re.compile(r"^ {0,3}#{1,6}\s", re.MULTILINE),
+    "list items": re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s", re.MULTILINE),
+    "bold": re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
+}
+
+
+def response_ids(text: Sequence[int], marker: list[int]) -> list[int]:
+    """The tokens after the chat template's last assistant header, or all where there is none."""
+    ids = torch.tensor([text])
+    return list(text[int(response_start(ids, torch.ones_like(ids, dtype=torch.bool), marker)[0]) :])
+
+
+def measure_styles(
+    pairs: TokenizedPreferences, tokenizer: PreTrainedTokenizerBase, marker: list[int]
+) -> dict[str, np.ndarray]:
+    """How long responses are, in tokens, and how much Markdown they hold, by name.
+
+    Args:
+        pairs: N preference pairs.
+        tokenizer: The reward model's.
+        marker: Token ids of the chat template's assistant header.
+
+    Returns:
+        (N, 2) counts of the chosen and of the rejected responses, by style.
+    """
+    responses = [response_ids(text, marker) for text in pairs.texts]
+    written = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    counts = {"tokens": [len(response) for response in responses]} | {
+        name: [len(pattern.findall(text)) for text in written] for name, pattern in PATTERNS.items()
+    }
+    sides = np.stack([pairs.chosen, pairs.rejected], axis=1)
+    return {name: np.array(of_texts)[sides] for name, of_texts in counts.items()}
+
+
+def style_differences(styles: Mapping[str, np.ndarray]) -> np.ndarray:
+    """log(1 + count), chosen minus rejected: (N, styles). Twice as long is as much more at any length.
+
+    Args:
+        styles: (N, 2) counts of the chosen and of the rejected responses, by name.
+    """
+    return np.stack([np.log1p(counts[:, 0]) - np.log1p(counts[:, 1]) for counts in styles.values()], axis=1)
