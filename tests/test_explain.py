@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from sparserm_hf.modeling.configuration_sparserm import READINGS
 from tiny import D_MODEL, tiny_reward_model, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -14,6 +15,7 @@ from sparserm_hf.cli import main
 from sparserm_hf.explain.attribution import contrast
 from sparserm_hf.representations import pad_texts
 from sparserm_hf.scoring import load_reward_model, score_rows
+from sparserm_hf.serve.app import create_app
 
 MESSAGES = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3 w9 w4 w5 w21"}]
 
@@ -197,6 +199,9 @@ def test_steering_lasts_wherever_the_model_goes_and_can_be_undone(trained, tmp_p
     texts = [tokenizer.apply_chat_template(m, tokenize=False) for m in messages]
     found = pipeline("text-classification", model=again, tokenizer=tokenizer)(texts)
     assert [entry["score"] for entry in found] == pytest.approx(steered, abs=1e-4)
+    with TestClient(create_app(again, tokenizer, "model")) as client:
+        served = client.post("/score", json={"rows": rows}).json()
+    assert [row["reward"] for row in served["rows"]] == pytest.approx(steered, abs=1e-4)
     again.steer({latent: 1.0})
     assert again.config.steering == {}
     assert [row["reward"] for row in score_rows(again, tokenizer, rows)] == pytest.approx(before, abs=1e-5)

@@ -11,6 +11,7 @@ from world import train_arguments, without_package
 pytest.importorskip("fastapi")
 from hub_server import TOKEN, running_hub
 
+from sparserm_hf.cli import main
 from sparserm_hf.scoring import load_reward_model, score_rows
 
 pytestmark = pytest.mark.works_with(
@@ -126,3 +127,18 @@ def test_the_command_line_takes_a_model_from_the_hub(hub, world, tmp_path):
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert "dense representation" in shown.stdout, "the controls came along"
+
+
+def test_a_steered_copy_scores_the_same_after_a_push_and_a_pull(hub, trained, tmp_path):
+    latent = load_reward_model(str(trained), torch.device("cpu"))[0].config.latents[0]
+    steered = tmp_path / "steered"
+    assert main(["edit", str(trained), "--steer", f"{latent}=0", "--output_dir", str(steered)]) == 0
+    assert reward_of(steered) != reward_of(trained).expected
+    code = (
+        "from huggingface_hub import HfApi; api = HfApi(); api.create_repo('me/rm'); "
+        f"api.upload_folder(repo_id='me/rm', folder_path={str(steered)!r})"
+    )
+    pushed = without_package(code, environment(hub, tmp_path / "home"))
+    assert pushed.returncode == 0, pushed.stderr
+    pulled = load(hub, tmp_path / "elsewhere")
+    assert float(pulled.stdout) == reward_of(steered), pulled.stderr

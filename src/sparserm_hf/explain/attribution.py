@@ -131,7 +131,7 @@ def explain_ids(
     removed = dict(zip(tried, (without - found.reward[0]).tolist(), strict=True))
     response = found.response[0].nonzero()[:, 0]
     parts = found.token_contributions[0, response]  # (tokens, F)
-    tokens_by_latent = parts.view(len(parts), -1, k).sum(1).T  # (K, tokens)
+    tokens_by_latent = parts.unflatten(-1, (len(config.readings), k)).sum(1).T  # (K, tokens)
     values, averages = (x.view(-1, k).T.tolist() for x in (found.features[0], model.feature_mean))
     latents = [
         LatentEffect(
