@@ -2,7 +2,7 @@
 
     python benchmarks/inside.py DATA_DIR
 
-Trains on the first 1,000 pairs of each task with and without `debias`, measures on all of `test`, and holds the test
+Trains on the first 1,000 pairs of each task with and without `debias`, measures on all of `test`, and holds test
 responses of every task against the training responses of each. The README's figures on both are from here.
 """
 
@@ -15,6 +15,8 @@ from layers import FITTED, RESULTS, TASKS, machine
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.drift import read_texts
+
+TEXTS = 200  # that are held against the training responses
 
 
 def train(data: Path, task: str, folder: str, debias: str) -> SparseRMTrainer:
@@ -49,7 +51,7 @@ def main(data: Path) -> None:
                 print(lines[-1], flush=True)
     lines += [
         "\n## Drift\n",
-        "Test responses of a task (columns) against the training of a reward model (rows): % of the features outside "
+        f"The first {TEXTS} test responses of a task (columns) against the training of a reward model (rows): % of the features outside "
         "the range that holds 99% in training / % of the rewards that the dense twin contradicts as 1% in training.\n",
         f"| trained on | {' | '.join(TASKS)} |",
         f"|---|{'---|' * len(TASKS)}",
@@ -57,7 +59,7 @@ def main(data: Path) -> None:
     for task, trainer in trained.items():
         cells = []
         for other in TASKS:
-            texts = trained[other].eval_pairs.texts
+            texts = trained[other].eval_pairs.texts[:TEXTS]
             drift = trainer.reference.measure(read_texts(trainer.model, trainer.controls, texts))
             cells.append(f"{100 * drift.outside_share:.1f} / {100 * drift.disagreement:.1f}")
         lines.append(f"| {task} | {' | '.join(cells)} |")

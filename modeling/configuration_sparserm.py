@@ -66,7 +66,8 @@ class SparseRMConfig(PretrainedConfig):
             the first reading come first.
         latent_sides: For each selected latent, `chosen` or `rejected`: the side that it was selected for.
         latent_separations: For each selected latent, its share of chosen minus its share of rejected responses.
-        latent_stabilities: For each selected latent, the share of cross-validation folds that select it for its side.
+        latent_stabilities: For each selected latent, the share of cross-validation folds that select it for its side,
+            or None where that is not known.
         head_type: `linear` or `mlp`.
         head_hidden_size: Width of the hidden layer of the `mlp` head.
         sae: Shape of the embedded SAE: the arguments of `SparseAutoencoder`. None where it holds none.
@@ -103,7 +104,7 @@ class SparseRMConfig(PretrainedConfig):
         readings: list[str] | None = None,
         latent_sides: list[str] | None = None,
         latent_separations: list[float] | None = None,
-        latent_stabilities: list[float] | None = None,
+        latent_stabilities: list[float | None] | None = None,
         head_type: str = "linear",
         head_hidden_size: int = 512,
         sae: dict[str, Any] | None = None,
@@ -155,7 +156,7 @@ class SparseRMConfig(PretrainedConfig):
         self.readings = readings
         self.latent_sides = latent_sides or []
         self.latent_separations = latent_separations or []
-        self.latent_stabilities = latent_stabilities or [1.0 for _ in self.latents]
+        self.latent_stabilities = latent_stabilities or [None for _ in self.latents]
         self.head_type = head_type
         self.head_hidden_size = head_hidden_size
         self.sae = sae

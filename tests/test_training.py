@@ -23,6 +23,7 @@ from sparserm_hf.checkpoints import replacing_folder, save_tokenizer
 from sparserm_hf.cli import main
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.sae.formats import LoadedSAE
+from sparserm_hf.scoring import load_reward_model
 
 
 def test_the_command_line_trains_saves_and_shows_the_controls(world, trained, capsys):
@@ -462,3 +463,13 @@ def test_push_to_hub_uploads_the_whole_folder(world, tmp_path, monkeypatch):
     assert {"config.json", "model.safetensors", "modeling_sparserm.py", "tokenizer.json", "README.md"} <= uploads[
         "files"
     ]
+
+
+def test_stability_counts_the_folds_that_select_a_latent_and_is_not_made_up(world, trained, tmp_path):
+    stabilities = load_reward_model(str(trained), torch.device("cpu"))[0].config.latent_stabilities
+    assert len(stabilities) == 16 and set(stabilities) <= {0.0, 0.2, 0.4, 0.6, 0.8, 1.0} and max(stabilities) == 1.0
+    one_prompt = [row | {"prompt": make_rows(1)[0]["prompt"]} for row in make_rows(30)]
+    dataset = write_jsonl(tmp_path / "one.jsonl", one_prompt)
+    assert main(train_arguments(world, tmp_path / "out", dataset=dataset)) == 0
+    config = load_reward_model(str(tmp_path / "out"), torch.device("cpu"))[0].config
+    assert config.latent_stabilities == [None] * 16

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .errors import SparseRMError
 from .features import read_features
 from .head import FOLDS, FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head, group_folds
 from .preferences.pairs import TokenizedPreferences
@@ -48,19 +49,19 @@ class HeadFitter:
             self._selections[key] = select_latents(chosen, rejected, len(train), self.args.k)
         return self._selections[key]
 
-    def stability(self) -> np.ndarray:
-        """(2K,) for each latent selected by all pairs, in how many of the folds it is selected for the same side.
+    def stability(self) -> list[float | None]:
+        """For each latent selected by all pairs, the share of the folds that select it for the same side.
 
-        Each fold selects by the pairs of the other folds, as in cross-validation; NaN where there is but one fold.
+        Each fold selects by the pairs of the other folds, as in cross-validation; None where a fold cannot select.
         """
         selected, fold_of = self.select(), group_folds(np.array(self.pairs.groups), FOLDS, self.args.seed)
-        trains = [np.flatnonzero(fold_of != fold) for fold in np.unique(fold_of)]
         wanted = list(zip(selected.latents.tolist(), selected.sides, strict=True))
-        found = [
-            set(zip(again.latents.tolist(), again.sides, strict=True))
-            for again in (self.select(train) for train in trains if len(train))
-        ]
-        return np.array([sum(latent in fold for fold in found) / max(len(found), 1) for latent in wanted])
+        try:
+            again = [self.select(np.flatnonzero(fold_of != fold)) for fold in np.unique(fold_of)]
+        except SparseRMError:  # all pairs share a prompt, or too few latents fire without those of a fold
+            return [None for _ in wanted]
+        found = [set(zip(fold.latents.tolist(), fold.sides, strict=True)) for fold in again]
+        return [round(sum(latent in fold for fold in found) / len(found), 6) for latent in wanted]
 
     def read(self, latents: np.ndarray) -> np.ndarray:
         """(T, F) features of all training texts, of the given latents."""

@@ -254,7 +254,7 @@ class SparseRMTrainer:
             readings=list(self.args.readings),
             latent_sides=selection.sides,
             latent_separations=[round(float(s), 6) for s in selection.separations],
-            latent_stabilities=self.fitter.stability().round(6).tolist(),
+            latent_stabilities=self.fitter.stability(),
             latent_promotes=promotes,
             latent_suppresses=suppresses,
             head_type=args.head_type,

@@ -37,7 +37,7 @@ def draw_accuracy(axes: Axes, evaluation: Evaluation) -> None:
     axes.set_yticks(range(len(metrics)), list(metrics))
     axes.invert_yaxis()
     axes.axvline(50, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.set_xlabel("accuracy in % with its 95% interval (50: chance)")
+    axes.set_xlabel("accuracy in %, 95% interval (dotted: chance)")
 
 
 def draw_length(axes: Axes, evaluation: Evaluation) -> None:

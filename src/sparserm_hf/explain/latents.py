@@ -48,7 +48,7 @@ class LatentReport:
         promotes: Words that its direction promotes.
         suppresses: Words that it suppresses.
         link: Its page on Neuronpedia, where the SAE is there.
-        stability: Share of the cross-validation folds that select it too.
+        stability: Share of the cross-validation folds that select it too; None where that is not known.
         separation: Share of chosen minus share of rejected training responses that it fires on.
         weights: Of the head, by reading; empty for an MLP.
         importance: Standard deviation, over the texts, of what it adds to the reward; 0 for an MLP.
@@ -65,7 +65,7 @@ class LatentReport:
     promotes: list[str]
     suppresses: list[str]
     link: str | None
-    stability: float
+    stability: float | None
     separation: float
     weights: dict[str, float]
     importance: float

@@ -111,8 +111,9 @@ def write_report(
             ("Calibration", draw_calibration),
         ):
             plots[title] = Markup(as_svg(partial(draw, evaluation=evaluation), title))
-    title = "Stability of the selected latents"
-    plots[title] = Markup(as_svg(partial(draw_stability, stabilities=config.latent_stabilities), title))
+    if None not in config.latent_stabilities:
+        title = "Stability of the selected latents"
+        plots[title] = Markup(as_svg(partial(draw_stability, stabilities=config.latent_stabilities), title))
     environment = Environment(
         loader=PackageLoader("sparserm_hf.explain", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
