@@ -51,8 +51,9 @@ def main(data: Path) -> None:
                 print(lines[-1], flush=True)
     lines += [
         "\n## Drift\n",
-        f"The first {TEXTS} test responses of a task (columns) against the training of a reward model (rows): % of the features outside "
-        "the range that holds 99% in training / % of the rewards that the dense twin contradicts as 1% in training.\n",
+        f"The first {TEXTS} test responses of a task (columns) against the training of a reward model (rows): % of "
+        "the features outside the range that holds 99% in training / % of the rewards that the dense twin contradicts "
+        "as 1% in training.\n",
         f"| trained on | {' | '.join(TASKS)} |",
         f"|---|{'---|' * len(TASKS)}",
     ]
