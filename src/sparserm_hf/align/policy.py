@@ -1,0 +1,201 @@
+"""The policy: loaded with the adapter of a round, writing responses, and telling how likely texts are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..base_models import load_language_model, load_tokenizer, unpacked
+from ..errors import SparseRMError
+from ..preferences.templates import Messages, common_prefix_length, encode, join
+from ..representations import pad_texts, plan_batches
+
+LOGITS = 2**26  # most logits of a batch
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a policy wrote.
+
+    Attributes:
+        text: The response.
+        tokens: How many it has, the end-of-turn token included.
+        cut: Whether it ended only because it may not be longer.
+    """
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+@contextmanager
+def memory_advice(what: str, settings: str) -> Iterator[None]:
+    """Turn running out of memory into an error that says which settings to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise SparseRMError(f"Out of memory while {what}: lower {settings}. What is done is kept.") from error
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model and its tokenizer.
+
+    Attributes:
+        model: With an adapter or without.
+        tokenizer: With a chat template.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        device: torch.device,
+        adapter: Path | None = None,
+        revision: str | None = None,
+        trainable: bool = False,
+    ) -> Policy:
+        """Load a policy, in the type that it was published in.
+
+        Args:
+            name: Folder, Hub id or GGUF file of an instruction-tuned model.
+            device: Where it is to run.
+            adapter: Folder of a LoRA adapter.
+            revision: Of the model on the Hub.
+            trainable: Whether the adapter will be trained on.
+
+        Raises:
+            SparseRMError: It cannot be loaded, or has no chat template.
+        """
+        name = unpacked(name)
+        tokenizer = load_tokenizer(name, revision)
+        if tokenizer.chat_template is None:
+            raise SparseRMError(
+                f"The tokenizer of the policy {name!r} has no chat template, so it cannot be asked anything: take an "
+                "instruction-tuned model, or set tokenizer.chat_template and save it."
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        model: PreTrainedModel | PeftModel = load_language_model(name, revision)
+        if adapter:
+            model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        return cls(model.to(device).eval(), tokenizer)  # type: ignore[arg-type]
+
+    def write(self, prompts: Sequence[Messages], max_new_tokens: int, temperature: float, seed: int) -> list[Response]:
+        """Sample a response to each prompt, all of them in one batch.
+
+        Args:
+            prompts: Messages that end with the user's.
+            max_new_tokens: Most tokens of a response.
+            temperature: Of sampling, from all tokens: neither top-k nor top-p.
+            seed: The same seed, prompts and machine give the same responses.
+        """
+        ids = [{"input_ids": encode(self.tokenizer, prompt, add_generation_prompt=True)} for prompt in prompts]
+        batch = self.tokenizer.pad(ids, return_tensors="pt").to(self.model.device)
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            written = self.model.generate(
+                **batch,
+                do_sample=True,
+                temperature=temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )[:, batch["input_ids"].shape[1] :]
+        ends = self.model.generation_config.eos_token_id
+        ends = torch.tensor([ends] if isinstance(ends, int) else ends or [self.tokenizer.eos_token_id])
+        responses = []
+        for row in written.cpu():
+            stops = torch.isin(row, ends).nonzero()
+            tokens = int(stops[0]) + 1 if len(stops) else len(row)
+            text = self.tokenizer.decode(row[:tokens], skip_special_tokens=True).strip()
+            responses.append(Response(text, tokens, not len(stops)))
+        return responses
+
+    def encode_response(self, prompt: Messages, response: str) -> tuple[list[int], int]:
+        """Token ids of a prompt with a response, and how many of them are the prompt's."""
+        answer = [{"role": "assistant", "content": response}]
+        asked = encode(self.tokenizer, prompt, add_generation_prompt=True)
+        ids = encode(self.tokenizer, join(prompt, answer))
+        return ids, common_prefix_length(asked, ids)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Most tokens of a batch whose logits are looked at."""
+        return max(LOGITS // self.model.config.get_text_config().vocab_size, 1)
+
+    @torch.inference_mode()
+    def log_likelihoods(self, texts: Sequence[list[int]], starts: Sequence[int], what: str) -> np.ndarray:
+        """(N,) log-probability of each text's tokens from a start on, given those before, in nats.
+
+        What all texts begin with is run only once.
+
+        Args:
+            texts: Token ids.
+            starts: Of each text, the first token that counts; at least 1.
+            what: For the progress bar.
+        """
+        shared = min(common_prefix_length(min(texts), max(texts)), min(starts) - 1)
+        prefix = None
+        if shared:
+            ids = torch.tensor([texts[0][:shared]], device=self.model.device)
+            prefix = self.model(ids, use_cache=True).past_key_values
+        found = np.zeros(len(texts))
+        with tqdm(total=len(texts), desc=what, unit="text", delay=2) as bar:
+            for batch in plan_batches([len(text) - shared for text in texts], self.batch_tokens):
+                ids, mask = pad_texts([texts[i][shared:] for i in batch], self.model.device)  # (B, T)
+                cache, attended = None, mask
+                if prefix is not None:
+                    cache = copy.deepcopy(prefix)
+                    cache.batch_repeat_interleave(len(batch))
+                    attended = torch.cat([mask.new_ones(len(batch), shared), mask], 1)
+                logits = self.model(ids, attention_mask=attended, past_key_values=cache, use_cache=bool(cache)).logits
+                counted = _counted(mask, [starts[i] - shared for i in batch])
+                likely = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]  # (B, T - 1)
+                found[batch] = (likely * counted).sum(1).double().cpu().numpy()
+                bar.update(len(batch))
+        return found
+
+    @torch.inference_mode()
+    def divergences(self, texts: Sequence[list[int]], starts: Sequence[int]) -> np.ndarray:
+        """(N,) KL divergence of the policy from itself without its adapter, summed over each text's tokens, in nats.
+
+        At every token it is the exact sum over the vocabulary, so that only the texts are sampled.
+
+        Args:
+            texts: Token ids of what the policy wrote, prompts included.
+            starts: Of each text, the first token of the response.
+        """
+        found = np.zeros(len(texts))
+        if not isinstance(self.model, PeftModel):
+            return found
+        for batch in plan_batches([len(text) for text in texts], self.batch_tokens):
+            ids, mask = pad_texts([texts[i] for i in batch], self.model.device)
+            counted = _counted(mask, [starts[i] for i in batch]).bool()
+            now = self.model(ids, attention_mask=mask).logits[:, :-1][counted].float().log_softmax(-1)  # (tokens, V)
+            with self.model.disable_adapter():
+                first = self.model(ids, attention_mask=mask).logits[:, :-1][counted].float().log_softmax(-1)
+            each = (now.exp() * (now - first)).sum(-1).double().cpu().numpy()
+            row = counted.nonzero()[:, 0].cpu().numpy()
+            found[batch] = np.bincount(row, weights=each, minlength=len(batch))
+        return found
+
+
+def _counted(mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    """(B, T - 1) 1 where the next token is not padding, and stands at its text's start or later."""
+    place = torch.arange(1, mask.shape[1], device=mask.device)
+    return mask[:, 1:] * (place >= torch.tensor(starts, device=mask.device)[:, None])

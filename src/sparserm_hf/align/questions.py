@@ -1,0 +1,117 @@
+"""What is asked: questions out of a file, those held out, those of each round, and the two ways of asking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..errors import SparseRMError
+from ..preferences.pairs import check_form
+from ..preferences.templates import Messages
+from .settings import AlignmentConfig
+
+TASKS = resources.files(__package__) / "tasks"
+QUESTION = "{question}"
+
+
+def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Messages]:
+    """The distinct questions of some rows, each as messages whose last is the user's.
+
+    Args:
+        rows: With a `prompt` or a `question`, a string or messages; preference pairs with an explicit prompt will do.
+
+    Raises:
+        SparseRMError: A row holds none, or does not end with what a user says.
+    """
+    found: dict[str, Messages] = {}
+    for number, row in enumerate(rows, 1):
+        asked = next((row[name] for name in ("prompt", "question") if row.get(name)), None)
+        if asked is None:
+            raise SparseRMError(
+                f"Row {number} has the columns {', '.join(row) or 'none'}; it needs a `prompt` or a `question`."
+            )
+        check_form({"prompt": asked}, number)
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        if messages[-1]["role"] != "user":
+            raise SparseRMError(f"The prompt of row {number} ends with a message of the {messages[-1]['role']}.")
+        found.setdefault(repr(messages), [{key: m[key] for key in ("role", "content")} for m in messages])
+    if not found:
+        raise SparseRMError("There is no question to ask.")
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a run.
+
+    Attributes:
+        held_out: Never trained on.
+        rounds: Those of each round.
+    """
+
+    held_out: list[Messages]
+    rounds: list[list[Messages]]
+
+    @classmethod
+    def split(cls, questions: list[Messages], config: AlignmentConfig) -> Questions:
+        """Hold some out and deal the others to the rounds, in an order drawn by the seed; asked again if too few.
+
+        Raises:
+            SparseRMError: None would be left to train on.
+        """
+        if len(questions) <= config.held_out_questions:
+            raise SparseRMError(
+                f"There are {len(questions)} distinct questions, and held_out_questions is "
+                f"{config.held_out_questions}: none is left to train on."
+            )
+        order = np.random.default_rng(config.seed).permutation(len(questions))
+        held_out, rest = np.split(order, [config.held_out_questions])
+        count = min(config.questions_per_round, len(rest))
+        rounds = [
+            [questions[rest[i % len(rest)]] for i in range(number * count, (number + 1) * count)]
+            for number in range(config.num_rounds)
+        ]
+        return cls([questions[i] for i in held_out], rounds)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How the policy is asked for the preferred behaviour and for its opposite; `{question}` is what the user says."""
+
+    preferred: str
+    opposite: str
+
+    @classmethod
+    def load(cls, task: str) -> Contrast:
+        """One that comes with the package, by its name, or one of a YAML file.
+
+        Raises:
+            SparseRMError: There is none, or it is of another form.
+        """
+        path = Path(task)
+        known = sorted(file.name.removesuffix(".yaml") for file in TASKS.iterdir())
+        if not path.is_file() and task not in known:
+            raise SparseRMError(f"The task {task!r} is neither a YAML file nor one of {', '.join(known)}.")
+        text = path.read_text("utf-8") if path.is_file() else (TASKS / f"{task}.yaml").read_text("utf-8")
+        try:
+            asked = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SparseRMError(f"{task} cannot be read as YAML: {' '.join(str(error).split())}.") from None
+        ways = [asked.get(name) if isinstance(asked, dict) else None for name in ("preferred", "opposite")]
+        if not all(isinstance(way, str) and QUESTION in way for way in ways):
+            raise SparseRMError(f"{task} must hold `preferred` and `opposite`, each a text with {QUESTION} in it.")
+        return cls(*ways)
+
+    def ask(self, question: Messages) -> tuple[Messages, Messages]:
+        """The question put both ways, the preferred first."""
+        *before, last = question
+        return tuple(
+            [*before, {"role": "user", "content": way.replace(QUESTION, last["content"])}]
+            for way in (self.preferred, self.opposite)
+        )  # type: ignore[return-value]

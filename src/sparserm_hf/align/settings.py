@@ -1,0 +1,78 @@
+"""The settings of an alignment run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import SparseRMError
+
+PAIRS = ("contrast", "best-of-n")
+TASK = "truthfulness"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class AlignmentConfig:
+    """Everything that decides what policy comes out. Each option is described once, in its `help`."""
+
+    output_dir: str = field(metadata={"help": "Folder of the run; a run that was stopped goes on from what is there."})
+    pairs: Literal["contrast", "best-of-n"] = _option(
+        "contrast",
+        "How pairs come about. contrast: the policy is asked for the preferred behaviour and for its opposite, and the "
+        "reward model drops the pairs that it sees the other way round. best-of-n: the highest and the lowest reward "
+        "of n responses.",
+    )
+    task: str = _option(
+        TASK, "What contrast asks for: truthfulness, harmlessness, or a YAML file with `preferred` and `opposite`."
+    )
+    num_samples: int = _option(4, "Responses to each question, for best-of-n.")
+    min_margin: float = _option(0.0, "Least difference of the two rewards; pairs below it are dropped.")
+    num_rounds: int = _option(5, "Rounds; each starts from the policy that the one before left.")
+    questions_per_round: int = _option(2000, "Questions of a round; with too few of them they are asked again.")
+    held_out_questions: int = _option(64, "Questions that are kept from training, to compare policies on.")
+    max_new_tokens: int = _option(128, "Most tokens of a response.")
+    temperature: float = _option(0.9, "Of sampling.")
+    generation_batch_size: int = _option(32, "Responses that are written at a time.")
+    num_train_epochs: float = _option(3.0, "Epochs of DPO on the kept pairs of a round.")
+    learning_rate: float = _option(1e-4, "Of DPO; LoRA takes ten times what full fine-tuning does.")
+    beta: float = _option(0.1, "Of DPO: how firmly it holds on to the round's first policy.")
+    train_batch_size: int = _option(8, "Pairs of a step.")
+    gradient_checkpointing: bool = _option(False, "Compute more to hold less in memory.")
+    lora_rank: int = _option(16, "Rank of the LoRA adapter, on all linear layers.")
+    max_kl: float = _option(
+        100.0, "Stop where a response diverges from the first policy by more nats (KL) on the held-out questions."
+    )
+    max_length_ratio: float = _option(2.0, "Stop where responses are so many times as long, or as short.")
+    seed: int = _option(42, "Seed of all that is random.")
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            SparseRMError: A setting is out of range.
+        """
+        if self.pairs not in PAIRS:
+            raise SparseRMError(f"pairs is {self.pairs!r}, but must be one of {', '.join(PAIRS)}.")
+        least = {
+            "num_samples": 2,
+            "min_margin": 0,
+            "num_rounds": 1,
+            "questions_per_round": 1,
+            "held_out_questions": 1,
+            "max_new_tokens": 1,
+            "generation_batch_size": 1,
+            "train_batch_size": 1,
+            "lora_rank": 1,
+        }
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {bound}.")
+        for name in ("temperature", "num_train_epochs", "learning_rate", "beta", "max_kl"):
+            if not getattr(self, name) > 0:
+                raise SparseRMError(f"{name} is {getattr(self, name)}, but must be greater than 0.")
+        if not self.max_length_ratio > 1:
+            raise SparseRMError(f"max_length_ratio is {self.max_length_ratio}, but must be greater than 1.")
