@@ -35,7 +35,7 @@ LEVELS = [
     },
     {"evaluation", "scoring", "trainer", "assembly", "drift"},
     {"explain", "integrations", "serve", "align", "demo"},
-    {"cli", "explain_cli", "sae_cli", "__init__"},
+    {"cli", "align_cli", "explain_cli", "sae_cli", "__init__"},
 ]
 
 

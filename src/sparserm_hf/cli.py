@@ -15,9 +15,10 @@ from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from .align_cli import add_align_command
 from .checkpoints import check_output_file
 from .demo.run import run_demo
-from .errors import SparseRMError
+from .errors import SparseRMError, without_extra
 from .evaluation.benchmarks import BENCHMARKS, run_benchmark
 from .evaluation.evaluate import evaluate_checkpoint
 from .evaluation.tables import print_benchmark, print_evaluation
@@ -132,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--revision", help="revision of the reward model on the Hub")
 
     add_sae_commands(commands)
+    add_align_command(commands)
 
     demo = commands.add_parser("demo", dataclass_types=[], help="train, evaluate and score without any hub")
     demo.add_argument("--output_dir", default="demo-output", help="folder for data and model")
@@ -192,16 +194,12 @@ def score_command(args: argparse.Namespace) -> None:
         print_written(args.output, before)
 
 
-def _without_extra(what: str, error: ModuleNotFoundError, extra: str) -> SparseRMError:
-    return SparseRMError(f"{what} needs {error.name}: install the extra `{extra}`, as in pip install '.[{extra}]'.")
-
-
 def score_on_ray(args: argparse.Namespace) -> None:
     """`sparserm score --engine ray`."""
     try:
         from .integrations.ray_data import score_parquet
     except ModuleNotFoundError as error:
-        raise _without_extra("The Ray engine", error, "ray") from None
+        raise without_extra("The Ray engine", error, "ray") from None
     if args.output is None:
         raise SparseRMError("The Ray engine writes a folder of Parquet files: name it with --output.")
     before = score_parquet(
@@ -253,7 +251,7 @@ def serve_command(args: argparse.Namespace) -> None:
     try:
         from .serve.app import check_host, create_app, serve
     except ModuleNotFoundError as error:
-        raise _without_extra("The server", error, "serve") from None
+        raise without_extra("The server", error, "serve") from None
     token = os.environ.get("SPARSERM_TOKEN")
     check_host(args.host, token)
     model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)

@@ -18,6 +18,11 @@ def reason(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def without_extra(what: str, error: ModuleNotFoundError, extra: str) -> SparseRMError:
+    """The error where something needs a package that one of our extras installs."""
+    return SparseRMError(f"{what} needs {error.name}: install the extra `{extra}`, as in pip install '.[{extra}]'.")
+
+
 @contextmanager
 def full_disk_as_os_error(path: Path) -> Iterator[None]:
     """Turn what safetensors makes of a full disk into the `OSError` that everything else makes of it."""

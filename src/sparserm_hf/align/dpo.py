@@ -6,9 +6,10 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
@@ -62,10 +63,11 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
             args=args,
             train_dataset=Dataset.from_list([{name: pair[name] for name in columns} for pair in pairs]),
             processing_class=policy.tokenizer,
-            peft_config=None if hasattr(policy.model, "peft_config") else lora,
+            peft_config=None if isinstance(policy.model, PeftModel) else lora,
         )
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     with replacing_folder(folder) as temporary:
-        trainer.model.save_pretrained(temporary, selected_adapters=["default"])
+        trained: Any = trainer.model
+        trained.save_pretrained(temporary, selected_adapters=["default"])
         policy.tokenizer.save_pretrained(temporary)
     shutil.rmtree(work)

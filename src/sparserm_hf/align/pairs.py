@@ -58,7 +58,9 @@ def write_responses(
     with tqdm(total=len(questions), initial=len(rows), desc="Writing", unit="question", delay=2) as bar:
         for start in range(len(rows), len(questions), size):
             asked = questions[start : start + size]
-            prompts = [way for question in asked for way in (contrast.ask(question) if contrast else [question] * each)]
+            prompts = [
+                way for question in asked for way in (contrast.ask(question) if contrast else [question] * each)
+            ]
             with memory_advice("writing responses", advice):
                 written = policy.write(prompts, config.max_new_tokens, config.temperature, seed + start)
             for number, question in enumerate(asked):

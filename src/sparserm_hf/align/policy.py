@@ -107,7 +107,7 @@ class Policy:
         batch = self.tokenizer.pad(ids, return_tensors="pt").to(self.model.device)
         torch.manual_seed(seed)
         with torch.inference_mode():
-            written = self.model.generate(
+            written = self.model.generate(  # type: ignore[operator]
                 **batch,
                 do_sample=True,
                 temperature=temperature,
@@ -122,7 +122,7 @@ class Policy:
         for row in written.cpu():
             stops = torch.isin(row, ends).nonzero()
             tokens = int(stops[0]) + 1 if len(stops) else len(row)
-            text = self.tokenizer.decode(row[:tokens], skip_special_tokens=True).strip()
+            text = str(self.tokenizer.decode(row[:tokens], skip_special_tokens=True)).strip()
             responses.append(Response(text, tokens, not len(stops)))
         return responses
 

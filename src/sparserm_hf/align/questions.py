@@ -106,7 +106,7 @@ class Contrast:
         ways = [asked.get(name) if isinstance(asked, dict) else None for name in ("preferred", "opposite")]
         if not all(isinstance(way, str) and QUESTION in way for way in ways):
             raise SparseRMError(f"{task} must hold `preferred` and `opposite`, each a text with {QUESTION} in it.")
-        return cls(*ways)
+        return cls(*map(str, ways))
 
     def ask(self, question: Messages) -> tuple[Messages, Messages]:
         """The question put both ways, the preferred first."""

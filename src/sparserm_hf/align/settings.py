@@ -22,9 +22,9 @@ class AlignmentConfig:
     output_dir: str = field(metadata={"help": "Folder of the run; a run that was stopped goes on from what is there."})
     pairs: Literal["contrast", "best-of-n"] = _option(
         "contrast",
-        "How pairs come about. contrast: the policy is asked for the preferred behaviour and for its opposite, and the "
-        "reward model drops the pairs that it sees the other way round. best-of-n: the highest and the lowest reward "
-        "of n responses.",
+        "How pairs come about. contrast: the policy is asked for the preferred behaviour and for its opposite, and "
+        "the reward model drops the pairs that it sees the other way round. best-of-n: of n responses, that with the "
+        "highest reward against that with the lowest.",
     )
     task: str = _option(
         TASK, "What contrast asks for: truthfulness, harmlessness, or a YAML file with `preferred` and `opposite`."

@@ -107,7 +107,8 @@ def multiple_choice(policy: Policy, items: Sequence[Item]) -> MultipleChoice:
     No chat template: the benchmark has its own form of question and answer.
     """
     tokenizer = policy.tokenizer
-    texts, starts, places = [], [], []
+    texts: list[list[int]] = []
+    starts, places = [], []
     for item in items:
         asked = PROMPT.replace("{question}", item.question)
         start = len(tokenizer(asked)["input_ids"])

@@ -1,0 +1,141 @@
+"""What filtering by SparseRM does to iterative alignment, beside other filters and none.
+
+    python benchmarks/alignment.py DATA_DIR WORK_DIR [--seeds 0 1 2] [--rounds 3]
+
+The policy is SmolLM2-135M-Instruct, the questions are those of the truthfulness task's training pairs, 200 a round; the
+reward models are trained on its first 1,000 pairs, SparseRM by `sparserm train`'s defaults, TRL's RewardTrainer with LoRA
+as `trl_reward.py` does. Measured on TruthfulQA's other questions and on the task's test pairs. The first seed runs all
+rounds, the others the first one. Writes `results/alignment.md`, `.json` and `.png`; goes on where it was stopped.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from layers import FITTED, RESULTS, load_pairs, machine
+from trl_reward import as_dataset, trainer_for
+
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
+from sparserm_hf.align.aligner import FIRST, IterativeAligner
+from sparserm_hf.align.report import COLUMNS, difference, markdown, table, write_report
+from sparserm_hf.align.settings import AlignmentConfig
+from sparserm_hf.align.truthfulqa import load_truthfulqa
+from sparserm_hf.demo.run import find_base_model
+
+TASK = "truthfulness"
+QUESTIONS, TOKENS, HELD_OUT = 200, 48, 48
+LEARNING_RATE = 1e-3  # of the RewardTrainer, as its search in `trl_reward.py` found
+
+
+def sparse_reward_model(data: Path, folder: Path) -> str:
+    if not folder.is_dir():
+        pairs = load_preferences(str(data / TASK / "train.jsonl.gz"), FITTED)
+        trainer = SparseRMTrainer(find_base_model(), args=SparseRMTrainingConfig(str(folder)), train_dataset=pairs)
+        trainer.train()
+        trainer.save_model()
+    return str(folder)
+
+
+def trl_reward_model(data: Path, folder: Path) -> str:
+    """TRL's RewardTrainer with LoRA, on the same pairs, two epochs."""
+    if not folder.is_dir():
+        work = folder.with_name(f"{folder.name}-training")
+        pairs = load_pairs(data, TASK, "train", FITTED)
+        rows = np.random.default_rng(0).permutation(len(pairs))
+        trainer = trainer_for("lora", as_dataset(pairs, rows), work, LEARNING_RATE, 0, gradient_checkpointing=False)
+        trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
+        trainer.save_model(str(folder))
+        trainer.processing_class.save_pretrained(folder)
+    return str(folder)
+
+
+def align(data: Path, work: Path, seed: int, rounds: int) -> dict:
+    config = AlignmentConfig(
+        str(work / f"seed-{seed}"),
+        num_rounds=rounds,
+        questions_per_round=QUESTIONS,
+        held_out_questions=HELD_OUT,
+        max_new_tokens=TOKENS,
+        generation_batch_size=64,
+        seed=seed,
+    )
+    aligner = IterativeAligner(
+        find_base_model(),
+        sparse_reward_model(data, work / "sparserm"),
+        config,
+        load_preferences(str(data / TASK / "train.jsonl.gz")),
+        load_preferences(str(data / TASK / "test.jsonl.gz")),
+        load_truthfulqa(data / "truthfulqa.csv"),
+        controls=True,
+        control_reward_model=trl_reward_model(data, work / "trl"),
+    )
+    outcome = aligner.run()
+    write_report(aligner, outcome)
+    if seed == 0:
+        shutil.copy(aligner.folder / "rounds.png", RESULTS / "alignment.png")
+    return {"seed": seed, "first": outcome.first, "rounds": outcome.rounds, "table": table(outcome)}
+
+
+def first_round(runs: list[dict]) -> list[str]:
+    """Figures after one round, mean over the seeds, with the least and the most."""
+    header = ["filter", "kept %", *(title for name, title in COLUMNS.items())]
+    rows = []
+    for arm in (FIRST, *runs[0]["rounds"]):
+        found = [run["first"] if arm == FIRST else run["rounds"][arm][0] for run in runs]
+        kept = (
+            "" if arm == FIRST else f"{100 * np.mean([figures['kept'] / figures['pairs'] for figures in found]):.0f}"
+        )
+        row = [arm, kept]
+        for name in COLUMNS:
+            factor = 100 if name in ("preference_accuracy", "mc1", "mc2", "outside") else 1
+            values = [factor * figures[name] for figures in found]
+            row.append(f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def against(runs: list[dict], arm: str, name: str) -> str:
+    """How far SparseRM's policies are ahead of another filter's after a round, over all seeds and questions."""
+    each = [[run["rounds"][which][0][f"each_{name}"] for run in runs] for which in ("SparseRM", arm)]
+    # A question is the unit: the seeds share them, so that they are averaged first.
+    change, half = difference(*(np.mean(values, axis=0).tolist() for values in each))
+    return f"{100 * change:+.1f} ± {100 * half:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    work = args.work / "alignment"
+    runs = [align(args.data, work, seed, args.rounds if seed == args.seeds[0] else 1) for seed in args.seeds]
+    arms = list(runs[0]["rounds"])
+    header, rows = runs[0].pop("table")
+    lines = [
+        f"Made by `python benchmarks/alignment.py DATA_DIR WORK_DIR` on {machine()}.\n",
+        f"{QUESTIONS} questions a round, responses of at most {TOKENS} tokens, three epochs of DPO with LoRA; "
+        f"{len(runs[0]['first']['each_mc1'])} questions of TruthfulQA that no policy and no reward model was trained on.\n",
+        f"## After one round, {len(runs)} seeds: mean (least to most)\n",
+        *first_round(runs),
+        "\nSparseRM's filter against the others after one round, in points, with the 95% interval over questions:\n",
+        *markdown(
+            ["", "MC1", "MC2"],
+            [[arm, against(runs, arm, "mc1"), against(runs, arm, "mc2")] for arm in arms if arm != "SparseRM"],
+        ),
+        f"\n## All rounds, seed {runs[0]['seed']}\n",
+        "In brackets: the change since the first policy with its 95% interval over questions.\n",
+        *markdown(header, rows),
+        "\n![figures by round](alignment.png)",
+    ]
+    (RESULTS / "alignment.md").write_text("\n".join(lines) + "\n")
+    kept = [{name: run[name] for name in ("seed", "first", "rounds")} for run in runs]
+    (RESULTS / "alignment.json").write_text(json.dumps(kept) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

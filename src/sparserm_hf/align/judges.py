@@ -1,0 +1,110 @@
+"""Who says which response is better: SparseRM, its dense control, any other reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..drift import Drift, DriftReference, TextReadings, find_twin, load_reference, read_texts
+from ..errors import SparseRMError, reason
+from ..evaluation.evaluate import SavedRewardModel
+from ..preferences.templates import Messages
+from ..representations import batch_tokens, pad_texts, plan_batches
+from ..scoring import token_ids
+
+
+@dataclass(frozen=True)
+class SparseJudge:
+    """A SparseRM reward model.
+
+    Attributes:
+        saved: With its controls.
+        reference: What its training responses were like.
+    """
+
+    saved: SavedRewardModel
+    reference: DriftReference
+    _last: list[Any] = field(default_factory=list)  # conversations and what was made of them
+
+    @classmethod
+    def load(cls, name: str, revision: str | None = None) -> SparseJudge:
+        """Load a reward model.
+
+        Raises:
+            SparseRMError: It cannot be loaded, or was saved without what drift is measured by.
+        """
+        return cls(SavedRewardModel.load(name, revision=revision), load_reference(name, revision))
+
+    def read(self, texts: Sequence[Messages]) -> TextReadings:
+        """What the reward model and its dense twin make of conversations; the last answer is remembered."""
+        if not self._last or self._last[0] != texts:
+            ids = [token_ids(self.saved.tokenizer, text, None, number) for number, text in enumerate(texts, 1)]
+            self._last[:] = [texts, read_texts(self.saved.model, self.saved.controls, ids)]
+        return self._last[1]
+
+    def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
+        """(N,) rewards of conversations, steered where the model is."""
+        readings, model = self.read(texts), self.saved.model
+        if not model.config.steering:
+            return readings.rewards
+        mean, factors = model.feature_mean.cpu().double(), model.steering_factors().cpu().double()
+        steered = mean + factors * (torch.from_numpy(readings.features) - mean)
+        with torch.inference_mode():
+            return model.reward(steered.to(model.feature_mean))[:, 0].double().cpu().numpy()
+
+    def dense(self, texts: Sequence[Messages]) -> np.ndarray:
+        """(N,) rewards of conversations by the control that reads the whole representation."""
+        twin = self.read(texts).twin
+        assert twin is not None  # see check_controls
+        return twin
+
+    def check_controls(self, name: str) -> None:
+        """Raise a `SparseRMError` unless the dense control was saved beside the reward model."""
+        if find_twin(self.saved.controls) is None:
+            raise SparseRMError(f"{name!r} was trained without its dense control: train it with --controls true.")
+
+    def drift(self, texts: Sequence[Messages]) -> Drift:
+        """How far conversations are from the training responses."""
+        return self.reference.measure(self.read(texts))
+
+
+@dataclass(frozen=True)
+class ClassifierJudge:
+    """A reward model that is a sequence classifier with one label, such as TRL's `RewardTrainer` makes."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(cls, name: str, device: torch.device) -> ClassifierJudge:
+        """Load a folder or Hub id, a LoRA adapter's too.
+
+        Raises:
+            SparseRMError: It cannot be loaded.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype="auto")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return cls(model.to(device).eval(), tokenizer)
+
+    def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
+        """(N,) rewards of conversations."""
+        ids = [token_ids(self.tokenizer, text, None, number) for number, text in enumerate(texts, 1)]
+        rewards = np.zeros(len(ids))
+        with tqdm(total=len(ids), desc="Scoring", unit="text", delay=2) as bar, torch.inference_mode():
+            for batch in plan_batches([len(text) for text in ids], batch_tokens(self.model.device)):
+                padded, mask = pad_texts([ids[i] for i in batch], self.model.device)
+                padded = padded.masked_fill(mask == 0, self.tokenizer.pad_token_id)  # its last token is found by it
+                logits = self.model(padded, attention_mask=mask).logits
+                rewards[batch] = logits[:, 0].double().cpu().numpy()
+                bar.update(len(batch))
+        return rewards

@@ -1,0 +1,101 @@
+"""What a policy is like: its answers to held-out questions, and how likely it finds those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..preferences.pairs import check_columns, split_prompt
+from ..preferences.templates import Messages, Text, common_prefix_length, encode, join
+from .judges import SparseJudge
+from .pairs import Row
+from .policy import Policy, memory_advice
+from .settings import AlignmentConfig
+from .truthfulqa import Item, multiple_choice
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a policy is measured on.
+
+    Attributes:
+        held_out: Questions that it answers.
+        pairs: Preference pairs, prompt, chosen and rejected; may be none.
+        items: TruthfulQA's questions; may be none.
+    """
+
+    held_out: list[Messages]
+    pairs: list[tuple[Text, Text, Text]]
+    items: list[Item]
+
+    @classmethod
+    def of(cls, held_out: list[Messages], rows: Any, items: list[Item]) -> Measures:
+        """Check and split preference pairs, as `load_preferences` gives them."""
+        pairs = []
+        for number, row in enumerate(rows or [], 1):
+            check_columns(list(row))
+            pairs.append(split_prompt(row, number))
+        return cls(held_out, pairs, items)
+
+    def take(self, policy: Policy, judge: SparseJudge, config: AlignmentConfig) -> tuple[dict[str, Any], list[Row]]:
+        """Measure a policy.
+
+        Args:
+            policy: With the adapter of a round or, the first policy, without.
+            judge: The reward model.
+            config: The settings; the answers are sampled with the same seed for every policy.
+
+        Returns:
+            The figures, and the answers with their rewards. Figures: `reward`, the mean; `tokens` of an answer, and
+            the share that was `cut`; `kl`, mean nats of an answer from the first policy; `outside`, share of the
+            reward model's features that are outside their range in training; `preference_accuracy`, share of the
+            pairs whose chosen response has the higher likelihood; `mc1` and `mc2` of TruthfulQA, and each question's.
+        """
+        with memory_advice("measuring the policy", "generation_batch_size or max_new_tokens"):
+            rows = self._answer(policy, config)
+            texts = [[*row["prompt"], {"role": "assistant", "content": row["response"]}] for row in rows]
+            encoded = [policy.encode_response(row["prompt"], row["response"]) for row in rows]
+            kl = policy.divergences([ids for ids, _ in encoded], [start for _, start in encoded])
+            rewards, drift = judge(texts), judge.drift(texts)
+            figures: dict[str, Any] = {
+                "reward": float(rewards.mean()),
+                "tokens": float(np.mean([row["tokens"] for row in rows])),
+                "cut": float(np.mean([row["cut"] for row in rows])),
+                "kl": float(kl.mean()),
+                "outside": drift.outside_share,
+            }
+            if self.pairs:
+                right = preference_accuracy(policy, self.pairs)
+                figures |= {"preference_accuracy": float(right.mean())}
+            if self.items:
+                choice = multiple_choice(policy, self.items)
+                figures |= {"mc1": float(choice.mc1.mean()), "mc2": float(choice.mc2.mean())}
+                figures |= {"each_mc1": choice.mc1.tolist(), "each_mc2": np.round(choice.mc2, 6).tolist()}
+        return figures, [row | {"reward": float(reward)} for row, reward in zip(rows, rewards, strict=True)]
+
+    def _answer(self, policy: Policy, config: AlignmentConfig) -> list[Row]:
+        size, rows = config.generation_batch_size, []
+        for start in range(0, len(self.held_out), size):
+            asked = self.held_out[start : start + size]
+            written = policy.write(asked, config.max_new_tokens, config.temperature, config.seed + start)
+            for prompt, response in zip(asked, written, strict=True):
+                rows.append(
+                    {"prompt": prompt, "response": response.text, "tokens": response.tokens, "cut": response.cut}
+                )
+        return rows
+
+
+def preference_accuracy(policy: Policy, pairs: Sequence[tuple[Text, Text, Text]]) -> np.ndarray:
+    """(N,) 1 where the policy gives the chosen response the higher likelihood, one half where both are as likely."""
+    texts, starts = [], []
+    for prompt, *responses in pairs:
+        asked = encode(policy.tokenizer, prompt, add_generation_prompt=True)
+        for response in responses:
+            ids = encode(policy.tokenizer, join(prompt, response))
+            texts.append(ids)
+            starts.append(max(common_prefix_length(asked, ids), 1))
+    likely = policy.log_likelihoods(texts, starts, "Preferences").reshape(-1, 2)
+    return (np.sign(likely[:, 0] - likely[:, 1]) + 1) / 2

@@ -1,0 +1,65 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ..checkpoints import replacing_file
+from ..evaluation.plots import STYLE
+
+LABELS = {
+    "reward": "mean reward of answers (SparseRM)",
+    "kl": "KL to the first policy, nats an answer",
+    "tokens": "tokens an answer",
+    "preference_accuracy": "preference accuracy %",
+    "mc1": "TruthfulQA MC1 %",
+    "mc2": "TruthfulQA MC2 %",
+}
+SHARES = ("preference_accuracy", "mc1", "mc2")
+
+
+def draw_rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:
+    """How much higher the chosen response's reward is than the rejected one's, kept pairs and dropped ones apart."""
+    scored = [pair for pair in pairs if pair["chosen_reward"] is not None]
+    margins = np.array([pair["chosen_reward"] - pair["rejected_reward"] for pair in scored])
+    kept = np.array([pair["kept"] for pair in scored], dtype=bool)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.hist([margins[kept], margins[~kept]], bins=30, stacked=True, label=["kept", "dropped"])
+        axes.set_xlabel("reward of the chosen response minus that of the rejected one")
+        axes.set_ylabel("pairs")
+        axes.legend()
+        _save(figure, path)
+
+
+def draw_rounds(first: dict[str, Any], rounds: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Every figure over the rounds, a line an arm."""
+    names = [name for name in LABELS if name in first]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(12, 3.2 * -(-len(names) // 3)), layout="constrained")
+        all_axes = np.ravel(figure.subplots(-(-len(names) // 3), 3, squeeze=False))
+        for axes, name in zip(all_axes, names, strict=False):
+            factor = 100 if name in SHARES else 1
+            for arm, found in rounds.items():
+                values = [factor * figures[name] for figures in [first, *found]]
+                axes.plot(range(len(values)), values, marker="o", label=arm)
+            axes.set_title(LABELS[name])
+            axes.set_xticks(range(max(map(len, rounds.values())) + 1))
+            axes.set_xlabel("round")
+        for axes in all_axes[len(names) :]:
+            axes.set_axis_off()
+        all_axes[0].legend()
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, facecolor="white")

@@ -1,0 +1,127 @@
+"""A run as a table, in the terminal and as Markdown, with pictures and answers side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..checkpoints import replacing_file
+from .aligner import FIRST, SPARSERM, IterativeAligner, Outcome
+from .files import read_rows, write_json
+from .plots import SHARES, draw_rounds
+
+SAMPLES = 8
+COLUMNS = {
+    "reward": "reward",
+    "kl": "KL",
+    "tokens": "tokens",
+    "outside": "outside %",
+    "preference_accuracy": "preference %",
+    "mc1": "MC1 %",
+    "mc2": "MC2 %",
+}
+
+
+def difference(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    """How much a mean over the same items changed, and half of its 95% interval (normal, paired)."""
+    changes = np.array(after) - np.array(before)
+    return float(changes.mean()), float(1.96 * changes.std(ddof=1) / np.sqrt(len(changes)))
+
+
+def cells(figures: dict[str, Any], first: dict[str, Any]) -> list[str]:
+    """The figures of a policy; those of TruthfulQA with the change since the first and its 95% interval."""
+    found = []
+    for name in COLUMNS:
+        if name not in first:
+            continue
+        factor = 100 if name in (*SHARES, "outside") else 1
+        text = f"{factor * figures[name]:.{2 if name == 'reward' else 1}f}"
+        each = f"each_{name}"
+        if each in figures and figures is not first:
+            change, half = difference(figures[each], first[each])
+            text += f" ({100 * change:+.1f} ± {100 * half:.1f})"
+        found.append(text)
+    return found
+
+
+def table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, the first policy on top."""
+    first = outcome.first
+    header = ["filter", "round", "kept", *(title for name, title in COLUMNS.items() if name in first)]
+    rows = [[FIRST, "", "", *cells(first, first)]]
+    for arm, rounds in outcome.rounds.items():
+        for figures in rounds:
+            number = f"{figures['round']}{' (stopped)' if figures['stopped'] else ''}"
+            rows.append([arm, number, f"{figures['kept']} of {figures['pairs']}", *cells(figures, first)])
+    return header, rows
+
+
+def print_outcome(outcome: Outcome, title: str) -> None:
+    """Print the table, and say why arms were stopped and which adapter is kept."""
+    header, rows = table(outcome)
+    printed = Table(title=escape(title))
+    for number, column in enumerate(header):
+        printed.add_column(column, justify="right" if number > 1 else "left")
+    for row in rows:
+        printed.add_row(*row)
+    console = Console()
+    console.print(printed)
+    for arm, rounds in outcome.rounds.items():
+        for figures in rounds:
+            if figures["stopped"]:
+                console.print(f"{arm} was stopped after round {figures['round']}: {figures['stopped']}.")
+    if outcome.adapter is None:
+        console.print("No round came to its end: there is no adapter to keep.")
+    else:
+        console.print(f"Kept round {outcome.best}, whose answers SparseRM rewards most: {outcome.adapter}.")
+        if outcome.rounds[SPARSERM][outcome.best - 1]["reward"] <= outcome.first["reward"]:  # type: ignore[operator]
+            console.print("It rewards them no more than the first policy's.")
+
+
+def write_report(aligner: IterativeAligner, outcome: Outcome) -> Path:
+    """Write `results.json`, `rounds.png` and `report.md` into the folder of the run; returns the latter's path."""
+    folder = aligner.folder
+    write_json(folder / "results.json", {"first": outcome.first, "rounds": outcome.rounds, "best": outcome.best})
+    draw_rounds(outcome.first, outcome.rounds, folder / "rounds.png")
+    header, rows = table(outcome)
+    lines = [f"# {aligner.policy}, aligned\n", *markdown(header, rows), "\n![figures by round](rounds.png)\n"]
+    numbers = [figures["round"] for figures in outcome.rounds[SPARSERM]]
+    for number in numbers:
+        lines.append(f"![rewards before round {number}](sparserm/round-{number}/rewards.png)")
+    lines += ["\n## Answers to held-out questions\n", *_samples(folder, numbers)]
+    path = folder / "report.md"
+    with replacing_file(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _samples(folder: Path, numbers: Sequence[int]) -> list[str]:
+    policies = {FIRST: read_rows(folder / "first" / "answers.jsonl")}
+    policies |= {f"round {n}": read_rows(folder / "sparserm" / f"round-{n}" / "answers.jsonl") for n in numbers}
+    lines = []
+    for answers in list(zip(*policies.values(), strict=True))[:SAMPLES]:
+        lines += [f"**{_one_line(answers[0]['prompt'][-1]['content'])}**\n"]
+        lines += markdown(
+            ["", "reward", "answer"],
+            [
+                [name, f"{answer['reward']:.2f}", _one_line(answer["response"])]
+                for name, answer in zip(policies, answers, strict=True)
+            ],
+        )
+        lines.append("")
+    return lines
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
