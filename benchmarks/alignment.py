@@ -2,10 +2,10 @@
 
     python benchmarks/alignment.py DATA_DIR WORK_DIR [--seeds 0 1 2] [--rounds 3]
 
-The policy is SmolLM2-135M-Instruct, the questions are those of the truthfulness task's training pairs, 200 a round; the
-reward models are trained on its first 1,000 pairs, SparseRM by `sparserm train`'s defaults, TRL's RewardTrainer with LoRA
-as `trl_reward.py` does. Measured on TruthfulQA's other questions and on the task's test pairs. The first seed runs all
-rounds, the others the first one. Writes `results/alignment.md`, `.json` and `.png`; goes on where it was stopped.
+The policy is SmolLM2-135M-Instruct, the questions are those of the truthfulness task's training pairs, 200 a round;
+the reward models are trained on its first 1,000 pairs, SparseRM by `sparserm train`'s defaults, TRL's RewardTrainer with
+LoRA as `trl_reward.py` does. Measured on TruthfulQA's other questions and on the task's test pairs. The first seed runs
+all rounds, the others the first one. Writes `results/alignment.md`, `.json` and `.png`; goes on where it was stopped.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def main() -> None:
     lines = [
         f"Made by `python benchmarks/alignment.py DATA_DIR WORK_DIR` on {machine()}.\n",
         f"{QUESTIONS} questions a round, responses of at most {TOKENS} tokens, three epochs of DPO with LoRA; "
-        f"{len(runs[0]['first']['each_mc1'])} questions of TruthfulQA that no policy and no reward model was trained on.\n",
+        f"{len(runs[0]['first']['each_mc1'])} questions of TruthfulQA that no policy and no reward model has seen.\n",
         f"## After one round, {len(runs)} seeds: mean (least to most)\n",
         *first_round(runs),
         "\nSparseRM's filter against the others after one round, in points, with the 95% interval over questions:\n",
