@@ -3,9 +3,10 @@
     python benchmarks/alignment.py DATA_DIR WORK_DIR [--seeds 0 1 2] [--rounds 3]
 
 The policy is SmolLM2-135M-Instruct, the questions are those of the truthfulness task's training pairs, 200 a round;
-the reward models are trained on its first 1,000 pairs, SparseRM by `sparserm train`'s defaults, TRL's RewardTrainer with
-LoRA as `trl_reward.py` does. Measured on TruthfulQA's other questions and on the task's test pairs. The first seed runs
-all rounds, the others the first one. Writes `results/alignment.md`, `.json` and `.png`; goes on where it was stopped.
+the reward models are trained on its first 1,000 pairs, SparseRM by the defaults of `sparserm train`, TRL's
+RewardTrainer with LoRA as `trl_reward.py` does. Measured on TruthfulQA's other questions and on the task's test pairs.
+The first seed runs all rounds, the others the first one. Writes `results/alignment.md`, `.json` and `.png`; goes on
+where it was stopped.
 """
 
 import argparse
