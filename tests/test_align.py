@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,7 +233,6 @@ def test_multiple_choice_is_that_of_lm_evaluation_harness(tmp_path, monkeypatch)
 
 def harness(lm_eval, model, docs):
     """What lm-evaluation-harness makes of each question, by its own two tasks, on our rows."""
-    from pathlib import Path
 
     import yaml
 
@@ -522,3 +522,19 @@ def test_a_policy_that_runs_away_is_stopped_and_not_kept(finished, trained, aske
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(SparseRMError, match=message):
         config(**changes)
+
+
+# TRL's own ways, as examples.
+
+
+@pytest.mark.parametrize("example", ["grpo", "online_dpo"])
+def test_examples_of_other_ways_to_align_run(example, finished, trained, tmp_path, capsys):
+    import runpy
+
+    questions = write_jsonl(tmp_path / "questions.jsonl", [{"prompt": f"w{i} w{i + 1}"} for i in range(16)])
+    path = Path(__file__).parent.parent / "examples" / f"{example}.py"
+    run = runpy.run_path(str(path))["main"]
+    run(str(trained), str(finished / "policy"), questions, str(tmp_path / "out"), "1")
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    logged = capsys.readouterr().out
+    assert "loss" in logged and ("drift/outside" in logged) == (example == "grpo")
