@@ -137,7 +137,7 @@ class IterativeAligner:
                 "reward_model": reward_model,
                 "reward_revision": reward_revision,
             }
-            | {"questions": _digest(self.questions.rounds[0]), "measures": _digest(asdict(self.measures))}
+            | {"questions": _digest(self.questions.rounds[0]), "evaluation data": _digest(asdict(self.measures))}
         )
 
     def _take_up(self, settings: dict[str, Any]) -> None:
@@ -152,8 +152,8 @@ class IterativeAligner:
         for name, value in settings.items():
             if before.get(name) != value and name not in (*MAY_GROW, "output_dir"):
                 raise SparseRMError(
-                    f"{self.folder} holds a run whose {name} is {before.get(name)!r}, not {value!r}: name another "
-                    "folder, or go on with the settings that it was begun with."
+                    f"{self.folder} holds a run with other settings: {name} is {before.get(name)!r} there and {value!r} "
+                    "now. Name another folder, or go on with what it was begun with."
                 )
 
     def run(self) -> Outcome:
@@ -255,4 +255,4 @@ class IterativeAligner:
 
 
 def _digest(value: Any) -> str:
-    return blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
+    return f"of fingerprint {blake2b(json.dumps(value).encode(), digest_size=4).hexdigest()}"

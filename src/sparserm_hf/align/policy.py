@@ -42,7 +42,9 @@ def memory_advice(what: str, settings: str) -> Iterator[None]:
     """Turn running out of memory into an error that says which settings to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # what torch says on a CPU
+            raise
         raise SparseRMError(f"Out of memory while {what}: lower {settings}. What is done is kept.") from error
 
 
