@@ -152,8 +152,8 @@ class IterativeAligner:
         for name, value in settings.items():
             if before.get(name) != value and name not in (*MAY_GROW, "output_dir"):
                 raise SparseRMError(
-                    f"{self.folder} holds a run with other settings: {name} is {before.get(name)!r} there and {value!r} "
-                    "now. Name another folder, or go on with what it was begun with."
+                    f"{self.folder} holds a run with other settings: {name} is {before.get(name)!r} there and "
+                    f"{value!r} now. Name another folder, or go on with what it was begun with."
                 )
 
     def run(self) -> Outcome:
