@@ -4,9 +4,9 @@
 
 The policy is SmolLM2-135M-Instruct, the questions are those of the truthfulness task's training pairs, 200 a round;
 the reward models are trained on its first 1,000 pairs, SparseRM by the defaults of `sparserm train`, TRL's
-RewardTrainer with LoRA as `trl_reward.py` does. Measured on TruthfulQA's other questions and on the task's test pairs.
-The first seed runs all rounds, the others the first one. Writes `results/alignment.md`, `.json` and `.png`; goes on
-where it was stopped.
+RewardTrainer with LoRA as `trl_reward.py` does. Measured on TruthfulQA's other questions and on 200 test pairs. The
+first seed runs all rounds, the others the first one. Writes `results/alignment.md`, `.json` and `.png`; goes on where
+it was stopped.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from sparserm_hf.align.truthfulqa import load_truthfulqa
 from sparserm_hf.demo.run import find_base_model
 
 TASK = "truthfulness"
-QUESTIONS, TOKENS, HELD_OUT = 200, 48, 48
+QUESTIONS, TOKENS, HELD_OUT, TEST_PAIRS = 200, 40, 48, "train[:200]"
 LEARNING_RATE = 1e-3  # of the RewardTrainer, as its search in `trl_reward.py` found
 
 
@@ -67,7 +67,7 @@ def align(data: Path, work: Path, seed: int, rounds: int) -> dict:
         sparse_reward_model(data, work / "sparserm"),
         config,
         load_preferences(str(data / TASK / "train.jsonl.gz")),
-        load_preferences(str(data / TASK / "test.jsonl.gz")),
+        load_preferences(str(data / TASK / "test.jsonl.gz"), TEST_PAIRS),
         load_truthfulqa(data / "truthfulqa.csv"),
         controls=True,
         control_reward_model=trl_reward_model(data, work / "trl"),

@@ -175,7 +175,6 @@ def test_preference_accuracy_counts_the_likelier_response():
     right = preference_accuracy(policy, rows)
     swapped = preference_accuracy(policy, [(prompt, rejected, chosen) for prompt, chosen, rejected in rows])
     assert (right + swapped == 1).all() and 0 < right.mean() < 1
-    assert preference_accuracy(policy, [(rows[0][0], rows[0][1], rows[0][1])]) == 0.5
 
 
 # TruthfulQA.
@@ -276,6 +275,10 @@ def asked(tmp_path_factory):
     (folder / "task.yaml").write_text("preferred: 'w1 w2 {question}'\nopposite: 'w40 w41 {question}'\n")
     write_jsonl(folder / "questions.jsonl", questions)
     write_jsonl(folder / "pairs.jsonl", make_rows(8, seed=2))
+    header = "Question,Best Answer,Correct Answers,Incorrect Answers\n"
+    lines = [f"w{i} w7,w{i + 1} w5 ,w{i + 1} w5 ; w2 w{i} ,w{i + 2} w3 ; w9 w4 \n" for i in range(6)]
+    asked_too = f"{questions[0]['question']},w1,w1,w2\n"
+    (folder / "truthfulqa.csv").write_text("".join([header, asked_too, *lines]))
     return folder
 
 
@@ -285,6 +288,7 @@ def arguments(trained, policy, asked, out, **changes):
         "reward_model": trained,
         "questions": asked / "questions.jsonl",
         "eval_dataset": asked / "pairs.jsonl",
+        "truthfulqa": asked / "truthfulqa.csv",
         "output_dir": out,
         "task": asked / "task.yaml",
         "num_rounds": 2,
@@ -298,7 +302,10 @@ def arguments(trained, policy, asked, out, **changes):
         "max_kl": 1e6,
         "max_length_ratio": 1e6,
     } | changes
-    return ["align", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
+    return [
+        "align",
+        *(part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))),
+    ]
 
 
 def contents(folder):
@@ -334,6 +341,8 @@ def test_a_run_shows_what_was_kept_and_what_came_of_it(finished):
     first = [rounds[0] for rounds in results["rounds"].values()]
     assert first[2]["kept"] == first[0]["kept"] < first[1]["kept"] == 10  # the random filter as many as SparseRM
     assert results["first"]["kl"] == 0
+    assert len(results["first"]["each_mc1"]) == 6  # but for the one that is asked
+    assert 0 < results["first"]["mc2"] < 1 and results["first"]["mc2"] != first[0]["mc2"]
     assert {"report.md", "rounds.png", "adapter", "first"} <= {path.name for path in run.iterdir()}
     assert (run / "sparserm" / "round-1" / "rewards.png").read_bytes().startswith(b"\x89PNG")
     report = (run / "report.md").read_text()
@@ -434,7 +443,14 @@ def test_a_finished_run_is_not_done_again_and_may_grow(finished, trained, asked,
 def test_best_of_n_on_a_policy_of_another_family(trained, asked, tmp_path, capsys):
     tiny_causal_lm("gpt2", seed=3).save_pretrained(tmp_path / "gpt2")
     save_tokenizer(tiny_tokenizer(), tmp_path / "gpt2")
-    changes = {"pairs": "best-of-n", "num_samples": 3, "num_rounds": 1, "controls": True, "min_margin": 0.01}
+    changes = {
+        "truthfulqa": None,
+        "pairs": "best-of-n",
+        "num_samples": 3,
+        "num_rounds": 1,
+        "controls": True,
+        "min_margin": 0.01,
+    }
     assert main(arguments(trained, tmp_path / "gpt2", asked, tmp_path / "run", **changes)) == 0
     for pair in read_rows(tmp_path / "run" / "sparserm" / "round-1" / "pairs.jsonl"):
         assert not pair["kept"] or pair["chosen_reward"] >= pair["rejected_reward"] + 0.01
@@ -481,6 +497,14 @@ def test_nothing_kept_says_where_to_look(finished, trained, asked, tmp_path, cap
 def test_a_run_with_other_settings_is_not_gone_on_with(finished, trained, asked, capsys):
     error = error_of(capsys, arguments(trained, finished / "policy", asked, finished / "run", beta=0.2))
     assert "beta is 0.1 there and 0.2 now" in error
+
+
+def test_truthfulqa_that_is_all_trained_on_is_refused(finished, trained, asked, tmp_path, capsys):
+    text = "Question,Best Answer,Correct Answers,Incorrect Answers\n"
+    question = json.loads((asked / "questions.jsonl").read_text().splitlines()[0])["question"]
+    (tmp_path / "t.csv").write_text(f"{text}{question},w1,w1,w2\n")
+    command = arguments(trained, finished / "policy", asked, tmp_path / "run", truthfulqa=tmp_path / "t.csv")
+    assert "All questions of TruthfulQA are among" in error_of(capsys, command) and not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(finished, trained, asked, tmp_path, capsys):

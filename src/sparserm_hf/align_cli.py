@@ -27,7 +27,7 @@ class AlignmentData:
     )
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of a Hub dataset."})
     truthfulqa: Path | None = field(
-        default=None, metadata={"help": "TruthfulQA.csv, for MC1 and MC2; questions that are trained on are left out."}
+        default=None, metadata={"help": "TruthfulQA.csv, for MC1 and MC2; those among `questions` are left out."}
     )
     controls: bool = field(
         default=False, metadata={"help": "Also run without a filter, with a random one and with the dense control."}

@@ -81,7 +81,7 @@ class IterativeAligner:
         config: The settings.
         questions: Rows with a `prompt` or a `question`.
         eval_pairs: Preference pairs, for the preference accuracy.
-        truthfulqa: Questions of TruthfulQA, for MC1 and MC2; those that are trained on are left out.
+        truthfulqa: Questions of TruthfulQA, for MC1 and MC2; those that are among `questions` are left out.
         controls: Whether the other filters are run too: none, a random one, the dense control.
         control_reward_model: A sequence classifier that is run as a filter too, such as TRL's `RewardTrainer` makes.
         revision: Of the policy on the Hub.
@@ -110,13 +110,16 @@ class IterativeAligner:
         self.device, self.folder = process_state().device, Path(config.output_dir)
         if config.pairs == "contrast":
             Contrast.load(config.task)
-        self.questions = Questions.split(read_questions(questions), config)
-        asked = [question[-1]["content"] for round in self.questions.rounds for question in round]
-        items = without(truthfulqa or [], asked)
-        if truthfulqa and len(items) < len(truthfulqa):
+        given = read_questions(questions)
+        self.questions = Questions.split(given, config)
+        # All of them, whichever rounds there are: a run that grows is measured on the same.
+        items = without(truthfulqa or [], (question[-1]["content"] for question in given))
+        if truthfulqa:
             logger.info(
-                "%d questions of TruthfulQA are trained on, %d are not.", len(truthfulqa) - len(items), len(items)
+                "Measured on the %d of %d questions of TruthfulQA not among these.", len(items), len(truthfulqa)
             )
+            if not items:
+                raise SparseRMError("All questions of TruthfulQA are among the questions: leave some out of these.")
         self.measures = Measures.of(self.questions.held_out, eval_pairs, items)
         self.judge = SparseJudge.load(reward_model, reward_revision)
         self.arms = [Arm(SPARSERM, self.judge)]

@@ -167,8 +167,9 @@ class Policy:
                     attended = torch.cat([mask.new_ones(len(batch), shared), mask], 1)
                 logits = self.model(ids, attention_mask=attended, past_key_values=cache, use_cache=bool(cache)).logits
                 counted = _counted(mask, [starts[i] - shared for i in batch])
-                likely = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]  # (B, T - 1)
-                found[batch] = (likely * counted).sum(1).double().cpu().numpy()
+                scores = logits[:, :-1][counted].float()  # (tokens, V): those that count alone
+                likely = scores.gather(1, ids[:, 1:][counted][:, None])[:, 0] - scores.logsumexp(-1)
+                found[batch] = _sum_by_text(likely, counted)
                 bar.update(len(batch))
         return found
 
@@ -187,17 +188,21 @@ class Policy:
             return found
         for batch in plan_batches([len(text) for text in texts], self.batch_tokens):
             ids, mask = pad_texts([texts[i] for i in batch], self.model.device)
-            counted = _counted(mask, [starts[i] for i in batch]).bool()
+            counted = _counted(mask, [starts[i] for i in batch])
             now = self.model(ids, attention_mask=mask).logits[:, :-1][counted].float().log_softmax(-1)  # (tokens, V)
             with self.model.disable_adapter():
                 first = self.model(ids, attention_mask=mask).logits[:, :-1][counted].float().log_softmax(-1)
-            each = (now.exp() * (now - first)).sum(-1).double().cpu().numpy()
-            row = counted.nonzero()[:, 0].cpu().numpy()
-            found[batch] = np.bincount(row, weights=each, minlength=len(batch))
+            found[batch] = _sum_by_text((now.exp() * (now - first)).sum(-1), counted)
         return found
 
 
 def _counted(mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
-    """(B, T - 1) 1 where the next token is not padding, and stands at its text's start or later."""
+    """(B, T - 1) whether the next token is not padding, and stands at its text's start or later."""
     place = torch.arange(1, mask.shape[1], device=mask.device)
-    return mask[:, 1:] * (place >= torch.tensor(starts, device=mask.device)[:, None])
+    return mask[:, 1:].bool() & (place >= torch.tensor(starts, device=mask.device)[:, None])
+
+
+def _sum_by_text(values: torch.Tensor, counted: torch.Tensor) -> np.ndarray:
+    """(B,) sums of (tokens,) values over the tokens of each text that count."""
+    rows = counted.nonzero()[:, 0].cpu().numpy()
+    return np.bincount(rows, weights=values.double().cpu().numpy(), minlength=len(counted))
