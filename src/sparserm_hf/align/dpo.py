@@ -33,8 +33,6 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
         seed: Of the adapter's first weights and the order of the pairs.
         folder: Where the adapter goes.
     """
-    if (folder / "adapter_config.json").is_file():
-        return
     work = folder.with_name(f"{folder.name}-training")
     args = DPOConfig(
         output_dir=str(work),
