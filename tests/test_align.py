@@ -22,6 +22,7 @@ from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import PROMPT, Item, load_truthfulqa, multiple_choice, without
 from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.cli import main
+from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.errors import SparseRMError
 
 CPU = torch.device("cpu")
@@ -206,11 +207,16 @@ def letters_policy():
 
 
 @pytest.mark.works_with("lm-eval", "TruthfulQA's MC1 and MC2 of `sparserm align` are those of its tasks")
-def test_multiple_choice_is_that_of_lm_evaluation_harness(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["a random policy", "SmolLM2-135M-Instruct"])
+def test_multiple_choice_is_that_of_lm_evaluation_harness(kind, tmp_path):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
 
-    policy = letters_policy()
+    if kind == "a random policy":
+        policy = letters_policy()
+    else:
+        policy = Policy.load(find_base_model(), CPU)
+        policy.model.float()
     docs = [
         {
             "question": item.question,
