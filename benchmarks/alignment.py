@@ -27,6 +27,7 @@ from sparserm_hf.demo.run import find_base_model
 
 TASK = "truthfulness"
 QUESTIONS, TOKENS, HELD_OUT, TEST_PAIRS = 200, 40, 48, "train[:200]"
+TEMPERATURE = 0.5  # at 0.9 most of what this policy writes has nothing to do with the question
 LEARNING_RATE = 1e-3  # of the RewardTrainer, as its search in `trl_reward.py` found
 
 
@@ -59,6 +60,7 @@ def align(data: Path, work: Path, seed: int, rounds: int) -> dict:
         questions_per_round=QUESTIONS,
         held_out_questions=HELD_OUT,
         max_new_tokens=TOKENS,
+        temperature=TEMPERATURE,
         generation_batch_size=64,
         seed=seed,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def add_align_command(commands: Any) -> None:
 def align_command(args: argparse.Namespace) -> None:
     """`sparserm align`."""
     config = given(AlignmentConfig, args)
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers, for names that older ones know alone
     try:
         from .align.aligner import IterativeAligner
         from .align.report import print_outcome, write_report
@@ -73,5 +75,5 @@ def align_command(args: argparse.Namespace) -> None:
     )
     outcome = aligner.run()
     report = write_report(aligner, outcome)
-    print_outcome(outcome, f"{args.policy}, aligned with {args.reward_model}")
+    print_outcome(outcome, f"{Path(args.policy).name}, aligned with {Path(args.reward_model).name}")
     print(f"The report: {report}")

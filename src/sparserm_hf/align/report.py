@@ -90,7 +90,11 @@ def write_report(aligner: IterativeAligner, outcome: Outcome) -> Path:
     write_json(folder / "results.json", {"first": outcome.first, "rounds": outcome.rounds, "best": outcome.best})
     draw_rounds(outcome.first, outcome.rounds, folder / "rounds.png")
     header, rows = table(outcome)
-    lines = [f"# {aligner.policy}, aligned\n", *markdown(header, rows), "\n![figures by round](rounds.png)\n"]
+    lines = [
+        f"# {Path(aligner.policy).name}, aligned\n",
+        *markdown(header, rows),
+        "\n![figures by round](rounds.png)\n",
+    ]
     numbers = [figures["round"] for figures in outcome.rounds[SPARSERM]]
     for number in numbers:
         lines.append(f"![rewards before round {number}](sparserm/round-{number}/rewards.png)")
