@@ -55,7 +55,7 @@ def draw_rounds(first: dict[str, Any], rounds: dict[str, list[dict[str, Any]]], 
             axes.set_xlabel("round")
         for axes in all_axes[len(names) :]:
             axes.set_axis_off()
-        all_axes[0].legend()
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rounds))
         _save(figure, path)
 
 
