@@ -53,7 +53,7 @@ def trl_reward_model(data: Path, folder: Path) -> str:
     return str(folder)
 
 
-def align(data: Path, work: Path, seed: int, rounds: int) -> dict:
+def align(data: Path, work: Path, seed: int, rounds: int, draw: bool) -> dict:
     config = AlignmentConfig(
         str(work / f"seed-{seed}"),
         num_rounds=rounds,
@@ -76,7 +76,7 @@ def align(data: Path, work: Path, seed: int, rounds: int) -> dict:
     )
     outcome = aligner.run()
     write_report(aligner, outcome)
-    if seed == 0:
+    if draw:
         shutil.copy(aligner.folder / "rounds.png", RESULTS / "alignment.png")
     return {"seed": seed, "first": outcome.first, "rounds": outcome.rounds, "table": table(outcome)}
 
@@ -115,7 +115,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     work = args.work / "alignment"
-    runs = [align(args.data, work, seed, args.rounds if seed == args.seeds[0] else 1) for seed in args.seeds]
+    first, *others = args.seeds
+    runs = [align(args.data, work, first, args.rounds, draw=True)]
+    runs += [align(args.data, work, seed, 1, draw=False) for seed in others]
     arms = list(runs[0]["rounds"])
     header, rows = runs[0].pop("table")
     lines = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_causal_lm, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 from world import make_rows, write_jsonl
 
 from sparserm_hf.align import dpo, pairs
@@ -268,6 +268,9 @@ def test_truthfulqa_is_read_and_what_is_trained_on_left_out(tmp_path):
     (tmp_path / "u.csv").write_text("a,b\n1,2\n")
     with pytest.raises(SparseRMError, match=r"not TruthfulQA\.csv"):
         load_truthfulqa(tmp_path / "u.csv")
+    (tmp_path / "v.csv").write_text(header + "A,B,Why?,So,So,,s\n")
+    with pytest.raises(SparseRMError, match="an empty cell at the question 'Why"):
+        load_truthfulqa(tmp_path / "v.csv")
 
 
 # The whole loop.
@@ -408,16 +411,18 @@ def kill_at(monkeypatch, module, name, call):
 
 
 @pytest.mark.works_with("trl", "`sparserm align`: `DPOTrainer` with LoRA; a killed run goes on and ends the same")
-@pytest.mark.parametrize("stage", ["writing", "filtering", "training", "saving", "measuring"])
+@pytest.mark.parametrize(
+    "stage", ["writing", "filtering", "training", "checkpoint", "training again", "saving", "measuring"]
+)
 def test_a_run_that_was_killed_goes_on_and_ends_the_same(finished, trained, asked, tmp_path, stage):
-    from transformers import Trainer
-
     from sparserm_hf.align import aligner, policy
 
     where = {
         "writing": (policy.Policy, "write", 4),  # the first answers the held-out questions
         "filtering": (aligner, "filter_pairs", 2),
         "training": (Trainer, "_save_checkpoint", 2),
+        "checkpoint": (Trainer, "_save_optimizer_and_scheduler", 2),  # leaves a half of it
+        "training again": (Trainer, "_save_checkpoint", 4),  # the second round: there is a reference beside it
         "saving": (dpo, "replacing_folder", 1),
         "measuring": (policy.Policy, "divergences", 3),
     }[stage]
@@ -500,9 +505,76 @@ def test_nothing_kept_says_where_to_look(finished, trained, asked, tmp_path, cap
     assert len(read_rows(tmp_path / "run" / "sparserm" / "round-1" / "pairs.jsonl")) == 10
 
 
+def test_nothing_kept_in_a_later_round_ends_that_filter_alone(finished, trained, asked, tmp_path, capsys, monkeypatch):
+    from sparserm_hf.align import aligner
+
+    def drop_all(rows, rewards, config, seed):
+        found = filter_pairs(rows, rewards, config, seed)
+        return [pair | {"kept": False} for pair in found] if (tmp_path / "run/sparserm/round-2").exists() else found
+
+    monkeypatch.setattr(aligner, "filter_pairs", drop_all)
+    assert main(arguments(trained, finished / "policy", asked, tmp_path / "run")) == 0
+    assert "SparseRM ended early, nothing was kept of the pairs of round 2" in capsys.readouterr().out
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_a_run_with_other_settings_is_not_gone_on_with(finished, trained, asked, capsys):
     error = error_of(capsys, arguments(trained, finished / "policy", asked, finished / "run", beta=0.2))
     assert "beta is 0.1 there and 0.2 now" in error
+
+
+def test_a_run_is_not_gone_on_with_when_what_decides_it_changed(finished, trained, asked, tmp_path, capsys):
+    for folder in ("run", "policy"):
+        shutil.copytree(finished / folder, tmp_path / folder)
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    begun = {"policy": str(tmp_path / "policy"), "control_reward_model": "mine"}
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings | begun))
+    command = arguments(trained, tmp_path / "policy", asked, tmp_path / "run")
+    assert main(command) == 0  # one filter less
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["control_reward_model"] == "mine"
+    (tmp_path / "task.yaml").write_text("preferred: 'w3 {question}'\nopposite: 'w4 {question}'\n")
+    (tmp_path / "run" / "settings.json").write_text(
+        json.dumps(settings | begun | {"task": str(tmp_path / "task.yaml"), "reward model's head": "of fingerprint 0"})
+    )
+    assert "reward model's head is 'of fingerprint 0' there" in error_of(
+        capsys, [*command, "--task", str(tmp_path / "task.yaml")]
+    )
+    (tmp_path / "run" / "settings.json").write_text(
+        json.dumps(settings | begun | {"task": str(tmp_path / "task.yaml")})
+    )
+    assert "what is asked is" in error_of(capsys, [*command, "--task", str(tmp_path / "task.yaml")])
+
+
+def test_a_classifier_that_was_never_trained_is_refused(finished, trained, asked, tmp_path, capsys):
+    command = arguments(trained, finished / "policy", asked, tmp_path / "run")
+    error = error_of(capsys, [*command, "--control_reward_model", str(finished / "policy")])
+    assert "is no trained reward model: its weights lack score.weight" in error and not (tmp_path / "run").exists()
+
+
+def test_what_is_too_long_for_the_policy_is_refused(finished, trained, asked, tmp_path, capsys):
+    rows = [{"question": "w1"}, {"question": " ".join(["w2"] * 600)}]
+    command = arguments(trained, finished / "policy", asked, tmp_path / "run", held_out_questions=1)
+    error = error_of(capsys, [*command, "--questions", str(write_jsonl(tmp_path / "questions.jsonl", rows))])
+    assert "Question 2 has 6" in error and "that the policy can read" in error and not (tmp_path / "run").exists()
+
+
+def test_evaluation_pairs_that_are_trained_on_are_left_out(finished, trained, asked, tmp_path, capsys):
+    question = json.loads((asked / "questions.jsonl").read_text().splitlines()[0])["question"]
+    rows = [{"prompt": question, "chosen": "w1", "rejected": "w2"}]
+    command = arguments(trained, finished / "policy", asked, tmp_path / "run")
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    assert "All evaluation pairs ask what is among" in error_of(capsys, [*command, "--eval_dataset", str(path)])
+
+
+def test_a_training_that_diverges_says_so(finished, trained, asked, tmp_path, capsys, monkeypatch):
+    def diverge(trainer, **kwargs):
+        for parameter in trainer.model.parameters():
+            parameter.data.fill_(float("nan"))
+
+    monkeypatch.setattr(dpo.DPOTrainer, "train", diverge)
+    error = error_of(capsys, arguments(trained, finished / "policy", asked, tmp_path / "run"))
+    assert "diverged; lower learning_rate, in a new folder" in error
+    assert not list((tmp_path / "run").rglob("adapter_model.safetensors"))
 
 
 def test_truthfulqa_that_is_all_trained_on_is_refused(finished, trained, asked, tmp_path, capsys):
@@ -526,10 +598,18 @@ def test_out_of_memory_names_the_setting_to_lower(finished, trained, asked, tmp_
     command = arguments(trained, finished / "policy", asked, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(pairs.Policy, "write", full)
-        assert "lower generation_batch_size or max_new_tokens" in error_of(capsys, command)
+        assert "lower generation_batch_size. What is done is kept" in error_of(capsys, command)
+    command += ["--generation_batch_size", "2"]
     with monkeypatch.context() as patch:
         patch.setattr(dpo.DPOTrainer, "train", full)
         assert "lower train_batch_size, or set gradient_checkpointing" in error_of(capsys, command)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, Trainer, "_save_checkpoint", 2)
+        with pytest.raises(Killed):
+            main(command)
+    command += ["--train_batch_size", "2", "--gradient_checkpointing", "true"]
+    assert main(command) == 0
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["train_batch_size"] == 2
 
 
 def test_a_policy_that_runs_away_is_stopped_and_not_kept(finished, trained, asked, tmp_path, capsys):
@@ -539,6 +619,9 @@ def test_a_policy_that_runs_away_is_stopped_and_not_kept(finished, trained, aske
     assert len(results["rounds"]["SparseRM"]) == 1 and "above max_kl" in results["rounds"]["SparseRM"][0]["stopped"]
     assert results["best"] is None and not (tmp_path / "run" / "adapter").exists()
     assert "there is no adapter to keep" in capsys.readouterr().out
+    assert main([*command, "--max_kl", "1e6"]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [figures["stopped"] for figures in results["rounds"]["SparseRM"]] == ["", ""]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ..checkpoints import replacing_folder
 from ..drift import ALARM
 from ..errors import SparseRMError
 from ..processes import process_state
-from .dpo import train_adapter
+from .dpo import TRAINING, train_adapter
 from .files import read_rows, write_json, write_rows
 from .judges import ClassifierJudge, SparseJudge
 from .measures import Measures
@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 SPARSERM, NO_FILTER, RANDOM, DENSE, CLASSIFIER = "SparseRM", "no filter", "random filter", "dense", "RewardTrainer"
 FIRST = "first policy"
-MAY_GROW = ("num_rounds", "max_kl", "max_length_ratio")  # settings that a finished run may be taken up with
+# Settings that a run may be taken up with though it was begun with others.
+MAY_CHANGE = ("output_dir", "num_rounds", "max_kl", "max_length_ratio")
+MAY_CHANGE_FOR_MEMORY = ("generation_batch_size", "train_batch_size", "gradient_checkpointing")
 MANY = 1000  # seeds of a round
 
 
@@ -62,12 +64,14 @@ class Outcome:
     Attributes:
         first: Figures of the first policy.
         rounds: Figures of each round, by arm.
+        ended: Why an arm ended before its last round, by arm.
         best: The round of the reward model's own arm whose answers it rewards most; None where none came to its end.
         adapter: Where that round's adapter is.
     """
 
     first: dict[str, Any]
     rounds: dict[str, list[dict[str, Any]]]
+    ended: dict[str, str]
     best: int | None
     adapter: Path | None
 
@@ -80,7 +84,7 @@ class IterativeAligner:
         reward_model: A SparseRM checkpoint: folder or Hub id. Its base model may be another.
         config: The settings.
         questions: Rows with a `prompt` or a `question`.
-        eval_pairs: Preference pairs, for the preference accuracy.
+        eval_pairs: Preference pairs, for the preference accuracy; those that ask one of `questions` are left out.
         truthfulqa: Questions of TruthfulQA, for MC1 and MC2; those that are among `questions` are left out.
         controls: Whether the other filters are run too: none, a random one, the dense control.
         control_reward_model: A sequence classifier that is run as a filter too, such as TRL's `RewardTrainer` makes.
@@ -108,8 +112,7 @@ class IterativeAligner:
             raise SparseRMError("sparserm align runs in one process: start it without a launcher.")
         self.policy, self.revision, self.config = policy, revision, config
         self.device, self.folder = process_state().device, Path(config.output_dir)
-        if config.pairs == "contrast":
-            Contrast.load(config.task)
+        contrast = Contrast.load(config.task) if config.pairs == "contrast" else None
         given = read_questions(questions)
         self.questions = Questions.split(given, config)
         # All of them, whichever rounds there are: a run that grows is measured on the same.
@@ -120,7 +123,7 @@ class IterativeAligner:
             )
             if not items:
                 raise SparseRMError("All questions of TruthfulQA are among the questions: leave some out of these.")
-        self.measures = Measures.of(self.questions.held_out, eval_pairs, items)
+        self.measures = Measures.of(self.questions.held_out, eval_pairs, items).without(given)
         self.judge = SparseJudge.load(reward_model, reward_revision)
         self.arms = [Arm(SPARSERM, self.judge)]
         if controls:
@@ -131,7 +134,8 @@ class IterativeAligner:
         if control_reward_model:
             self.arms.append(Arm(CLASSIFIER, ClassifierJudge.load(control_reward_model, self.device)))
         self.load = partial(Policy.load, policy, self.device, revision=revision)
-        self.load()  # what is wrong with it shows before anything is written
+        # What is wrong with it, or too long for it, shows before anything is written.
+        self.load().check_lengths(given, contrast, config.max_new_tokens)
         self._take_up(
             asdict(config)
             | {
@@ -139,8 +143,11 @@ class IterativeAligner:
                 "revision": revision,
                 "reward_model": reward_model,
                 "reward_revision": reward_revision,
+                "control_reward_model": control_reward_model,
+                "reward model's head": _digest(self.judge.fingerprint),
+                "what is asked": _digest([contrast and asdict(contrast), self.questions.rounds[0]]),
+                "evaluation data": _digest(asdict(self.measures)),
             }
-            | {"questions": _digest(self.questions.rounds[0]), "evaluation data": _digest(asdict(self.measures))}
         )
 
     def _take_up(self, settings: dict[str, Any]) -> None:
@@ -152,24 +159,35 @@ class IterativeAligner:
             write_json(path, settings)
             return
         before = json.loads(path.read_text("utf-8"))
+        control = "control_reward_model"  # may be added, and left out
+        settings[control] = settings[control] or before.get(control)
         for name, value in settings.items():
-            if before.get(name) != value and name not in (*MAY_GROW, "output_dir"):
+            added = name == control and before.get(name) is None
+            if before.get(name) != value and name not in (*MAY_CHANGE, *MAY_CHANGE_FOR_MEMORY) and not added:
                 raise SparseRMError(
                     f"{self.folder} holds a run with other settings: {name} is {before.get(name)!r} there and "
                     f"{value!r} now. Name another folder, or go on with what it was begun with."
                 )
+        if before.get("train_batch_size") != settings["train_batch_size"]:
+            for begun in self.folder.rglob(f"*{TRAINING}"):  # its steps are others
+                shutil.rmtree(begun)
+        write_json(path, settings)
 
     def run(self) -> Outcome:
         """Run all rounds of all arms, or what is missing of them."""
         first = self._measure(self.folder / "first", None)
         rounds: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in self.arms}
+        ended: dict[str, str] = {}
         for arm in self.arms:
             for number in range(1, self.config.num_rounds + 1):
                 figures = self._round(arm, number, first)
                 if figures is None:
+                    ended[arm.name] = f"nothing was kept of the pairs of round {number}"
                     break
+                figures["stopped"] = self._runaway(figures, first)
                 rounds[arm.name].append(figures)
                 if figures["stopped"]:
+                    ended[arm.name] = f"stopped after round {number}: {figures['stopped']}"
                     break
         sound = [figures for figures in rounds[SPARSERM] if not figures["stopped"]]
         best = max(sound, key=lambda figures: figures["reward"], default=None)
@@ -178,7 +196,7 @@ class IterativeAligner:
             adapter = self.folder / "adapter"
             with replacing_folder(adapter) as temporary:
                 shutil.copytree(self._place(self.arms[0], best["round"]) / "adapter", temporary, dirs_exist_ok=True)
-        return Outcome(first, rounds, best["round"] if best else None, adapter)
+        return Outcome(first, rounds, ended, best["round"] if best else None, adapter)
 
     def _place(self, arm: Arm, number: int) -> Path:
         return self.folder / arm.folder / f"round-{number}"
@@ -195,10 +213,10 @@ class IterativeAligner:
         kept = [pair for pair in pairs if pair["kept"]]
         logger.info("Kept %d of %d pairs: %s", len(kept), len(pairs), reasons(pairs))
         if not kept:
-            if arm.name == SPARSERM:
+            if arm.name == SPARSERM and number == 1:
                 raise SparseRMError(
                     f"Nothing was kept of the {len(pairs)} pairs of round {number} ({reasons(pairs)}): look at "
-                    f"{place / 'pairs.jsonl'}, lower min_margin, or ask otherwise (task)."
+                    f"{place / 'pairs.jsonl'}; in a new folder, lower min_margin or ask otherwise (task)."
                 )
             return None
         adapter = place / "adapter"
@@ -207,7 +225,6 @@ class IterativeAligner:
             train_adapter(policy, kept, self.config, self.config.seed + MANY * number, adapter)
         figures = self._measure(place, adapter)
         figures |= {"round": number, "pairs": len(pairs), "kept": len(kept), "reasons": reasons(pairs)}
-        figures["stopped"] = self._runaway(figures, first)
         write_json(file, figures)
         return figures
 
@@ -249,7 +266,7 @@ class IterativeAligner:
 
     def _runaway(self, figures: dict[str, Any], first: dict[str, Any]) -> str:
         """Why to stop; empty if all is well."""
-        if figures["kl"] > self.config.max_kl:
+        if not figures["kl"] <= self.config.max_kl:
             return f"KL is {figures['kl']:.1f} nats a response, above max_kl = {self.config.max_kl:g}"
         ratio = figures["tokens"] / first["tokens"]
         if not 1 / self.config.max_length_ratio <= ratio <= self.config.max_length_ratio:

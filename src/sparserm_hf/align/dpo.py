@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -14,11 +15,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
 from ..checkpoints import replacing_folder
+from ..errors import SparseRMError
 from .pairs import Row
 from .policy import Policy, memory_advice
 from .settings import AlignmentConfig
 
 logger = logging.getLogger(__name__)
+
+TRAINING = "-training"  # what the name of the folder of a training ends with
 
 
 def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig, seed: int, folder: Path) -> None:
@@ -32,8 +36,11 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
         config: The settings.
         seed: Of the adapter's first weights and the order of the pairs.
         folder: Where the adapter goes.
+
+    Raises:
+        SparseRMError: The memory is too small, or the adapter ends up with weights that are no numbers.
     """
-    work = folder.with_name(f"{folder.name}-training")
+    work = folder.with_name(f"{folder.name}{TRAINING}")
     args = DPOConfig(
         output_dir=str(work),
         num_train_epochs=config.num_train_epochs,
@@ -51,9 +58,14 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
         report_to="none",
         use_cpu=policy.model.device.type == "cpu",
     )
+    args._n_gpu = min(args.n_gpu, 1)  # TRL refuses to spread a model over all GPUs of a process
     columns = ("prompt", "chosen", "rejected")
     lora = LoraConfig(
-        task_type="CAUSAL_LM", r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear"
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        target_modules="all-linear",
+        revision=getattr(policy.model.config, "_commit_hash", None),  # of the base model, where it is the Hub's
     )
     with memory_advice("training", "train_batch_size, or set gradient_checkpointing"):
         trainer = DPOTrainer(
@@ -63,9 +75,24 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
             processing_class=policy.tokenizer,
             peft_config=None if isinstance(policy.model, PeftModel) else lora,
         )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
-    with replacing_folder(folder) as temporary:
+        checkpoint = last_whole_checkpoint(work)
         trained: Any = trainer.model
+        if checkpoint:  # transformers 4 restores what stands in subfolders alone: the reference
+            trained.load_adapter(checkpoint, "default", is_trainable=True)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if not all(parameter.isfinite().all() for parameter in trained.parameters() if parameter.requires_grad):
+        raise SparseRMError(f"The training of {folder} diverged; lower learning_rate, in a new folder.")
+    with replacing_folder(folder) as temporary:
         trained.save_pretrained(temporary, selected_adapters=["default"])
         policy.tokenizer.save_pretrained(temporary)
     shutil.rmtree(work)
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The Trainer's last checkpoint that was written to its end; those that were not are removed."""
+    for state in (checkpoint / "trainer_state.json" for checkpoint in folder.glob("checkpoint-*")):
+        try:
+            json.loads(state.read_text("utf-8"))  # it is written last
+        except (OSError, ValueError):
+            shutil.rmtree(state.parent)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

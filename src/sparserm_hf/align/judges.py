@@ -15,7 +15,7 @@ from ..drift import Drift, DriftReference, TextReadings, find_twin, load_referen
 from ..errors import SparseRMError, reason
 from ..evaluation.evaluate import SavedRewardModel
 from ..preferences.templates import Messages
-from ..representations import batch_tokens, pad_texts, plan_batches
+from ..representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
 from ..scoring import token_ids
 
 
@@ -40,6 +40,11 @@ class SparseJudge:
             SparseRMError: It cannot be loaded, or was saved without what drift is measured by.
         """
         return cls(SavedRewardModel.load(name, revision=revision), load_reference(name, revision))
+
+    @property
+    def fingerprint(self) -> list[Any]:
+        """What tells a reward model from another at the same place: its head, and how it is steered."""
+        return [fingerprint_module(self.saved.model.score), self.saved.model.config.steering]
 
     def read(self, texts: Sequence[Messages]) -> TextReadings:
         """What the reward model and its dense twin make of conversations; the last answer is remembered."""
@@ -86,13 +91,24 @@ class ClassifierJudge:
         """Load a folder or Hub id, a LoRA adapter's too.
 
         Raises:
-            SparseRMError: It cannot be loaded.
+            SparseRMError: It cannot be loaded, has no trained head, or its tokenizer no chat template.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype="auto")
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=1, dtype="auto", output_loading_info=True
+            )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
+        adapters = getattr(model, "peft_config", {}).values()  # that of a LoRA run has the head with it
+        if loading["missing_keys"] and not any(adapter.modules_to_save for adapter in adapters):
+            raise SparseRMError(
+                f"{name!r} is no trained reward model: its weights lack {', '.join(sorted(loading['missing_keys']))}."
+            )
+        if tokenizer.chat_template is None:
+            raise SparseRMError(f"The tokenizer of the reward model {name!r} has no chat template: set one, save it.")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
         return cls(model.to(device).eval(), tokenizer)
 

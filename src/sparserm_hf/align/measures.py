@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..errors import SparseRMError
 from ..preferences.pairs import check_columns, split_prompt
 from ..preferences.templates import Messages, Text, common_prefix_length, encode, join
 from .judges import SparseJudge
@@ -15,6 +17,8 @@ from .pairs import Row
 from .policy import Policy, memory_advice
 from .settings import AlignmentConfig
 from .truthfulqa import Item, multiple_choice
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,20 @@ class Measures:
             pairs.append(split_prompt(row, number))
         return cls(held_out, pairs, items)
 
+    def without(self, questions: Iterable[Messages]) -> Measures:
+        """The same, but for the pairs whose last message to the policy is that of one of some questions.
+
+        Raises:
+            SparseRMError: No pair is left.
+        """
+        asked = {question[-1]["content"].strip() for question in questions}
+        pairs = [pair for pair in self.pairs if _last_message(pair[0]).strip() not in asked]
+        if len(pairs) < len(self.pairs):
+            logger.info("Measured on the %d of %d preference pairs not among these.", len(pairs), len(self.pairs))
+        if self.pairs and not pairs:
+            raise SparseRMError("All evaluation pairs ask what is among the questions: leave some out of these.")
+        return replace(self, pairs=pairs)
+
     def take(self, policy: Policy, judge: SparseJudge, config: AlignmentConfig) -> tuple[dict[str, Any], list[Row]]:
         """Measure a policy.
 
@@ -54,7 +72,7 @@ class Measures:
             reward model's features that are outside their range in training; `preference_accuracy`, share of the
             pairs whose chosen response has the higher likelihood; `mc1` and `mc2` of TruthfulQA, and each question's.
         """
-        with memory_advice("measuring the policy", "generation_batch_size or max_new_tokens"):
+        with memory_advice("measuring the policy", "generation_batch_size"):
             rows = self._answer(policy, config)
             texts = [[*row["prompt"], {"role": "assistant", "content": row["response"]}] for row in rows]
             encoded = [policy.encode_response(row["prompt"], row["response"]) for row in rows]
@@ -99,3 +117,7 @@ def preference_accuracy(policy: Policy, pairs: Sequence[tuple[Text, Text, Text]]
             starts.append(max(common_prefix_length(asked, ids), 1))
     likely = policy.log_likelihoods(texts, starts, "Preferences").reshape(-1, 2)
     return (np.sign(likely[:, 0] - likely[:, 1]) + 1) / 2
+
+
+def _last_message(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]

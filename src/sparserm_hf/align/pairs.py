@@ -54,14 +54,13 @@ def write_responses(
     part.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(part)
     rows = rows[: len(rows) // size * size]  # whole batches
-    advice = "generation_batch_size or max_new_tokens"
     with tqdm(total=len(questions), initial=len(rows), desc="Writing", unit="question", delay=2) as bar:
         for start in range(len(rows), len(questions), size):
             asked = questions[start : start + size]
             prompts = [
                 way for question in asked for way in (contrast.ask(question) if contrast else [question] * each)
             ]
-            with memory_advice("writing responses", advice):
+            with memory_advice("writing responses", "generation_batch_size"):
                 written = policy.write(prompts, config.max_new_tokens, config.temperature, seed + start)
             for number, question in enumerate(asked):
                 responses = [asdict(response) for response in written[number * each : (number + 1) * each]]

@@ -25,17 +25,18 @@ SHARES = ("preference_accuracy", "mc1", "mc2")
 
 
 def draw_rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:
-    """How much higher the chosen response's reward is than the rejected one's, kept pairs and dropped ones apart."""
-    scored = [pair for pair in pairs if pair["chosen_reward"] is not None]
-    margins = np.array([pair["chosen_reward"] - pair["rejected_reward"] for pair in scored])
-    kept = np.array([pair["kept"] for pair in scored], dtype=bool)
+    """The rewards of both responses, and how much higher the chosen one's is, kept pairs and dropped ones apart."""
+    chosen, rejected = (np.array([pair[side] for pair in pairs]) for side in ("chosen_reward", "rejected_reward"))
+    kept, margins = np.array([pair["kept"] for pair in pairs], dtype=bool), chosen - rejected
     with rc_context(STYLE):
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
-        axes = figure.subplots()
-        axes.hist([margins[kept], margins[~kept]], bins=30, stacked=True, label=["kept", "dropped"])
-        axes.set_xlabel("reward of the chosen response minus that of the rejected one")
-        axes.set_ylabel("pairs")
-        axes.legend()
+        figure = Figure(figsize=(10, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.hist([chosen, rejected], bins=30, histtype="step", linewidth=2, label=["chosen", "rejected"])
+        left.set(xlabel="reward", ylabel="responses")
+        right.hist([margins[kept], margins[~kept]], bins=30, stacked=True, label=["kept", "dropped"])
+        right.set(xlabel="reward of the chosen response minus that of the rejected one", ylabel="pairs")
+        left.legend()
+        right.legend()
         _save(figure, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..base_models import load_language_model, load_tokenizer, unpacked
 from ..errors import SparseRMError
 from ..preferences.templates import Messages, common_prefix_length, encode, join
 from ..representations import pad_texts, plan_batches
+from .questions import Contrast
 
 LOGITS = 2**26  # most logits of a batch
 
@@ -95,6 +96,23 @@ class Policy:
         if adapter:
             model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
         return cls(model.to(device).eval(), tokenizer)  # type: ignore[arg-type]
+
+    def check_lengths(self, questions: Iterable[Messages], contrast: Contrast | None, max_new_tokens: int) -> None:
+        """Raise a `SparseRMError` if a question and a response to it may have more tokens than the policy can read."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if not limit:
+            return
+        for number, question in enumerate(questions, 1):
+            for prompt in contrast.ask(question) if contrast else (question,):
+                if 2 * sum(len(message["content"].encode()) for message in prompt) < limit - max_new_tokens:
+                    continue  # a token has a byte at least, and a template's own are few
+                tokens = len(encode(self.tokenizer, prompt, add_generation_prompt=True))
+                if tokens + max_new_tokens > limit:
+                    raise SparseRMError(
+                        f"Question {number} has {tokens} tokens as it is put, and with a response of "
+                        f"{max_new_tokens} more than the {limit} that the policy can read: shorten it, or lower "
+                        "max_new_tokens."
+                    )
 
     def write(self, prompts: Sequence[Messages], max_new_tokens: int, temperature: float, seed: int) -> list[Response]:
         """Sample a response to each prompt, all of them in one batch.

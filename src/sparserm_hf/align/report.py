@@ -72,10 +72,8 @@ def print_outcome(outcome: Outcome, title: str) -> None:
         printed.add_row(*row)
     console = Console()
     console.print(printed)
-    for arm, rounds in outcome.rounds.items():
-        for figures in rounds:
-            if figures["stopped"]:
-                console.print(f"{arm} was stopped after round {figures['round']}: {figures['stopped']}.")
+    for arm, why in outcome.ended.items():
+        console.print(f"{arm} ended early, {why}.")
     if outcome.adapter is None:
         console.print("No round came to its end: there is no adapter to keep.")
     else:

@@ -64,7 +64,7 @@ def load_truthfulqa(path: Path) -> list[Item]:
     """Read the benchmark's table, TruthfulQA.csv.
 
     Raises:
-        SparseRMError: It is missing or another table.
+        SparseRMError: It is missing or another table, or a cell is empty.
     """
     if not path.is_file():
         raise SparseRMError(f"There is no file {path}.")
@@ -78,7 +78,10 @@ def load_truthfulqa(path: Path) -> list[Item]:
     items = []
     for row in rows:
         question, best, correct, incorrect = (row[column] for column in COLUMNS)
-        items.append(Item(question.strip(), _answers(best)[0], _answers(correct), _answers(incorrect)))
+        answers = [_answers(cell) for cell in (best, correct, incorrect)]
+        if not all(answers):
+            raise SparseRMError(f"{path} has an empty cell at the question {question!r}.")
+        items.append(Item(question.strip(), answers[0][0], *answers[1:]))
     return items
 
 
