@@ -148,7 +148,8 @@ def test_likelihoods_are_those_of_each_text_by_itself(architecture, shared):
     generator = torch.Generator().manual_seed(0)
     prefix = torch.randint(6, 96, (shared,), generator=generator).tolist()
     texts = [prefix + torch.randint(6, 96, (n,), generator=generator).tolist() for n in (9, 4, 17, 5)]
-    starts = [shared + start for start in (2, 1, 9, 3)]
+    texts += [[*texts[0][:-3], 8, 9], [*texts[0][:-3], 10, 11, 12, 13]]  # two that begin like another
+    starts = [shared + start for start in (2, 1, 9, 3, 6, 5)]
     for text, start, found in zip(texts, starts, policy.log_likelihoods(texts, starts, "Test"), strict=True):
         with torch.no_grad():
             likely = policy.model(torch.tensor([text])).logits[0].log_softmax(-1)

@@ -14,6 +14,27 @@ MAX_MEMBERS = 16
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Families as a batch of B sequences of T tokens: first what is shared, then what each member has of its own.
+
+    Attributes:
+        ids: (B, T) token ids, padded with zeros.
+        positions: (B, T) of each token, counted as if its text were alone.
+        sees: (B, T, T) whether a query sees a key: members do not attend to each other.
+        places: Of each text, in the order of the families' members, its row and where its tokens are in it.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    sees: torch.Tensor
+    places: list[tuple[int, torch.Tensor]]
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """(B, 1, T, T), to be added to the attention's logits."""
+        return torch.zeros(self.sees.shape, dtype=dtype).masked_fill(~self.sees, torch.finfo(dtype).min)[:, None]
+
+
+@dataclass(frozen=True)
 class Family:
     """Texts with the same first tokens.
 
@@ -72,15 +93,9 @@ def can_pack(base_model: PreTrainedModel, longest: int) -> bool:
     return config._attn_implementation in ("sdpa", "eager") and (window is None or window >= longest)
 
 
-def run_packed(
-    base_model: PreTrainedModel, texts: Sequence[Sequence[int]], families: Sequence[Family]
-) -> list[torch.Tensor]:
-    """The residual stream of each text, (tokens, d_model), in the order of the families' members.
-
-    A family is laid out as its shared tokens followed by what each member has of its own; members do not attend to
-    each other, and each counts its positions as if it were alone.
-    """
-    device, width = base_model.device, max(family.length for family in families)
+def lay_out(texts: Sequence[Sequence[int]], families: Sequence[Family]) -> Layout:
+    """Lay families out as a batch."""
+    width = max(family.length for family in families)
     ids = torch.zeros(len(families), width, dtype=torch.long)
     positions = torch.zeros_like(ids)
     owner = torch.full_like(ids, -1)  # member that a token belongs to; shared tokens belong to all, padding to none
@@ -101,13 +116,19 @@ def run_packed(
     index = torch.arange(width)
     shared = index[None] < torch.tensor([family.prefix for family in families])[:, None]  # (B, T)
     alike = (owner[:, :, None] == owner[:, None, :]) | shared[:, None, :]  # (B, query, key)
-    sees = alike & (index[:, None] >= index[None, :])
-    mask = torch.zeros(sees.shape, dtype=base_model.dtype).masked_fill(~sees, torch.finfo(base_model.dtype).min)
+    return Layout(ids, positions, alike & (index[:, None] >= index[None, :]), places)
+
+
+def run_packed(
+    base_model: PreTrainedModel, texts: Sequence[Sequence[int]], families: Sequence[Family]
+) -> list[torch.Tensor]:
+    """The residual stream of each text, (tokens, d_model), in the order of the families' members."""
+    device, layout = base_model.device, lay_out(texts, families)
     hidden = base_model(
-        input_ids=ids.to(device),
-        attention_mask=mask[:, None].to(device),  # (B, 1, T, T), added to the attention's logits
-        position_ids=positions.to(device),
+        input_ids=layout.ids.to(device),
+        attention_mask=layout.mask(base_model.dtype).to(device),
+        position_ids=layout.positions.to(device),
         use_cache=False,
         return_dict=True,
     ).last_hidden_state  # (B, T, d_model)
-    return [hidden[row, where.to(device)] for row, where in places]
+    return [hidden[row, where.to(device)] for row, where in layout.places]

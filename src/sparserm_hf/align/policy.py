@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_models import load_language_model, load_tokenizer, unpacked
 from ..errors import SparseRMError
+from ..packing import Family, can_pack, find_families, lay_out
 from ..preferences.templates import Messages, common_prefix_length, encode, join
 from ..representations import pad_texts, plan_batches
 from .questions import Contrast
@@ -162,7 +163,7 @@ class Policy:
     def log_likelihoods(self, texts: Sequence[list[int]], starts: Sequence[int], what: str) -> np.ndarray:
         """(N,) log-probability of each text's tokens from a start on, given those before, in nats.
 
-        What all texts begin with is run only once.
+        What all texts begin with is run only once, and so is what some have in common, such as a question's answers.
 
         Args:
             texts: Token ids.
@@ -174,21 +175,36 @@ class Policy:
         if shared:
             ids = torch.tensor([texts[0][:shared]], device=self.model.device)
             prefix = self.model(ids, use_cache=True).past_key_values
+        own = [text[shared:] for text in texts]
+        packed = can_pack(self.model, max(map(len, texts)))
+        families = find_families(own) if packed else [Family((i,), len(text), len(text)) for i, text in enumerate(own)]
         found = np.zeros(len(texts))
         with tqdm(total=len(texts), desc=what, unit="text", delay=2) as bar:
-            for batch in plan_batches([len(text) - shared for text in texts], self.batch_tokens):
-                ids, mask = pad_texts([texts[i][shared:] for i in batch], self.model.device)  # (B, T)
-                cache, attended = None, mask
+            for batch in plan_batches([family.length for family in families], self.batch_tokens):
+                layout = lay_out(own, [families[i] for i in batch])
+                # (B, 1, T, T) or (B, T): without packing all padding is on the right, where nothing sees it.
+                mask = layout.mask(self.model.dtype) if packed else torch.ones_like(layout.ids)
+                cache = None
                 if prefix is not None:
                     cache = copy.deepcopy(prefix)
                     cache.batch_repeat_interleave(len(batch))
-                    attended = torch.cat([mask.new_ones(len(batch), shared), mask], 1)
-                logits = self.model(ids, attention_mask=attended, past_key_values=cache, use_cache=bool(cache)).logits
-                counted = _counted(mask, [starts[i] - shared for i in batch])
-                scores = logits[:, :-1][counted].float()  # (tokens, V): those that count alone
-                likely = scores.gather(1, ids[:, 1:][counted][:, None])[:, 0] - scores.logsumexp(-1)
-                found[batch] = _sum_by_text(likely, counted)
-                bar.update(len(batch))
+                    seen = mask.new_full((*mask.shape[:-1], shared), 0 if packed else 1)
+                    mask = torch.cat([seen, mask], -1)
+                logits = self.model(
+                    layout.ids.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    position_ids=(layout.positions + shared).to(self.model.device),
+                    past_key_values=cache,
+                    use_cache=bool(cache),
+                ).logits
+                members = [member for i in batch for member in families[i].members]
+                for member, (row, where) in zip(members, layout.places, strict=True):
+                    start = starts[member] - shared
+                    scores = logits[row, where[start - 1 : -1].to(logits.device)].float()  # (tokens, V) that count
+                    targets = torch.tensor(own[member][start:], device=logits.device)
+                    likely = scores.gather(1, targets[:, None])[:, 0] - scores.logsumexp(-1)
+                    found[member] = likely.double().sum()
+                bar.update(len(members))
         return found
 
     @torch.inference_mode()
