@@ -45,7 +45,7 @@ def test_a_packed_text_comes_out_as_if_alone(architecture, implementation):
     base.set_attn_implementation(implementation)
     families = find_families(TEXTS)
     members = [i for family in families for i in family.members]
-    assert can_pack(base, 12) and len(families) < len(TEXTS)
+    assert can_pack(base.config, 12) and len(families) < len(TEXTS)
     for i, states in zip(members, run_packed(base, TEXTS, families), strict=True):
         alone = base(torch.tensor([TEXTS[i]])).last_hidden_state[0]
         torch.testing.assert_close(states, alone, rtol=1e-4, atol=1e-3)
@@ -56,7 +56,7 @@ def test_a_packed_text_comes_out_as_if_alone(architecture, implementation):
 def test_a_sliding_window_is_never_overruled(architecture):
     """Our mask takes the place of the model's own, which would stop a token from looking further back."""
     base = cut_base_model(tiny_causal_lm(architecture), 3)
-    assert can_pack(base, 8) and not can_pack(base, 9)
+    assert can_pack(base.config, 8) and not can_pack(base.config, 9)
     texts = [[1, 20, 21, 22, 23, 40], [1, 20, 21, 22, 23, 50, 51]]
     families = find_families(texts)
     for i, states in zip(families[0].members, run_packed(base, texts, families), strict=True):
@@ -66,6 +66,6 @@ def test_a_sliding_window_is_never_overruled(architecture):
 
 def test_flash_attention_takes_no_mask_of_ours():
     base = cut_base_model(tiny_causal_lm(), 2)
-    assert can_pack(base, 10_000)
+    assert can_pack(base.config, 10_000)
     base.config._attn_implementation = "flash_attention_2"
-    assert not can_pack(base, 10)
+    assert not can_pack(base.config, 10)

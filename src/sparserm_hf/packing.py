@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 MAX_TOKENS = 2048  # of a family: attention is quadratic in them
 MAX_MEMBERS = 16
@@ -86,9 +86,8 @@ def find_families(texts: list[list[int]]) -> list[Family]:
     return families[::-1]
 
 
-def can_pack(base_model: PreTrainedModel, longest: int) -> bool:
+def can_pack(config: PretrainedConfig, longest: int) -> bool:
     """Whether a base model can run with a mask of our own: not in flash attention, nor in a window below the texts."""
-    config = base_model.config
     window = getattr(config, "sliding_window", None)
     return config._attn_implementation in ("sdpa", "eager") and (window is None or window >= longest)
 
