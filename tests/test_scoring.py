@@ -39,22 +39,23 @@ def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, mon
         return real(*args)
 
     monkeypatch.setattr(scoring, "score_token_ids", dies)
-    out = tmp_path / "out.jsonl"
+    # Longer than a terminal is wide, and with what rich takes for a style: its line was once broken, or the name cut.
+    out = tmp_path / f"{'long-' * 20}[bold].jsonl"
     assert main(["score", str(trained), source, "--output", str(out)]) == 130
-    (parts,) = tmp_path.glob("out.jsonl.*.parts")
+    (parts,) = tmp_path.glob("*.parts")
     assert len(list(parts.iterdir())) == 2
     (parts / ".000002-0.jsonl.1").write_text('{"half a li')  # what a SIGKILL leaves
     calls.clear()
     monkeypatch.setattr(scoring, "score_token_ids", lambda *args: calls.append(1) or real(*args))
     assert main(["score", str(trained), source, "--output", str(out)]) == 0
-    assert "8 rows were there" in capsys.readouterr().out and len(calls) == 3
+    assert f"Wrote {out}; 8 rows were there" in capsys.readouterr().out and len(calls) == 3
     resumed = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row.keys() for row in resumed] == [row.keys() for row in scored]
     for one, other in zip(resumed, scored, strict=True):
         for name in ("reward", "chosen_reward", "rejected_reward"):
             if name in one:
                 assert one[name] == pytest.approx(other[name], abs=1e-4)
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", out.name}
     assert main(["score", str(trained), source, "--output", str(out)]) == 2, "nothing is overwritten"
 
 

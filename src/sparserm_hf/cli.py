@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import transformers
-from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -167,9 +166,7 @@ def train_command(args: argparse.Namespace) -> None:
         stages = (
             f"{metrics['representation_seconds']:.1f} s for representations, {metrics['fit_seconds']:.1f} s to fit"
         )
-        Console().print(
-            f"Saved {config.output_dir}: {metrics['trainable_parameters']:,} trained parameters; {stages}."
-        )
+        print(f"Saved {config.output_dir}: {metrics['trainable_parameters']:,} trained parameters; {stages}.")
 
 
 def score_command(args: argparse.Namespace) -> None:
@@ -217,7 +214,7 @@ def score_on_ray(args: argparse.Namespace) -> None:
 
 def print_written(output: Path, before: int) -> None:
     """Say where the scores are."""
-    Console().print(f"Wrote {output}" + (f"; {before} rows were there from a run before." if before else "."))
+    print(f"Wrote {output}" + (f"; {before} rows were there from a run before." if before else "."))
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
@@ -243,7 +240,7 @@ def export_command(args: argparse.Namespace) -> None:
     """`sparserm export`."""
     model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
     difference = export_stock(model, tokenizer, args.output_dir, args.model)
-    Console().print(f"Wrote {args.output_dir}; on random tokens it differs by {difference:.1e} standard deviations.")
+    print(f"Wrote {args.output_dir}; on random tokens it differs by {difference:.1e} standard deviations.")
 
 
 def serve_command(args: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from tqdm.auto import tqdm
 
 from .checkpoints import check_output_dir, check_output_file, replacing_file
@@ -150,7 +149,7 @@ def report_command(args: argparse.Namespace) -> None:
     pairs = saved.tokenize(load_preferences(args.dataset, args.split), args.max_length) if args.dataset else None
     write_report(args.model, saved, output, pairs, args.examples, args.revision, args.cache_dir)
     if process_state().is_main_process:
-        Console().print(f"Wrote {output}.")
+        print(f"Wrote {output}.")
 
 
 def monitor_command(args: argparse.Namespace) -> int:
@@ -184,4 +183,4 @@ def edit_command(args: argparse.Namespace) -> None:
         print_effect(*effect, f"{args.model} on {args.dataset}")
     save_edited(saved, args.model, args.output_dir, args.revision)
     unmeasured = "" if effect or not factors else " Its effect was not measured: name pairs with --dataset."
-    Console().print(f"Wrote {args.output_dir}.{unmeasured}")
+    print(f"Wrote {args.output_dir}.{unmeasured}")

@@ -85,10 +85,9 @@ def train_command(args: argparse.Namespace) -> None:
     """`sparserm sae train`."""
     data = given(SAETrainingData, args)
     fit = train_from_dataset(data, given(SAETrainingConfig, args))
-    Console().print(
+    print(
         f"Saved {data.output_dir}: explained variance {fit.explained_variance:.3f}, L0 {fit.l0:.1f}, "
-        f"{100 * fit.dead_share:.1f}% dead, on {fit.tokens:,} tokens that were held out.",
-        highlight=False,
+        f"{100 * fit.dead_share:.1f}% dead, on {fit.tokens:,} tokens that were held out."
     )
     if not fit.explained_variance > NOTHING_EXPLAINED:
         Console().print("It explains nothing yet: train it on more tokens.", style="red")

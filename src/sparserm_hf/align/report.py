@@ -70,16 +70,15 @@ def print_outcome(outcome: Outcome, title: str) -> None:
         printed.add_column(column, justify="right" if number > 1 else "left")
     for row in rows:
         printed.add_row(*row)
-    console = Console()
-    console.print(printed)
+    Console().print(printed)
     for arm, why in outcome.ended.items():
-        console.print(f"{arm} ended early, {why}.")
+        print(f"{arm} ended early, {why}.")
     if outcome.adapter is None:
-        console.print("No round came to its end: there is no adapter to keep.")
+        print("No round came to its end: there is no adapter to keep.")
     else:
-        console.print(f"Kept round {outcome.best}, whose answers SparseRM rewards most: {outcome.adapter}.")
+        print(f"Kept round {outcome.best}, whose answers SparseRM rewards most: {outcome.adapter}.")
         if outcome.rounds[SPARSERM][outcome.best - 1]["reward"] <= outcome.first["reward"]:  # type: ignore[operator]
-            console.print("It rewards them no more than the first policy's.")
+            print("It rewards them no more than the first policy's.")
 
 
 def write_report(aligner: IterativeAligner, outcome: Outcome) -> Path:
