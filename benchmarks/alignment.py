@@ -19,7 +19,7 @@ from layers import FITTED, RESULTS, load_pairs, machine
 from trl_reward import as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
-from sparserm_hf.align.aligner import FIRST, IterativeAligner
+from sparserm_hf.align.aligner import FIRST, SPARSERM, IterativeAligner
 from sparserm_hf.align.report import COLUMNS, difference, markdown, table, write_report
 from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import load_truthfulqa
@@ -99,12 +99,27 @@ def first_round(runs: list[dict]) -> list[str]:
     return markdown(header, rows)
 
 
-def against(runs: list[dict], arm: str, name: str) -> str:
+def against(runs: list[dict], arm: str, number: int, name: str) -> str:
     """How far SparseRM's policies are ahead of another filter's after a round, over all seeds and questions."""
-    each = [[run["rounds"][which][0][f"each_{name}"] for run in runs] for which in ("SparseRM", arm)]
+    each = [[run["rounds"][which][number - 1][f"each_{name}"] for run in runs] for which in (SPARSERM, arm)]
     # A question is the unit: the seeds share them, so that they are averaged first.
     change, half = difference(*(np.mean(values, axis=0).tolist() for values in each))
     return f"{100 * change:+.1f} ± {100 * half:.1f}"
+
+
+def comparison(runs: list[dict], rounds: int) -> list[str]:
+    """SparseRM's filter beside each other one, after each of the first rounds that both came to."""
+    found = runs[0]["rounds"]
+    rows = [
+        [arm, str(number), *(against(runs, arm, number, name) for name in ("mc1", "mc2"))]
+        for arm in found
+        if arm != SPARSERM
+        for number in range(1, min(rounds, len(found[SPARSERM]), len(found[arm])) + 1)
+    ]
+    return [
+        "\nSparseRM's filter against the others, in points, with the 95% interval over questions:\n",
+        *markdown(["", "round", "MC1", "MC2"], rows),
+    ]
 
 
 def main() -> None:
@@ -118,7 +133,6 @@ def main() -> None:
     first, *others = args.seeds
     runs = [align(args.data, work, first, args.rounds, draw=True)]
     runs += [align(args.data, work, seed, 1, draw=False) for seed in others]
-    arms = list(runs[0]["rounds"])
     header, rows = runs[0].pop("table")
     lines = [
         f"Made by `python benchmarks/alignment.py DATA_DIR WORK_DIR` on {machine()}.\n",
@@ -126,14 +140,11 @@ def main() -> None:
         f"{len(runs[0]['first']['each_mc1'])} questions of TruthfulQA that no policy and no reward model has seen.\n",
         f"## After one round, {len(runs)} seeds: mean (least to most)\n",
         *first_round(runs),
-        "\nSparseRM's filter against the others after one round, in points, with the 95% interval over questions:\n",
-        *markdown(
-            ["", "MC1", "MC2"],
-            [[arm, against(runs, arm, "mc1"), against(runs, arm, "mc2")] for arm in arms if arm != "SparseRM"],
-        ),
+        *comparison(runs, 1),
         f"\n## All rounds, seed {runs[0]['seed']}\n",
         "In brackets: the change since the first policy with its 95% interval over questions.\n",
         *markdown(header, rows),
+        *comparison(runs[:1], args.rounds),
         "\n![figures by round](alignment.png)",
     ]
     (RESULTS / "alignment.md").write_text("\n".join(lines) + "\n")
