@@ -12,6 +12,7 @@ it was stopped.
 import argparse
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from trl_reward import as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.align.aligner import FIRST, SPARSERM, IterativeAligner
+from sparserm_hf.align.files import read_rows
 from sparserm_hf.align.report import COLUMNS, difference, markdown, table, write_report
 from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import load_truthfulqa
@@ -78,7 +80,26 @@ def align(data: Path, work: Path, seed: int, rounds: int, draw: bool) -> dict:
     write_report(aligner, outcome)
     if draw:
         shutil.copy(aligner.folder / "rounds.png", RESULTS / "alignment.png")
-    return {"seed": seed, "first": outcome.first, "rounds": outcome.rounds, "table": table(outcome)}
+    ends = {FIRST: aligner.folder / "first"}
+    ends |= {arm.name: aligner.folder / arm.folder / f"round-{rounds}" for arm in aligner.arms}
+    return {
+        "seed": seed,
+        "first": outcome.first,
+        "rounds": outcome.rounds,
+        "table": table(outcome),
+        "openings": openings({name: read_rows(place / "answers.jsonl") for name, place in ends.items()}),
+    }
+
+
+def openings(answers: dict[str, list[dict]]) -> list[str]:
+    """With which two words the answers of each policy begin most often: where all begin alike, it has collapsed."""
+    rows = []
+    for name, found in answers.items():
+        if found:
+            counts = Counter(" ".join(answer["response"].split()[:2]) for answer in found)
+            words = [f"{words} … ({count})" for words, count in counts.most_common(3)]
+            rows.append([name, str(len(found)), *words])
+    return markdown(["filter", "answers", "most often", "then", "then"], rows)
 
 
 def first_round(runs: list[dict]) -> list[str]:
@@ -145,6 +166,8 @@ def main() -> None:
         "In brackets: the change since the first policy with its 95% interval over questions.\n",
         *markdown(header, rows),
         *comparison(runs[:1], args.rounds),
+        f"\nHow the answers to held-out questions begin, after round {args.rounds}:\n",
+        *runs[0].pop("openings"),
         "\n![figures by round](alignment.png)",
     ]
     (RESULTS / "alignment.md").write_text("\n".join(lines) + "\n")
