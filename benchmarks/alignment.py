@@ -81,7 +81,7 @@ def align(data: Path, work: Path, seed: int, rounds: int, draw: bool) -> dict:
     if draw:
         shutil.copy(aligner.folder / "rounds.png", RESULTS / "alignment.png")
     ends = {FIRST: aligner.folder / "first"}
-    ends |= {arm.name: aligner.folder / arm.folder / f"round-{rounds}" for arm in aligner.arms}
+    ends |= {arm.name: aligner.place(arm, rounds) for arm in aligner.arms}
     return {
         "seed": seed,
         "first": outcome.first,

@@ -195,20 +195,21 @@ class IterativeAligner:
         if best:
             adapter = self.folder / "adapter"
             with replacing_folder(adapter) as temporary:
-                shutil.copytree(self._place(self.arms[0], best["round"]) / "adapter", temporary, dirs_exist_ok=True)
+                shutil.copytree(self.place(self.arms[0], best["round"]) / "adapter", temporary, dirs_exist_ok=True)
         return Outcome(first, rounds, ended, best["round"] if best else None, adapter)
 
-    def _place(self, arm: Arm, number: int) -> Path:
+    def place(self, arm: Arm, number: int) -> Path:
+        """The folder of an arm's round."""
         return self.folder / arm.folder / f"round-{number}"
 
     def _round(self, arm: Arm, number: int, first: dict[str, Any]) -> dict[str, Any] | None:
         """One round; None where nothing was kept."""
-        place = self._place(arm, number)
+        place = self.place(arm, number)
         file = place / "metrics.json"
         if file.is_file():
             return json.loads(file.read_text("utf-8"))
         logger.info("Round %d, %s", number, arm.name)
-        before = self._place(arm, number - 1) / "adapter" if number > 1 else None
+        before = self.place(arm, number - 1) / "adapter" if number > 1 else None
         pairs = self._pairs(arm, number, before)
         kept = [pair for pair in pairs if pair["kept"]]
         logger.info("Kept %d of %d pairs: %s", len(kept), len(pairs), reasons(pairs))
@@ -230,7 +231,7 @@ class IterativeAligner:
 
     def _pairs(self, arm: Arm, number: int, before: Path | None) -> list[Row]:
         """The pairs of a round, scored and filtered; what the first policy wrote is the same for all arms."""
-        place, config = self._place(arm, number), self.config
+        place, config = self.place(arm, number), self.config
         path = place / "pairs.jsonl"
         if path.is_file():
             return read_rows(path)
