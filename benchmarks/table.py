@@ -3,8 +3,8 @@
     python benchmarks/table.py DATA_DIR WORK_DIR
 
 Trained on the first 1,000 pairs of each task, 5 seeds (folds, initial weights, random directions), measured on all
-of `test`. Reads what `layers.py` and `trl_reward.py` keep in WORK_DIR, writes `results/table.json` and `.md`.
-Margins that are there already are not computed again: remove WORK_DIR/table to start anew.
+of `test`. Reads what `layers.py` keeps in WORK_DIR and `trl_reward.py` in `results/trl`, writes `results/table.json`
+and `.md`. Margins that are there already are not computed again: remove WORK_DIR/table to start anew.
 """
 
 import json
@@ -97,7 +97,7 @@ def main(data: Path, work: Path) -> None:
             compute = partial(fit, name, method, loss, head_type, fitted, test)
             results[name][task] = measure(work / "table" / f"{task}-{name}.json", compute)
         for name, kind in TRL.items():
-            runs = [json.loads(path.read_text()) for path in sorted((work / "trl").glob(f"{task}-{kind}-*.json"))]
+            runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "trl").glob(f"{task}-{kind}-*.json"))]
             if runs:
                 seconds = float(np.mean([run["seconds"] for run in runs]))
                 margins = [run["margins"] for run in runs]
