@@ -22,6 +22,7 @@ from trl_reward import as_dataset, trainer_for
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.align.aligner import FIRST, SPARSERM, IterativeAligner
 from sparserm_hf.align.files import read_rows
+from sparserm_hf.align.plots import SHARES
 from sparserm_hf.align.report import COLUMNS, difference, markdown, table, write_report
 from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import load_truthfulqa
@@ -104,7 +105,8 @@ def openings(answers: dict[str, list[dict]]) -> list[str]:
 
 def first_round(runs: list[dict]) -> list[str]:
     """Figures after one round, mean over the seeds, with the least and the most."""
-    header = ["filter", "kept %", *(title for name, title in COLUMNS.items())]
+    columns = {name: title for name, title in COLUMNS.items() if name in runs[0]["first"]}
+    header = ["filter", "kept %", *columns.values()]
     rows = []
     for arm in (FIRST, *runs[0]["rounds"]):
         found = [run["first"] if arm == FIRST else run["rounds"][arm][0] for run in runs]
@@ -112,8 +114,8 @@ def first_round(runs: list[dict]) -> list[str]:
             "" if arm == FIRST else f"{100 * np.mean([figures['kept'] / figures['pairs'] for figures in found]):.0f}"
         )
         row = [arm, kept]
-        for name in COLUMNS:
-            factor = 100 if name in ("preference_accuracy", "mc1", "mc2", "outside") else 1
+        for name in columns:
+            factor = 100 if name in (*SHARES, "outside") else 1
             values = [factor * figures[name] for figures in found]
             row.append(f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
         rows.append(row)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 from world import make_rows, write_jsonl
 
-from sparserm_hf.align import dpo, pairs
+from sparserm_hf.align import aligner, dpo, measures, pairs, report
 from sparserm_hf.align.files import read_rows
 from sparserm_hf.align.measures import preference_accuracy
 from sparserm_hf.align.pairs import filter_pairs, keep_as_many
@@ -337,6 +337,19 @@ def finished(trained, asked, tmp_path_factory):
     return folder
 
 
+def test_answers_that_begin_alike_are_counted():
+    assert measures.alike(["This is so.", "This is  not", "This was", "", "This is"]) == 0.6
+    assert measures.alike(["", ""]) == 1.0
+
+
+@pytest.mark.parametrize(("first", "after", "warned"), [(0.1, 0.7, True), (0.1, 0.4, False), (0.8, 0.8, False)])
+def test_a_policy_with_one_opening_left_is_warned_of(capsys, first, after, warned):
+    figures = {"reward": 1.0, "kl": 0.0, "tokens": 9.0, "outside": 0.0, "alike": first}
+    kept = figures | {"reward": 2.0, "alike": after, "round": 1, "pairs": 9, "kept": 9, "stopped": ""}
+    report.print_outcome(aligner.Outcome(figures, {"SparseRM": [kept]}, {}, 1, Path("adapter")), "a run")
+    assert ("begin with the same two words" in capsys.readouterr().out) == warned
+
+
 def test_a_run_shows_what_was_kept_and_what_came_of_it(finished):
     run = finished / "run"
     results = json.loads((run / "results.json").read_text())
@@ -416,7 +429,7 @@ def kill_at(monkeypatch, module, name, call):
     "stage", ["writing", "filtering", "training", "checkpoint", "training again", "saving", "measuring"]
 )
 def test_a_run_that_was_killed_goes_on_and_ends_the_same(finished, trained, asked, tmp_path, stage):
-    from sparserm_hf.align import aligner, policy
+    from sparserm_hf.align import policy
 
     where = {
         "writing": (policy.Policy, "write", 4),  # the first answers the held-out questions
@@ -507,8 +520,6 @@ def test_nothing_kept_says_where_to_look(finished, trained, asked, tmp_path, cap
 
 
 def test_nothing_kept_in_a_later_round_ends_that_filter_alone(finished, trained, asked, tmp_path, capsys, monkeypatch):
-    from sparserm_hf.align import aligner
-
     def drop_all(rows, rewards, config, seed):
         found = filter_pairs(rows, rewards, config, seed)
         return [pair | {"kept": False} for pair in found] if (tmp_path / "run/sparserm/round-2").exists() else found

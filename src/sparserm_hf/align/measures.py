@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,9 +69,10 @@ class Measures:
 
         Returns:
             The figures, and the answers with their rewards. Figures: `reward`, the mean; `tokens` of an answer, and
-            the share that was `cut`; `kl`, mean nats of an answer from the first policy; `outside`, share of the
-            reward model's features that are outside their range in training; `preference_accuracy`, share of the
-            pairs whose chosen response has the higher likelihood; `mc1` and `mc2` of TruthfulQA, and each question's.
+            the share that was `cut`; `alike`, the largest share that begins alike; `kl`, mean nats of an answer from
+            the first policy; `outside`, share of the reward model's features that are outside their range in
+            training; `preference_accuracy`, share of the pairs whose chosen response has the higher likelihood;
+            `mc1` and `mc2` of TruthfulQA, and each question's.
         """
         with memory_advice("measuring the policy", "generation_batch_size"):
             rows = self._answer(policy, config)
@@ -82,6 +84,7 @@ class Measures:
                 "reward": float(rewards.mean()),
                 "tokens": float(np.mean([row["tokens"] for row in rows])),
                 "cut": float(np.mean([row["cut"] for row in rows])),
+                "alike": alike([row["response"] for row in rows]),
                 "kl": float(kl.mean()),
                 "outside": drift.outside_share,
             }
@@ -104,6 +107,12 @@ class Measures:
                     {"prompt": prompt, "response": response.text, "tokens": response.tokens, "cut": response.cut}
                 )
         return rows
+
+
+def alike(responses: Sequence[str]) -> float:
+    """The largest share of responses whose first two words are the same: near 1 where a policy has collapsed."""
+    openings = Counter(tuple(response.split()[:2]) for response in responses)
+    return openings.most_common(1)[0][1] / len(responses)
 
 
 def preference_accuracy(policy: Policy, pairs: Sequence[tuple[Text, Text, Text]]) -> np.ndarray:

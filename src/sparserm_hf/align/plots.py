@@ -17,11 +17,12 @@ LABELS = {
     "reward": "mean reward of answers (SparseRM)",
     "kl": "KL to the first policy, nats an answer",
     "tokens": "tokens an answer",
+    "alike": "answers that begin alike %",
     "preference_accuracy": "preference accuracy %",
     "mc1": "TruthfulQA MC1 %",
     "mc2": "TruthfulQA MC2 %",
 }
-SHARES = ("preference_accuracy", "mc1", "mc2")
+SHARES = ("alike", "preference_accuracy", "mc1", "mc2")
 
 
 def draw_rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:

@@ -17,10 +17,12 @@ from .files import read_rows, write_json
 from .plots import SHARES, draw_rounds
 
 SAMPLES = 8
+COLLAPSED = 0.5  # share of answers that begin alike; 0.73 where a policy of 135M parameters had one opening left
 COLUMNS = {
     "reward": "reward",
     "kl": "KL",
     "tokens": "tokens",
+    "alike": "alike %",
     "outside": "outside %",
     "preference_accuracy": "preference %",
     "mc1": "MC1 %",
@@ -77,8 +79,11 @@ def print_outcome(outcome: Outcome, title: str) -> None:
         print("No round came to its end: there is no adapter to keep.")
     else:
         print(f"Kept round {outcome.best}, whose answers SparseRM rewards most: {outcome.adapter}.")
-        if outcome.rounds[SPARSERM][outcome.best - 1]["reward"] <= outcome.first["reward"]:  # type: ignore[operator]
+        kept = outcome.rounds[SPARSERM][outcome.best - 1]  # type: ignore[operator]
+        if kept["reward"] <= outcome.first["reward"]:
             print("It rewards them no more than the first policy's.")
+        if kept.get("alike", 0) > max(COLLAPSED, outcome.first.get("alike", 0)):
+            print(f"{kept['alike']:.0%} of them begin with the same two words: read them in report.md.")
 
 
 def write_report(aligner: IterativeAligner, outcome: Outcome) -> Path:
