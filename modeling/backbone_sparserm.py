@@ -281,11 +281,10 @@ def pool_activations(
     An SAE is trained on single tokens, so each token is encoded and the activations are pooled, never the other way
     round. One sequence at a time: (tokens, d_sae) is the largest tensor here.
     """
-    nothing = hidden.new_zeros((1, sae.d_in), dtype=torch.float32)
+    nothing = hidden.new_zeros((1, sae.d_sae), dtype=torch.float32)  # not encoded: normalising zero gives NaN
     means, largest = [], []
     for tokens, where in zip(hidden, pooled, strict=True):
-        some = bool(where.any())
-        f = sae.encode(tokens[where].float() if some else nothing)  # (tokens, d_sae)
-        means.append(f.mean(0) * some)
-        largest.append(f.amax(0) * some)
+        f = sae.encode(tokens[where].float()) if where.any() else nothing  # (tokens, d_sae)
+        means.append(f.mean(0))
+        largest.append(f.amax(0))
     return torch.stack(means), torch.stack(largest)

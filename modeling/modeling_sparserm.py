@@ -172,7 +172,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         """Read residual streams (B, T, d_model) at their pooled tokens (B, T); activations are the selected ones."""
         sae = self.sae_for_latents() if self.config.reads_activations else None
         texts = pool_texts(hidden, pooled, self.config.representation_norm, sae)
-        if texts.mean_activation.shape[1] > len(self.config.latents):  # all had to be encoded
+        if sae is self.sae and not self.config.slim:  # all had to be encoded
             texts = texts._replace(
                 mean_activation=texts.mean_activation[:, self.config.latents],
                 max_activation=texts.max_activation[:, self.config.latents],

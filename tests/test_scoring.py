@@ -6,11 +6,20 @@ import subprocess
 
 import pytest
 import torch
+from tiny import tiny_reward_model, tiny_tokenizer
 from world import TWO_PROCESSES, make_rows, train_arguments, write_jsonl
 
 from sparserm_hf import scoring
 from sparserm_hf.cli import main
 from sparserm_hf.scoring import load_reward_model, score_rows, score_to_file
+
+
+def test_no_more_tokens_are_read_than_there_are_positions():
+    """`--max_length 2048` on a base model with 1,024 learned positions once ended in an IndexError."""
+    model, tokenizer = tiny_reward_model("gpt2"), tiny_tokenizer()
+    rows = [{"text": "w1 " * 300}]
+    limited, unlimited = ([*score_rows(model, tokenizer, rows, length)] for length in (2048, 128))
+    assert limited == unlimited
 
 
 def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, monkeypatch):

@@ -6,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import PAD, tiny_reward_model, tiny_texts, tiny_tokenizer
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from world import without_package
 
 from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.cli import main
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.integrations.stock import export_stock, to_stock
+from sparserm_hf.preferences.templates import encode
 from sparserm_hf.representations import pad_texts
 
 CLASSES = {
@@ -45,6 +46,27 @@ def test_it_has_the_same_rewards(architecture, name, tmp_path, equal):
     assert not list((tmp_path / "stock").glob("*.py"))
     card = (tmp_path / "stock" / "README.md").read_text()
     assert ("eager" in card) == (architecture == "gemma2")
+
+
+def test_padding_with_the_token_that_responses_end_with(tmp_path):
+    """Llama 3.1 has no pad token, so that padding is done with the end of the turn; classifiers then skip that too."""
+    model, tokenizer = exportable(), tiny_tokenizer()
+    tokenizer.pad_token = "<|end|>"
+    tokenizer.chat_template = (
+        "<bos> {% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} <|end|>"
+        "{% if not loop.last %} {% endif %}{% endfor %}"
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    export_stock(model, tokenizer, tmp_path / "stock", "tiny")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "stock")
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "stock")
+    assert saved.pad_token != "<|end|>" and stock.config.pad_token_id == saved.pad_token_id
+    conversation = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]
+    ids = torch.tensor([encode(saved, conversation)])
+    assert ids[0, -1] == tokenizer.pad_token_id
+    with torch.no_grad():
+        theirs = stock(input_ids=ids, attention_mask=torch.ones_like(ids)).logits + stock.config.reward_offset
+        torch.testing.assert_close(theirs, model(ids, torch.ones_like(ids)).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_folded_direction_by_hand():

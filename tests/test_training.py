@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from world import HOOK, TWO_PROCESSES, make_rows, save_sae, train_arguments, write_jsonl
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
+from sparserm_hf.base_models import prepare_base_model, unpacked_folder
 from sparserm_hf.checkpoints import replacing_folder, save_tokenizer
 from sparserm_hf.cli import main
 from sparserm_hf.errors import SparseRMError
@@ -342,6 +343,37 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_save_replaces_folders_too(tmp_path):
+    """transformers keeps chat templates with names in a folder, and a rename onto a full one fails."""
+    folder = tmp_path / "model"
+    for content in ("old", "new"):
+        with replacing_folder(folder) as temporary:
+            (temporary / "config.json").write_text(content)
+            (temporary / "templates").mkdir()
+            (temporary / "templates" / f"{content}.jinja").write_text(content)
+    assert (folder / "config.json").read_text() == "new"
+    assert [file.name for file in (folder / "templates").iterdir()] == ["new.jinja"]
+
+
+def test_a_quantised_base_model_is_refused():
+    """Casting its weights would drop their scales, and every score would be wrong without an error."""
+    model = tiny_causal_lm()
+    model.config.quantization_config = {"quant_method": "fp8"}
+    with pytest.raises(SparseRMError, match="are quantised"):
+        prepare_base_model(model, 2, torch.device("cpu"), torch.float32)
+
+
+def test_gguf_files_of_one_name_and_size_are_told_apart(tmp_path):
+    """llama.cpp calls them all alike, and a fine-tune is as large as its base: one was taken for the other."""
+    paths = [tmp_path / name / "ggml-model-Q4_K_M.gguf" for name in ("one", "other")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("x")
+    folders = {unpacked_folder(path, tmp_path) for path in paths}
+    os.utime(paths[0], ns=(1, 1))
+    assert len(folders | {unpacked_folder(paths[0], tmp_path)}) == 3
+
+
 def test_a_full_disk_is_an_os_error_whatever_safetensors_calls_it(tmp_path):
     """safetensors has an exception of its own for it, which once reached the user as a traceback."""
     with (
@@ -458,11 +490,34 @@ def test_push_to_hub_uploads_the_whole_folder(world, tmp_path, monkeypatch):
     )
     trainer = SparseRMTrainer(str(world / "base"), str(world / "sae"), args, Dataset.from_list(make_rows(120)))
     trainer.train()
+    trainer.save_model()
+    assert not uploads
     assert trainer.push_to_hub() == "https://huggingface.co/me/rm/commit/abc"
     assert uploads["repo"] == ("me/rm", {"private": True, "exist_ok": True})
     assert {"config.json", "model.safetensors", "modeling_sparserm.py", "tokenizer.json", "README.md"} <= uploads[
         "files"
     ]
+    uploads.clear()
+    trainer.args.push_to_hub = True  # as for the Trainer of transformers, saving pushes then
+    trainer.save_model()
+    assert uploads["repo"][0] == "me/rm"
+
+
+def test_what_is_given_stays_as_it_was_and_no_path_is_published(world, tmp_path):
+    """The tokenizer came back with another pad token and a limit of 1,024 tokens, for whatever used it next."""
+    tokenizer = AutoTokenizer.from_pretrained(world / "base")
+    limit, side = tokenizer.model_max_length, tokenizer.truncation_side
+    args = SparseRMTrainingConfig(
+        str(tmp_path / "out"), k=8, check_sae=False, controls=False, cache_dir=str(world / "cache")
+    )
+    rows = Dataset.from_list(make_rows(120))
+    trainer = SparseRMTrainer(str(world / "base"), str(world / "sae"), args, rows, processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()
+    assert trainer.processing_class.model_max_length != limit
+    assert (tokenizer.model_max_length, tokenizer.truncation_side) == (limit, side)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["base_model_name_or_path"] == "base"
+    assert str(world / "base") not in "".join(file.read_text() for file in (tmp_path / "out").glob("*.json"))
 
 
 def test_stability_counts_the_folds_that_select_a_latent_and_is_not_made_up(world, trained, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -24,12 +25,18 @@ from .representations import default_cache_dir
 logger = logging.getLogger(__name__)
 
 
+def unpacked_folder(path: Path, cache_dir: Path) -> Path:
+    """Where a GGUF file is unpacked: another file, or the same one written anew, has another place."""
+    identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+    return cache_dir / "base_models" / f"{path.stem}-{blake2b(identity.encode(), digest_size=6).hexdigest()}"
+
+
 def materialise_gguf(path: Path, cache_dir: Path) -> str:
     """Unpack a GGUF file, once, into an ordinary model folder in the cache, in bfloat16.
 
     Args:
         path: The GGUF file.
-        cache_dir: The folder is made here, named after the file and its size.
+        cache_dir: The folder is made here.
 
     Returns:
         The folder.
@@ -39,7 +46,7 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
     """
     if not path.is_file():
         raise SparseRMError(f"There is no GGUF file {path}.")
-    folder = cache_dir / "base_models" / f"{path.stem}-{path.stat().st_size}"
+    folder = unpacked_folder(path, cache_dir)
     if (folder / "config.json").is_file():
         return str(folder)
     logger.info("Unpacking %s into %s", path, folder)
@@ -118,8 +125,13 @@ def prepare_base_model(
     """Cut a base model after `layer` layers, move it to its device and type, and freeze it; all in place.
 
     Raises:
-        SparseRMError: It has no such layer, or is of an unknown architecture.
+        SparseRMError: It has no such layer, is of an unknown architecture, or quantised.
     """
+    if getattr(model.config, "quantization_config", None):
+        raise SparseRMError(
+            f"The weights of {model.config._name_or_path or 'this base model'} are quantised, and the residual stream "
+            "is read from unquantised ones: name the model that it was made from."
+        )
     try:
         model = cut_base_model(model, layer)
     except ValueError as error:

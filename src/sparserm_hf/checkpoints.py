@@ -72,7 +72,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
             return
         new = {file.name for file in temporary.iterdir()}
-        for file in temporary.iterdir():
+        # The configuration last: without it, what a kill leaves half-way cannot be taken for a whole checkpoint.
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
+            if (folder / file.name).is_dir():
+                shutil.rmtree(folder / file.name)
             file.replace(folder / file.name)
         for file in folder.iterdir():
             if ".safetensors" in file.suffixes and file.name not in new:

@@ -156,10 +156,7 @@ def train_command(args: argparse.Namespace) -> None:
         revision=args.revision,
     )
     metrics = trainer.train()
-    if config.push_to_hub:
-        trainer.push_to_hub()
-    else:
-        trainer.save_model()
+    trainer.save_model()
     if process_state().is_main_process:
         if trainer.evaluation is not None:
             print_evaluation(trainer.evaluation, f"{config.output_dir} on {args.eval_dataset}")

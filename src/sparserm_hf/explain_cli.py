@@ -21,7 +21,7 @@ from .explain.terminal import print_drift, print_effect, print_explanation, prin
 from .preferences.files import load_preferences
 from .preferences.texts import iterate_rows, texts_of_row
 from .processes import process_state
-from .scoring import json_line, load_reward_model, token_ids
+from .scoring import json_line, load_reward_model, text_limit, token_ids
 
 
 def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
@@ -156,8 +156,9 @@ def monitor_command(args: argparse.Namespace) -> int:
     """`sparserm monitor`; returns 1 where the responses are too far from those of training."""
     reference = load_reference(args.model, args.revision)
     saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
+    limit = text_limit(saved.model, saved.tokenizer, args.max_length)
     texts = [
-        token_ids(saved.tokenizer, text, args.max_length, number)
+        token_ids(saved.tokenizer, text, limit, number)
         for number, row in enumerate(iterate_rows(args.input), 1)
         for text in texts_of_row(row, number).values()
     ]

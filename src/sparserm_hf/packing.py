@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
+
+from .modeling.backbone_sparserm import decoder_of
+from .preferences.templates import common_prefix_length
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 MAX_TOKENS = 2048  # of a family: attention is quadratic in them
 MAX_MEMBERS = 16
@@ -49,11 +57,6 @@ class Family:
     length: int
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of tokens that two texts begin with alike."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
 def find_families(texts: list[list[int]]) -> list[Family]:
     """Group texts so that the fewest tokens have to be computed; each text is in one family.
 
@@ -62,7 +65,7 @@ def find_families(texts: list[list[int]]) -> list[Family]:
     """
     order = sorted(range(len(texts)), key=lambda i: texts[i])
     lengths = [len(texts[i]) for i in order]
-    shared = [_shared(texts[a], texts[b]) for a, b in itertools.pairwise(order)]  # with the next one
+    shared = [common_prefix_length(texts[a], texts[b]) for a, b in itertools.pairwise(order)]  # with the next one
     cost, last = [0], [Family((), 0, 0)]  # of the first texts: tokens to compute, and their last family
     for end in range(1, len(order) + 1):
         prefix = total = lengths[end - 1]
@@ -86,10 +89,23 @@ def find_families(texts: list[list[int]]) -> list[Family]:
     return families[::-1]
 
 
-def can_pack(config: PretrainedConfig, longest: int) -> bool:
-    """Whether a base model can run with a mask of our own: not in flash attention, nor in a window below the texts."""
-    window = getattr(config, "sliding_window", None)
-    return config._attn_implementation in ("sdpa", "eager") and (window is None or window >= longest)
+def can_pack(model: PreTrainedModel | PeftModel, longest: int) -> bool:
+    """Whether a base model can run with a mask and positions of our own.
+
+    Not in flash attention, nor in a window below the texts, nor where tokens meet in other ways than attention: a
+    recurrent state or a convolution would run on from one member of a family into the next.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)  # the latter GPT-Neo's
+    kinds = getattr(config, "layer_types", None) or ()
+    return (
+        config._attn_implementation in ("sdpa", "eager")
+        and not model._is_stateful
+        and set(kinds) <= {"full_attention", "sliding_attention"}
+        and (window is None or window >= longest)
+        and "position_ids" in inspect.signature(decoder_of(model).forward).parameters
+        and not getattr(config, "alibi", False)  # which would count positions by the mask
+    )
 
 
 def lay_out(texts: Sequence[Sequence[int]], families: Sequence[Family]) -> Layout:

@@ -192,7 +192,7 @@ def collect_representations(
     """
     state = process_state()
     max_tokens = max_tokens or batch_tokens(base_model.device)
-    packed = can_pack(base_model.config, max(map(len, texts)))
+    packed = can_pack(base_model, max(map(len, texts)))
     identity = {
         "format": CACHE_FORMAT,
         "base_model": fingerprint_module(base_model),

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from scipy.special import expit
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .base_models import longest_text
 from .checkpoints import replacing_file
 from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
@@ -88,6 +89,13 @@ def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
+def text_limit(
+    model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> int:
+    """Most tokens of a text: what is asked for, by default as in training; never more than the base model reads."""
+    return longest_text(model.config, max_length or tokenizer.model_max_length)
+
+
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: Text, max_length: int | None, number: int) -> list[int]:
     """Token ids of a text as training saw them: through the chat template, its end kept where it is too long.
 
@@ -127,6 +135,7 @@ def score_rows(
     Raises:
         SparseRMError: A row is of another form, or empty.
     """
+    max_length = text_limit(model, tokenizer, max_length)
     for chunk in chunks(rows):
         texts = [texts_of_row(row, number) for number, row in enumerate(chunk, first_number)]
         ids = [

@@ -55,7 +55,7 @@ class SparseRMTrainer:
         args: The settings; by default the model goes to a folder named after the base model.
         train_dataset: Preference pairs in any of TRL's formats.
         eval_dataset: Preference pairs to evaluate on.
-        processing_class: The tokenizer; by default the base model's.
+        processing_class: The tokenizer (copied, not changed); by default the base model's.
         revision: Revision of the base model on the Hub; the commit is recorded whatever is given.
 
     Raises:
@@ -83,7 +83,11 @@ class SparseRMTrainer:
                 "folder and pass that, or leave slim out."
             )
         self.state = process_state()
-        self.base_name = unpacked(self.base_name)
+        given = self.base_name
+        self.base_name = unpacked(given)
+        # Of a local base model only the name is recorded, unless the checkpoint has to load it from where it is.
+        embedded = not self.args.slim and Path(self.base_name).exists()
+        self.recorded_name = Path(given).name if embedded else self.base_name
         base = load_language_model(self.base_name, revision) if isinstance(model, str) else copy.deepcopy(model)
         self.lens = LogitLens(base)
         text_config = base.config.get_text_config()
@@ -92,7 +96,7 @@ class SparseRMTrainer:
         self.layer = matching_layer(self.sae, text_config, self.base_name, self.args.layer)
         self._check_latents()
         self.processing_class = prepare_tokenizer(
-            processing_class or load_tokenizer(self.base_name, self.base_revision)
+            copy.deepcopy(processing_class) or load_tokenizer(self.base_name, self.base_revision)
         )
         # Saved with the tokenizer: scoring truncates as training did.
         self.processing_class.model_max_length = longest_text(text_config, self.args.max_length)
@@ -244,7 +248,7 @@ class SparseRMTrainer:
         promotes, suppresses = self.lens.words(sae.W_dec[selection.latents], self.processing_class)
         config = SparseRMConfig(
             base_config=self.base_model.config,
-            base_model_name_or_path=self.base_name,
+            base_model_name_or_path=self.recorded_name,
             base_model_revision=self.base_revision,
             layer=self.layer,
             pooling=args.pooling,
@@ -283,12 +287,20 @@ class SparseRMTrainer:
         return DriftReference.of(TextReadings(features, head.rewards(features), of_twin))
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """Write model, tokenizer, controls and model card; a failure leaves what was there before."""
+        """Write model, tokenizer, controls and model card; a failure leaves what was there before.
+
+        Without `output_dir` to the folder of the settings, and to the Hub where these say so.
+        """
+        if output_dir is None and self.args.push_to_hub:
+            self.push_to_hub()
+        else:
+            self._write(Path(output_dir or self.args.output_dir))
+
+    def _write(self, folder: Path) -> None:
         if self.model is None:
             raise SparseRMError("There is no model to save yet: call train() first.")
         if not self.state.is_main_process:
             return
-        folder = Path(output_dir or self.args.output_dir)
         check_output_dir(folder)
         model = self.model.to_slim() if self.args.slim else self.model
         with replacing_folder(folder) as temporary:
@@ -315,9 +327,9 @@ class SparseRMTrainer:
         Returns:
             The address of the commit; empty in all processes but the main one.
         """
-        self.save_model()
+        folder, private = Path(self.args.output_dir), self.args.hub_private_repo
+        self._write(folder)
         self.state.wait_for_everyone()
         if not self.state.is_main_process:
             return ""
-        folder, private = Path(self.args.output_dir), self.args.hub_private_repo
         return push_folder(folder, self.args.hub_model_id, private, commit_message=commit_message, **kwargs)

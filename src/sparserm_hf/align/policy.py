@@ -176,7 +176,7 @@ class Policy:
             ids = torch.tensor([texts[0][:shared]], device=self.model.device)
             prefix = self.model(ids, use_cache=True).past_key_values
         own = [text[shared:] for text in texts]
-        packed = can_pack(self.model.config, max(map(len, texts)))
+        packed = can_pack(self.model, max(map(len, texts)))
         families = find_families(own) if packed else [Family((i,), len(text), len(text)) for i, text in enumerate(own)]
         found = np.zeros(len(texts))
         with tqdm(total=len(texts), desc=what, unit="text", delay=2) as bar:

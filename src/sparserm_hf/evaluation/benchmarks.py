@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import SparseRMError
 from ..preferences.pairs import check_form
 from ..preferences.templates import Messages
-from ..scoring import token_ids
+from ..scoring import text_limit, token_ids
 from .benchmark_scores import Prompt, Score, score_rewardbench, score_rewardbench2, score_rm_bench
 from .evaluate import SavedRewardModel, reward_represented
 
@@ -129,6 +129,7 @@ def run_benchmark(
         SparseRMError: The model cannot be loaded, or a row is of another form.
     """
     saved = SavedRewardModel.load(name, dtype, revision)
+    max_length = text_limit(saved.model, saved.tokenizer, max_length)
     prompts, texts = tokenize_benchmark(rows, benchmark, saved.tokenizer, max_length)
     lengths = np.array([len(text) for text in texts])
     rewards = reward_represented(

@@ -21,7 +21,7 @@ from ..preferences.pairs import TokenizedPreferences, tokenize_preferences
 from ..preferences.styles import measure_styles, style_differences
 from ..processes import process_state
 from ..representations import Pooling, collect_representations, default_cache_dir
-from ..scoring import load_reward_model
+from ..scoring import load_reward_model, text_limit
 from ..shards import Representations, Shard
 from .controls import Control, find_controls
 from .metrics import PairMetrics, correlation, pair_metrics
@@ -186,7 +186,7 @@ class SavedRewardModel:
 
     def tokenize(self, rows: Any, max_length: int | None = None) -> TokenizedPreferences:
         """Preference pairs as `tokenize_preferences` makes them, by default as long as in training."""
-        return tokenize_preferences(rows, self.tokenizer, max_length or self.tokenizer.model_max_length)
+        return tokenize_preferences(rows, self.tokenizer, text_limit(self.model, self.tokenizer, max_length))
 
     def represent(self, texts: list[list[int]], cache_dir: Path | None) -> Representations:
         """Represent texts as `collect_representations` does, in the usual cache where none is named."""

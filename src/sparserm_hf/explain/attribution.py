@@ -12,7 +12,7 @@ from ..errors import SparseRMError
 from ..modeling.explanation_sparserm import RunTexts, explain_rewards, remove_directions, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.templates import Text
-from ..scoring import token_ids
+from ..scoring import text_limit, token_ids
 
 INTERVENTIONS = 10  # latents of each text whose direction is taken out, those that add most
 AGREEMENT = 0.1  # of a latent's contribution: how far the reward without it may be from what that says
@@ -108,7 +108,8 @@ def explain_text(
     Raises:
         SparseRMError: The text is empty, or captum is missing.
     """
-    return explain_ids(model, tokenizer, token_ids(tokenizer, text, max_length, number))
+    limit = text_limit(model, tokenizer, max_length)
+    return explain_ids(model, tokenizer, token_ids(tokenizer, text, limit, number))
 
 
 def explain_ids(

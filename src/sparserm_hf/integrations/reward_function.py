@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.templates import Text, join
 from ..processes import process_state
-from ..scoring import load_reward_model, score_token_ids, token_ids
+from ..scoring import load_reward_model, score_token_ids, text_limit, token_ids
 
 
 def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,7 +98,8 @@ class SparseRMReward:
         """
         model, tokenizer = self.load()
         texts = [join(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        self.seen = [token_ids(tokenizer, text, self.max_length, number) for number, text in enumerate(texts, 1)]
+        limit = text_limit(model, tokenizer, self.max_length)
+        self.seen = [token_ids(tokenizer, text, limit, number) for number, text in enumerate(texts, 1)]
         scores = score_token_ids(model, self.seen)
         for group, values in group_contributions(model, scores.features).items():
             if log_metric:

@@ -16,6 +16,7 @@ from ..errors import SparseRMError
 from ..modeling.backbone_sparserm import final_norm_name
 from ..modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..preferences.templates import encode
 
 # Largest difference that the check after folding lets pass, in standard deviations of the reward.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -105,13 +106,40 @@ def set_to_division(norm: nn.Module, architecture: str) -> None:
     )
 
 
+def with_padding(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, int]:
+    """A tokenizer that pads with a token that no response ends with, and the token that they end with.
+
+    transformers' classifiers read the last token that is not the pad token, whatever the mask says. Where padding is
+    done with the end-of-text token and each response ends with one, that would be the token before.
+
+    Raises:
+        SparseRMError: It has no other token to pad with.
+    """
+    ids = encode(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}])
+    if ids[-1] == tokenizer.pad_token_id:
+        tokenizer = copy.deepcopy(tokenizer)
+        used = {*ids, tokenizer.bos_token_id, tokenizer.eos_token_id}
+        specials = [token.content for i, token in tokenizer.added_tokens_decoder.items() if i not in used]
+        if not specials:
+            raise SparseRMError(
+                f"The stock form would not be exact: responses end with {tokenizer.pad_token!r}, which is the pad "
+                "token too, and the tokenizer has no other special token to pad with."
+            )
+        tokenizer.pad_token = specials[0]
+    return tokenizer, ids[-1]
+
+
 @torch.inference_mode()
-def largest_difference(model: SparseRMForSequenceClassification, stock: PreTrainedModel) -> float:
-    """Between the rewards of a model and its stock form on random tokens, in standard deviations of the reward."""
-    specials = {model.config.pad_token_id, model.config.eos_token_id}
+def largest_difference(model: SparseRMForSequenceClassification, stock: PreTrainedModel, last: int) -> float:
+    """Between the rewards of a model and its stock form, in standard deviations of the reward.
+
+    On random tokens, with the one that all responses end with behind them.
+    """
+    specials = {stock.config.pad_token_id, model.config.pad_token_id, model.config.eos_token_id}
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (PROBES, PROBE_TOKENS), generator=generator)
     ids = torch.where(torch.isin(ids, torch.tensor([i for i in specials if isinstance(i, int)])), 7, ids)
+    ids[:, -1] = last
     ids, mask = ids.to(model.directions.device), torch.ones_like(ids, device=model.directions.device)
     ours = model(ids, mask).logits
     theirs = stock(input_ids=ids, attention_mask=mask).logits.float() + stock.config.reward_offset
@@ -138,7 +166,9 @@ def export_stock(
     if folder.exists() and any(folder.iterdir()):
         raise SparseRMError(f"The output folder {str(folder)!r} is not empty: name a new one.")
     stock = to_stock(model)
-    difference = largest_difference(model, stock)
+    tokenizer, last = with_padding(tokenizer)
+    stock.config.pad_token_id = tokenizer.pad_token_id
+    difference = largest_difference(model, stock, last)
     if not difference <= TOLERANCE[model.model.dtype]:
         raise SparseRMError(
             f"The stock form differs by {difference:.2g} standard deviations of the reward on random tokens: the base "

@@ -16,7 +16,7 @@ from ..integrations.reward_function import group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..preferences.templates import Text
 from ..preferences.texts import texts_of_row
-from ..scoring import Scores, token_ids
+from ..scoring import Scores, text_limit, token_ids
 from .batching import Batcher, QueueFullError
 
 MAX_TEXTS = 4096  # of one request
@@ -85,7 +85,8 @@ class Endpoints:
         batcher: Batcher,
         metrics: Metrics,
     ):
-        self.model, self.tokenizer, self.name, self.max_length = model, tokenizer, name, max_length
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.max_length = text_limit(model, tokenizer, max_length)
         self.batcher, self.metrics = batcher, metrics
 
     async def _score(self, texts: list[Text]) -> Scores:
