@@ -16,7 +16,7 @@ from sparserm_hf.align import aligner, dpo, measures, pairs, report
 from sparserm_hf.align.files import read_rows
 from sparserm_hf.align.measures import preference_accuracy
 from sparserm_hf.align.pairs import filter_pairs, keep_as_many
-from sparserm_hf.align.policy import Policy
+from sparserm_hf.align.policy import Policy, memory_advice
 from sparserm_hf.align.questions import Contrast, Questions, read_questions
 from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import PROMPT, Item, load_truthfulqa, multiple_choice, without
@@ -624,6 +624,43 @@ def test_out_of_memory_names_the_setting_to_lower(finished, trained, asked, tmp_
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["train_batch_size"] == 2
 
 
+def test_other_errors_are_not_taken_for_full_memory():
+    """An assert on a GPU is an error of its own kind, and was reported as full memory."""
+
+    class AcceleratorError(RuntimeError):
+        pass
+
+    with pytest.raises(AcceleratorError), memory_advice("training", "lower it"):
+        raise AcceleratorError("device-side assert triggered")
+    with pytest.raises(SparseRMError, match="lower it"), memory_advice("training", "lower it"):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+
+def test_a_policy_that_was_trained_anew_is_another(finished, trained, asked, tmp_path, capsys):
+    """By name it was the same: the old adapter was put on the new weights, and KL counted from both."""
+    shutil.copytree(finished / "policy", tmp_path / "policy")
+    shutil.copytree(finished / "run", tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings | {"policy": str(tmp_path / "policy")}))
+    command = arguments(trained, tmp_path / "policy", asked, tmp_path / "run")
+    assert main(command) == 0
+    tiny_causal_lm(seed=2).save_pretrained(tmp_path / "policy")
+    assert "policy's weights is" in error_of(capsys, command)
+
+
+def test_evaluation_pairs_that_cannot_be_asked_are_refused_at_once(finished, trained, asked, tmp_path, capsys):
+    said = [[{"role": "assistant", "content": text}] for text in ("w1", "w2")]
+    long = {"prompt": "w1 w2", "chosen": "w3 " * 200, "rejected": "w4"}
+    for pair, message in (
+        (dict(zip(("chosen", "rejected"), said, strict=True)), "Evaluation pair 1 has no prompt"),
+        (long, "more than the 128 that the policy can read"),
+    ):
+        path = write_jsonl(tmp_path / "pairs.jsonl", [pair])
+        command = arguments(trained, finished / "policy", asked, tmp_path / "run", eval_dataset=path)
+        assert message in error_of(capsys, command)
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_policy_that_runs_away_is_stopped_and_not_kept(finished, trained, asked, tmp_path, capsys):
     command = arguments(trained, finished / "policy", asked, tmp_path / "run", max_kl=1e-9)
     assert main(command) == 0
@@ -643,6 +680,7 @@ def test_a_policy_that_runs_away_is_stopped_and_not_kept(finished, trained, aske
         ({"num_samples": 1}, "at least 2"),
         ({"temperature": 0.0}, "greater than 0"),
         ({"max_length_ratio": 1.0}, "greater than 1"),
+        ({"seed": -1}, "at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

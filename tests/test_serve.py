@@ -119,6 +119,8 @@ def test_a_token_is_asked_for(loaded):
             assert answer.status_code == 401 and "token" in answer.json()["error"]
         assert client.post("/score", json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
         assert client.get("/metrics").status_code == 401
+        assert client.post("/score", content=b"{" * 5000).status_code == 401  # neither read nor parsed
+        assert client.get("/openapi.json").status_code == 401
         assert client.get("/health").json() == {"status": "ok", "model": "model"}
 
 

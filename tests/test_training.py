@@ -272,6 +272,10 @@ def bad_input_cases(world, tmp):
             ["score", str(cut_off(world / "model", tmp / "cut-model")), str(world / "test.jsonl")],
             "reward model .* cannot be loaded",
         ),
+        "a slim one for others without its base": (
+            train(slim=True, push_to_hub=True),
+            "on this machine alone",
+        ),
         "a broken GGUF": (train(model=write_jsonl(tmp / "broken.gguf", [{}])), "cannot be read as a GGUF model"),
         "slim with TopK activations": (
             train(sae=save_sae(tmp / "topk", sae=tiny_sae("topk")), features="both", slim=True),

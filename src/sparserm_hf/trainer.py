@@ -88,6 +88,11 @@ class SparseRMTrainer:
         # Of a local base model only the name is recorded, unless the checkpoint has to load it from where it is.
         embedded = not self.args.slim and Path(self.base_name).exists()
         self.recorded_name = Path(given).name if embedded else self.base_name
+        if self.args.slim and self.args.push_to_hub and Path(self.base_name).exists():
+            raise SparseRMError(
+                f"A slim checkpoint on the Hub loads its base model from there, but {given!r} is on this machine "
+                "alone: name a base model of the Hub, or leave slim out."
+            )
         base = load_language_model(self.base_name, revision) if isinstance(model, str) else copy.deepcopy(model)
         self.lens = LogitLens(base)
         text_config = base.config.get_text_config()

@@ -16,6 +16,7 @@ from ..checkpoints import replacing_folder
 from ..drift import ALARM
 from ..errors import SparseRMError
 from ..processes import process_state
+from ..representations import fingerprint_module
 from .dpo import TRAINING, train_adapter
 from .files import read_rows, write_json, write_rows
 from .judges import ClassifierJudge, SparseJudge
@@ -131,11 +132,14 @@ class IterativeAligner:
             if config.pairs == "contrast":  # of n samples none is better without a judge
                 self.arms.append(Arm(NO_FILTER))
             self.arms += [Arm(RANDOM, like=self.judge), Arm(DENSE, self.judge.dense)]
-        if control_reward_model:
-            self.arms.append(Arm(CLASSIFIER, ClassifierJudge.load(control_reward_model, self.device)))
+        control = ClassifierJudge.load(control_reward_model, self.device) if control_reward_model else None
+        if control:
+            self.arms.append(Arm(CLASSIFIER, control))
         self.load = partial(Policy.load, policy, self.device, revision=revision)
         # What is wrong with it, or too long for it, shows before anything is written.
-        self.load().check_lengths(given, contrast, config.max_new_tokens)
+        loaded = self.load()
+        loaded.check_lengths(given, contrast, config.max_new_tokens)
+        loaded.check_pairs(self.measures.pairs)
         self._take_up(
             asdict(config)
             | {
@@ -143,7 +147,9 @@ class IterativeAligner:
                 "revision": revision,
                 "reward_model": reward_model,
                 "reward_revision": reward_revision,
+                "policy's weights": fingerprint_module(loaded.model),
                 "control_reward_model": control_reward_model,
+                "control reward model's weights": control and fingerprint_module(control.model),
                 "reward model's head": _digest(self.judge.fingerprint),
                 "what is asked": _digest([contrast and asdict(contrast), self.questions.rounds[0]]),
                 "evaluation data": _digest(asdict(self.measures)),
@@ -159,10 +165,10 @@ class IterativeAligner:
             write_json(path, settings)
             return
         before = json.loads(path.read_text("utf-8"))
-        control = "control_reward_model"  # may be added, and left out
-        settings[control] = settings[control] or before.get(control)
+        controls = ("control_reward_model", "control reward model's weights")  # may be added, and left out
+        settings |= {name: settings[name] or before.get(name) for name in controls}
         for name, value in settings.items():
-            added = name == control and before.get(name) is None
+            added = name in controls and before.get(name) is None
             if before.get(name) != value and name not in (*MAY_CHANGE, *MAY_CHANGE_FOR_MEMORY) and not added:
                 raise SparseRMError(
                     f"{self.folder} holds a run with other settings: {name} is {before.get(name)!r} there and "

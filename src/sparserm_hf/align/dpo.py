@@ -67,7 +67,7 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
         target_modules="all-linear",
         revision=getattr(policy.model.config, "_commit_hash", None),  # of the base model, where it is the Hub's
     )
-    with memory_advice("training", "train_batch_size, or set gradient_checkpointing"):
+    with memory_advice("training", "lower train_batch_size, or set gradient_checkpointing"):
         trainer = DPOTrainer(
             model=policy.model,
             args=args,

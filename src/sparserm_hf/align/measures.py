@@ -38,11 +38,18 @@ class Measures:
 
     @classmethod
     def of(cls, held_out: list[Messages], rows: Any, items: list[Item]) -> Measures:
-        """Check and split preference pairs, as `load_preferences` gives them."""
+        """Check and split preference pairs, as `load_preferences` gives them.
+
+        Raises:
+            SparseRMError: A pair is of another form, or has no prompt.
+        """
         pairs = []
         for number, row in enumerate(rows or [], 1):
             check_columns(list(row))
-            pairs.append(split_prompt(row, number))
+            pair = split_prompt(row, number)
+            if not pair[0]:
+                raise SparseRMError(f"Evaluation pair {number} has no prompt, so a policy cannot be asked it.")
+            pairs.append(pair)
         return cls(held_out, pairs, items)
 
     def without(self, questions: Iterable[Messages]) -> Measures:
@@ -74,8 +81,9 @@ class Measures:
             training; `preference_accuracy`, share of the pairs whose chosen response has the higher likelihood;
             `mc1` and `mc2` of TruthfulQA, and each question's.
         """
-        with memory_advice("measuring the policy", "generation_batch_size"):
+        with memory_advice("writing answers", "lower generation_batch_size"):
             rows = self._answer(policy, config)
+        with memory_advice("measuring the policy", "shorter answers (max_new_tokens) and evaluation pairs take less"):
             texts = [[*row["prompt"], {"role": "assistant", "content": row["response"]}] for row in rows]
             encoded = [policy.encode_response(row["prompt"], row["response"]) for row in rows]
             kl = policy.divergences([ids for ids, _ in encoded], [start for _, start in encoded])

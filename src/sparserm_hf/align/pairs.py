@@ -60,7 +60,7 @@ def write_responses(
             prompts = [
                 way for question in asked for way in (contrast.ask(question) if contrast else [question] * each)
             ]
-            with memory_advice("writing responses", "generation_batch_size"):
+            with memory_advice("writing responses", "lower generation_batch_size"):
                 written = policy.write(prompts, config.max_new_tokens, config.temperature, seed + start)
             for number, question in enumerate(asked):
                 responses = [asdict(response) for response in written[number * each : (number + 1) * each]]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..base_models import load_language_model, load_tokenizer, unpacked
 from ..errors import SparseRMError
 from ..packing import Family, can_pack, find_families, lay_out
-from ..preferences.templates import Messages, common_prefix_length, encode, join
+from ..preferences.templates import Messages, Text, common_prefix_length, encode, join
 from ..representations import pad_texts, plan_batches
 from .questions import Contrast
 
@@ -40,14 +40,15 @@ class Response:
 
 
 @contextmanager
-def memory_advice(what: str, settings: str) -> Iterator[None]:
-    """Turn running out of memory into an error that says which settings to lower."""
+def memory_advice(what: str, advice: str) -> Iterator[None]:
+    """Turn running out of memory into an error that says what would take less."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # what torch says on a CPU
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not out_of_memory and "can't allocate memory" not in str(error):  # what torch says on a CPU
             raise
-        raise SparseRMError(f"Out of memory while {what}: lower {settings}. What is done is kept.") from error
+        raise SparseRMError(f"Out of memory while {what}: {advice}. What is done is kept.") from error
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Policy:
 
     def check_lengths(self, questions: Iterable[Messages], contrast: Contrast | None, max_new_tokens: int) -> None:
         """Raise a `SparseRMError` if a question and a response to it may have more tokens than the policy can read."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self.positions
         if not limit:
             return
         for number, question in enumerate(questions, 1):
@@ -114,6 +115,24 @@ class Policy:
                         f"{max_new_tokens} more than the {limit} that the policy can read: shorten it, or lower "
                         "max_new_tokens."
                     )
+
+    def check_pairs(self, pairs: Iterable[tuple[Text, Text, Text]]) -> None:
+        """Raise a `SparseRMError` if a preference pair has more tokens than the policy can read."""
+        limit = self.positions
+        if not limit:
+            return
+        for number, (prompt, *responses) in enumerate(pairs, 1):
+            tokens = max(len(encode(self.tokenizer, join(prompt, response))) for response in responses)
+            if tokens > limit:
+                raise SparseRMError(
+                    f"Evaluation pair {number} has {tokens} tokens, more than the {limit} that the policy can read: "
+                    "leave it out."
+                )
+
+    @property
+    def positions(self) -> int | None:
+        """Most tokens of a text that the policy can read; None where there is no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def write(self, prompts: Sequence[Messages], max_new_tokens: int, temperature: float, seed: int) -> list[Response]:
         """Sample a response to each prompt, all of them in one batch.

@@ -22,6 +22,7 @@ COLUMNS = {
     "reward": "reward",
     "kl": "KL",
     "tokens": "tokens",
+    "cut": "cut %",
     "alike": "alike %",
     "outside": "outside %",
     "preference_accuracy": "preference %",

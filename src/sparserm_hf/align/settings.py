@@ -46,7 +46,11 @@ class AlignmentConfig:
     max_kl: float = _option(
         100.0, "Stop where a response diverges from the first policy by more nats (KL) on the held-out questions."
     )
-    max_length_ratio: float = _option(2.0, "Stop where responses are so many times as long, or as short.")
+    max_length_ratio: float = _option(
+        2.0,
+        "Stop where responses are so many times as long, or as short. None becomes longer than max_new_tokens: look "
+        "at how many are cut there.",
+    )
     seed: int = _option(42, "Seed of all that is random.")
 
     def __post_init__(self) -> None:
@@ -67,6 +71,7 @@ class AlignmentConfig:
             "generation_batch_size": 1,
             "train_batch_size": 1,
             "lora_rank": 1,
+            "seed": 0,
         }
         for name, bound in least.items():
             if not getattr(self, name) >= bound:

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SparseRMError, reason
@@ -27,6 +28,26 @@ MAX_BODY = 32 * 2**20  # bytes of a request
 BATCHES_AT_ONCE = 8  # full batches that are planned together, so that alike lengths meet
 KEEP_ALIVE = 75  # seconds; shorter than a client's, a connection is closed under a request that is just being sent
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class RequireToken:
+    """Answer 401 to requests without the bearer token, before anything of their body is read."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], token: str, free: tuple[str, ...]):
+        self.app, self.wanted, self.free = app, f"Bearer {token}".encode(), free
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """Pass a request on if it carries the token, or asks for what is free."""
+        given = Headers(scope=scope).get("authorization", "") if scope["type"] == "http" else ""
+        if (
+            scope["type"] != "http"
+            or scope["path"] in self.free
+            or secrets.compare_digest(given.encode(), self.wanted)
+        ):
+            await self.app(scope, receive, send)
+            return
+        answer = {"error": "The bearer token is missing or wrong."}
+        await JSONResponse(answer, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
 
 class LimitBody:
@@ -106,11 +127,6 @@ def create_app(
         with suppress(asyncio.CancelledError):
             await worker
 
-    async def check_token(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if token and not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, "The bearer token is missing or wrong.", {"WWW-Authenticate": "Bearer"})
-
     async def show_metrics() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -121,18 +137,19 @@ def create_app(
         metrics.answered.labels(path, response.status_code).inc()
         return response
 
-    app = FastAPI(title=f"SparseRM: {name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    guarded = [Depends(check_token)]
-    app.post("/get_reward", dependencies=guarded)(endpoints.get_reward)
-    app.post("/classify", dependencies=guarded)(endpoints.classify)
-    app.post("/score", dependencies=guarded)(endpoints.score)
-    app.post("/explain", dependencies=guarded)(endpoints.explain)
-    app.get("/metrics", dependencies=guarded)(show_metrics)
+    app = FastAPI(title=f"SparseRM: {name}", lifespan=lifespan, openapi_url=None)
+    app.post("/get_reward")(endpoints.get_reward)
+    app.post("/classify")(endpoints.classify)
+    app.post("/score")(endpoints.score)
+    app.post("/explain")(endpoints.explain)
+    app.get("/metrics")(show_metrics)
     app.get("/health")(endpoints.health)
     paths = {"/get_reward", "/classify", "/score", "/explain", "/metrics", "/health"}
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, refused)
     app.add_middleware(LimitBody, limit=max_body)
+    if token:
+        app.add_middleware(RequireToken, token=token, free=("/health",))
     app.middleware("http")(count)
     return app
 
@@ -150,14 +167,14 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     """Run a server until it is told to stop; what it has accepted by then it still answers.
 
     Raises:
-        SparseRMError: The port is taken.
+        SparseRMError: The port is taken, or is none.
     """
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise SparseRMError(f"Nothing can be served on {host}, port {port}: {reason(error)}.") from error
     print(f"Serving {app.title} on http://{host}:{listening.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run(sockets=[listening])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
@@ -88,10 +91,17 @@ class Endpoints:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.max_length = text_limit(model, tokenizer, max_length)
         self.batcher, self.metrics = batcher, metrics
+        # One thread and a tokenizer for it alone: a tokenizer refuses two threads at once, and thousands of texts
+        # would keep the event loop, and with it `/health`, from answering.
+        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+        self._explaining_tokenizer = copy.deepcopy(tokenizer)
 
     async def _score(self, texts: list[Text]) -> Scores:
+        def tokenize() -> list[list[int]]:
+            return [token_ids(self.tokenizer, text, self.max_length, i) for i, text in enumerate(texts, 1)]
+
         try:
-            ids = [token_ids(self.tokenizer, text, self.max_length, i) for i, text in enumerate(texts, 1)]
+            ids = await asyncio.get_running_loop().run_in_executor(self._tokenizing, tokenize)
             scores = await self.batcher.submit(ids)
         except SparseRMError as error:
             raise HTTPException(422, str(error)) from error
@@ -138,7 +148,7 @@ class Endpoints:
         """`POST /explain`: the rows with their rewards and what made them."""
 
         def compute() -> list[dict[str, Any]]:
-            explained = explain_rows(self.model, self.tokenizer, body.rows, self.max_length)
+            explained = explain_rows(self.model, self._explaining_tokenizer, body.rows, self.max_length)
             return [as_json(row, texts, body.top) for row, texts in explained]
 
         if self.model.config.head_type != "linear" and find_spec("captum") is None:
