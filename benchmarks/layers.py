@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from sparserm_hf.representations import (
     Pooling,
     collect_representations,
     default_cache_dir,
+    fingerprint_module,
     pad_texts,
     plan_batches,
     plan_shards,
@@ -197,7 +199,9 @@ def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
     for task in TASKS:
         for split, rows in (("train", FITTED), ("test", "train")):
             pairs = load_pairs(data, task, split, rows)
-            texts[task, split] = represent(model, saes, pairs, marker, work / "layers" / f"{task}-{split}")
+            kept = json.dumps([pairs.texts, marker, *(fingerprint_module(sae) for sae in saes.values())])
+            name = f"{task}-{split}-{blake2b(kept.encode(), digest_size=6).hexdigest()}"
+            texts[task, split] = represent(model, saes, pairs, marker, work / "layers" / name)
     return texts
 
 

@@ -197,8 +197,11 @@ def cross_validate(
         if reads == "dense":
             features = pooled
         else:
-            firing = activations[chosen[train]], activations[rejected[train]]
-            picked = select_latents(*firing, K).latents
+            firing = (
+                np.asarray((activations[side[train]] > 0).sum(0)).ravel().astype(np.int64)
+                for side in (chosen, rejected)
+            )
+            picked = select_latents(*firing, len(train), K).latents
             features = pooled @ directions[picked].T if reads == "projection" else activations[:, picked].toarray()
         return PairFeatures(features[chosen].astype(np.float64), features[rejected].astype(np.float64))
 

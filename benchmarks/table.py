@@ -99,7 +99,7 @@ def main(data: Path, work: Path) -> None:
         for name, kind in TRL.items():
             runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "trl").glob(f"{task}-{kind}-*.json"))]
             if runs:
-                seconds = float(np.mean([run["seconds"] for run in runs]))
+                seconds = float(np.mean([run["seconds"] for run in runs if run["seconds"]]))
                 margins = [run["margins"] for run in runs]
                 results[name][task] = runs[0] | {"margins": margins, "seconds": seconds}
     write(results)

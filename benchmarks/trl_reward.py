@@ -23,9 +23,9 @@ from layers import FITTED, RESULTS, TASKS, load_pairs, machine, measure
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardConfig, RewardTrainer
 
+from sparserm_hf.align.dpo import last_whole_checkpoint
 from sparserm_hf.base_models import unpacked
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.head import group_folds, pair_accuracy
@@ -143,19 +143,19 @@ def bytes_shipped(model: PreTrainedModel | PeftModel) -> int:
 
 def run(
     method: str, pairs: TokenizedPreferences, rows: np.ndarray, learning_rate: float, seed: int, work: Path
-) -> tuple[RewardTrainer, float]:
+) -> tuple[RewardTrainer, float | None]:
     """Train once; also returns the seconds it takes, loading included, by the median step: pauses do not count.
 
-    Checkpoints are in `work` until it is done.
+    None where a killed run had no two steps left. Checkpoints are in `work`, to be removed when the result is kept.
     """
     clock, started = Clock(), time.perf_counter()
     dataset = as_dataset(pairs, rows)
     trainer = trainer_for(method, dataset, work, learning_rate, seed, LessPaddingTrainer, gradient_checkpointing=False)
     loading = time.perf_counter() - started
     trainer.add_callback(clock)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.exists() else None)
-    shutil.rmtree(work)
-    return trainer, loading + trainer.state.max_steps * float(np.median(clock.steps))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(work))
+    step = float(np.median(clock.steps)) if len(clock.steps) else None
+    return trainer, step and loading + trainer.state.max_steps * step
 
 
 def search(method: str, pairs: TokenizedPreferences, path: Path, work: Path) -> float:
@@ -169,6 +169,7 @@ def search(method: str, pairs: TokenizedPreferences, path: Path, work: Path) -> 
             trainer, _ = run(method, pairs, np.flatnonzero(fold < 5), learning_rate, 0, folder)
             found[str(learning_rate)] = pair_accuracy(margins_of(trainer.model, pairs, held_out))
             path.write_text(json.dumps(found))
+            shutil.rmtree(folder)
             print(f"{method}, learning rate {learning_rate}: {100 * found[str(learning_rate)]:.1f}", flush=True)
     return float(max(found, key=lambda name: found[name]))
 
@@ -208,8 +209,9 @@ def main() -> None:
                 name = f"{task}-{method}-{seed}"
                 compute = partial(train_and_test, method, pairs, test, learning_rate, seed, args.work / "trl" / name)
                 result = measure(folder / f"{name}.json", compute)
+                shutil.rmtree(args.work / "trl" / name, ignore_errors=True)
                 accuracy = 100 * pair_accuracy(np.array(result["margins"]))
-                print(f"{task}, {method}, seed {seed}: {accuracy:.1f} in {result['seconds']:.0f} s", flush=True)
+                print(f"{task}, {method}, seed {seed}: {accuracy:.1f}", flush=True)
 
 
 if __name__ == "__main__":
