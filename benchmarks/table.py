@@ -99,7 +99,8 @@ def main(data: Path, work: Path) -> None:
         for name, kind in TRL.items():
             runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "trl").glob(f"{task}-{kind}-*.json"))]
             if runs:
-                seconds = float(np.mean([run["seconds"] for run in runs if run["seconds"]]))
+                timed = [run["seconds"] for run in runs if run["seconds"]]
+                seconds = float(np.mean(timed)) if timed else None
                 margins = [run["margins"] for run in runs]
                 results[name][task] = runs[0] | {"margins": margins, "seconds": seconds}
     write(results)
@@ -118,7 +119,8 @@ def write(results: dict[str, dict[str, dict]]) -> None:
             differences.append("" if margins is None or name == REFERENCE else difference_cell(margins, reference))
         if by_task:
             some = next(iter(by_task.values()))
-            seconds = " / ".join(f"{by_task[task]['seconds']:.0f}" if task in by_task else "-" for task in TASKS)
+            timed = [by_task[task]["seconds"] if task in by_task else None for task in TASKS]
+            seconds = " / ".join("-" if one is None else f"{one:.0f}" for one in timed)
             cost = [len(some["margins"]), f"{some['trainable_parameters']:,}", seconds, f"{some['bytes']:,}"]
             lines.append(f"| {' | '.join(map(str, [name, *cells, *differences, *cost]))} |")
     text = (
