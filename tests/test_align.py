@@ -344,7 +344,7 @@ def test_answers_that_begin_alike_are_counted():
 
 @pytest.mark.parametrize(("first", "after", "warned"), [(0.1, 0.7, True), (0.1, 0.4, False), (0.8, 0.8, False)])
 def test_a_policy_with_one_opening_left_is_warned_of(capsys, first, after, warned):
-    figures = {"reward": 1.0, "kl": 0.0, "tokens": 9.0, "outside": 0.0, "alike": first}
+    figures = {"reward": 1.0, "kl": 0.0, "tokens": 9.0, "outside": 0.0, "alike": first, "cut": 0.0}
     kept = figures | {"reward": 2.0, "alike": after, "round": 1, "pairs": 9, "kept": 9, "stopped": ""}
     report.print_outcome(aligner.Outcome(figures, {"SparseRM": [kept]}, {}, 1, Path("adapter")), "a run")
     assert ("begin with the same two words" in capsys.readouterr().out) == warned

@@ -17,12 +17,13 @@ from .files import read_rows, write_json
 from .plots import SHARES, draw_rounds
 
 SAMPLES = 8
-COLLAPSED = 0.5  # share of answers that begin alike; 0.73 where a policy of 135M parameters had one opening left
+# Share of answers that are cut, or begin alike, at which it is said; 0.73 began alike where a policy of 135M
+# parameters had one opening left.
+MOSTLY = 0.5
 COLUMNS = {
     "reward": "reward",
     "kl": "KL",
     "tokens": "tokens",
-    "cut": "cut %",
     "alike": "alike %",
     "outside": "outside %",
     "preference_accuracy": "preference %",
@@ -83,7 +84,9 @@ def print_outcome(outcome: Outcome, title: str) -> None:
         kept = outcome.rounds[SPARSERM][outcome.best - 1]  # type: ignore[operator]
         if kept["reward"] <= outcome.first["reward"]:
             print("It rewards them no more than the first policy's.")
-        if kept.get("alike", 0) > max(COLLAPSED, outcome.first.get("alike", 0)):
+        if kept["cut"] > MOSTLY:
+            print(f"{kept['cut']:.0%} of them are cut at max_new_tokens: whether they grew longer cannot be seen.")
+        if kept.get("alike", 0) > max(MOSTLY, outcome.first.get("alike", 0)):
             print(f"{kept['alike']:.0%} of them begin with the same two words: read them in report.md.")
 
 

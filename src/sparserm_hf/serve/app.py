@@ -169,7 +169,8 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     Raises:
         SparseRMError: The port is taken, or is none.
     """
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE)
+    # No logging set up by uvicorn: that closes every handler there is, and some take the stream with them.
+    config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
