@@ -103,7 +103,7 @@ def can_pack(model: PreTrainedModel | PeftModel, longest: int) -> bool:
         and not model._is_stateful
         and set(kinds) <= {"full_attention", "sliding_attention"}
         and (window is None or window >= longest)
-        and "position_ids" in inspect.signature(decoder_of(model).forward).parameters
+        and "position_ids" in inspect.signature(type(decoder_of(model)).forward).parameters
         and not getattr(config, "alibi", False)  # which would count positions by the mask
     )
 
