@@ -12,7 +12,6 @@ it was stopped.
 import argparse
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from trl_reward import as_dataset, trainer_for
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.align.aligner import FIRST, SPARSERM, IterativeAligner
 from sparserm_hf.align.files import read_rows
+from sparserm_hf.align.measures import count_openings
 from sparserm_hf.align.plots import SHARES
 from sparserm_hf.align.report import COLUMNS, difference, markdown, table, write_report
 from sparserm_hf.align.settings import AlignmentConfig
@@ -97,7 +97,7 @@ def openings(answers: dict[str, list[dict]]) -> list[str]:
     rows = []
     for name, found in answers.items():
         if found:
-            counts = Counter(" ".join(answer["response"].split()[:2]) for answer in found)
+            counts = count_openings([answer["response"] for answer in found])
             words = [f"{words} … ({count})" for words, count in counts.most_common(3)]
             rows.append([name, str(len(found)), *words])
     return markdown(["filter", "answers", "most often", "then", "then"], rows)
@@ -115,7 +115,7 @@ def first_round(runs: list[dict]) -> list[str]:
         )
         row = [arm, kept]
         for name in columns:
-            factor = 100 if name in (*SHARES, "outside") else 1
+            factor = 100 if name in SHARES else 1
             values = [factor * figures[name] for figures in found]
             row.append(f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
         rows.append(row)

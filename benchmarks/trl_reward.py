@@ -198,18 +198,18 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--search", default=TASKS[0], help="task that the learning rate is searched on")
     args = parser.parse_args()
-    folder = RESULTS / "trl"
+    folder, work = RESULTS / "trl", args.work / "trl"
     folder.mkdir(parents=True, exist_ok=True)
     for method in args.methods:
         searched = load_pairs(args.data, args.search, "train", FITTED)
-        learning_rate = search(method, searched, folder / f"search-{method}.json", args.work / "trl")
+        learning_rate = search(method, searched, folder / f"search-{method}.json", work)
         for task in args.tasks:
             pairs, test = load_pairs(args.data, task, "train", FITTED), load_pairs(args.data, task, "test")
             for seed in args.seeds:
                 name = f"{task}-{method}-{seed}"
-                compute = partial(train_and_test, method, pairs, test, learning_rate, seed, args.work / "trl" / name)
+                compute = partial(train_and_test, method, pairs, test, learning_rate, seed, work / name)
                 result = measure(folder / f"{name}.json", compute)
-                shutil.rmtree(args.work / "trl" / name, ignore_errors=True)
+                shutil.rmtree(work / name, ignore_errors=True)
                 accuracy = 100 * pair_accuracy(np.array(result["margins"]))
                 print(f"{task}, {method}, seed {seed}: {accuracy:.1f}", flush=True)
 

@@ -119,12 +119,10 @@ def read_tokens(
     read = {"projection": z @ model.directions.to(z).T}
     if activations:
         sae, latents = model.sae_for_latents(), model.config.latents
-        all_encoded = sae is model.sae and not model.config.slim
         read["activation"] = torch.zeros_like(read["projection"])
         for activation, row, wanted in zip(read["activation"], tokens, where, strict=True):  # (T, d_sae) is large
             encoded = sae.encode(row[wanted])
-            # Of an SAE whose latents compete, all had to be encoded.
-            activation[wanted] = (encoded[:, latents] if all_encoded else encoded).to(z)
+            activation[wanted] = (encoded[:, latents] if model.encodes_all else encoded).to(z)
     return read
 
 

@@ -172,7 +172,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         """Read residual streams (B, T, d_model) at their pooled tokens (B, T); activations are the selected ones."""
         sae = self.sae_for_latents() if self.config.reads_activations else None
         texts = pool_texts(hidden, pooled, self.config.representation_norm, sae)
-        if sae is self.sae and not self.config.slim:  # all had to be encoded
+        if self.config.reads_activations and self.encodes_all:
             texts = texts._replace(
                 mean_activation=texts.mean_activation[:, self.config.latents],
                 max_activation=texts.max_activation[:, self.config.latents],
@@ -181,7 +181,12 @@ class SparseRMForSequenceClassification(PreTrainedModel):
 
     def sae_for_latents(self) -> SparseAutoencoder:
         """The SAE with the selected latents alone, or with all where they compete."""
-        return self.sae if self.config.slim or not self.sae.elementwise else self.sae.keep(self.config.latents)
+        return self.sae if self.config.slim or self.encodes_all else self.sae.keep(self.config.latents)
+
+    @property
+    def encodes_all(self) -> bool:
+        """Whether activations are computed of all latents, as they compete, and not of the selected ones alone."""
+        return not self.config.slim and not self.sae.elementwise
 
     def combine_features(self, texts: PooledTexts, steered: bool = True) -> torch.Tensor:
         """What is read of texts to what the head reads, (B, F).

@@ -85,10 +85,10 @@ class SparseRMTrainer:
         self.state = process_state()
         given = self.base_name
         self.base_name = unpacked(given)
+        local = Path(self.base_name).exists()
         # Of a local base model only the name is recorded, unless the checkpoint has to load it from where it is.
-        embedded = not self.args.slim and Path(self.base_name).exists()
-        self.recorded_name = Path(given).name if embedded else self.base_name
-        if self.args.slim and self.args.push_to_hub and Path(self.base_name).exists():
+        self.recorded_name = Path(given).name if local and not self.args.slim else self.base_name
+        if local and self.args.slim and self.args.push_to_hub:
             raise SparseRMError(
                 f"A slim checkpoint on the Hub loads its base model from there, but {given!r} is on this machine "
                 "alone: name a base model of the Hub, or leave slim out."

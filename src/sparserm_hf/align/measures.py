@@ -117,10 +117,14 @@ class Measures:
         return rows
 
 
+def count_openings(responses: Sequence[str]) -> Counter[str]:
+    """With which two words how many responses begin."""
+    return Counter(" ".join(response.split()[:2]) for response in responses)
+
+
 def alike(responses: Sequence[str]) -> float:
     """The largest share of responses whose first two words are the same: near 1 where a policy has collapsed."""
-    openings = Counter(tuple(response.split()[:2]) for response in responses)
-    return openings.most_common(1)[0][1] / len(responses)
+    return count_openings(responses).most_common(1)[0][1] / len(responses)
 
 
 def preference_accuracy(policy: Policy, pairs: Sequence[tuple[Text, Text, Text]]) -> np.ndarray:

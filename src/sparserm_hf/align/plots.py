@@ -22,7 +22,7 @@ LABELS = {
     "mc1": "TruthfulQA MC1 %",
     "mc2": "TruthfulQA MC2 %",
 }
-SHARES = ("alike", "preference_accuracy", "mc1", "mc2")
+SHARES = ("alike", "outside", "preference_accuracy", "mc1", "mc2")
 
 
 def draw_rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:

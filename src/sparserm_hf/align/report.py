@@ -44,7 +44,7 @@ def cells(figures: dict[str, Any], first: dict[str, Any]) -> list[str]:
     for name in COLUMNS:
         if name not in first:
             continue
-        factor = 100 if name in (*SHARES, "outside") else 1
+        factor = 100 if name in SHARES else 1
         text = f"{factor * figures[name]:.{2 if name == 'reward' else 1}f}"
         each = f"each_{name}"
         if each in figures and figures is not first:

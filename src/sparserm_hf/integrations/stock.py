@@ -119,7 +119,8 @@ def with_padding(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenize
     if ids[-1] == tokenizer.pad_token_id:
         tokenizer = copy.deepcopy(tokenizer)
         used = {*ids, tokenizer.bos_token_id, tokenizer.eos_token_id}
-        specials = [token.content for i, token in tokenizer.added_tokens_decoder.items() if i not in used]
+        added = tokenizer.added_tokens_decoder.items()
+        specials = [token.content for i, token in added if token.special and i not in used]
         if not specials:
             raise SparseRMError(
                 f"The stock form would not be exact: responses end with {tokenizer.pad_token!r}, which is the pad "

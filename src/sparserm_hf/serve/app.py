@@ -38,12 +38,11 @@ class RequireToken:
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         """Pass a request on if it carries the token, or asks for what is free."""
-        given = Headers(scope=scope).get("authorization", "") if scope["type"] == "http" else ""
-        if (
-            scope["type"] != "http"
-            or scope["path"] in self.free
-            or secrets.compare_digest(given.encode(), self.wanted)
-        ):
+        if scope["type"] != "http" or scope["path"] in self.free:
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("authorization", "")
+        if secrets.compare_digest(given.encode(), self.wanted):
             await self.app(scope, receive, send)
             return
         answer = {"error": "The bearer token is missing or wrong."}
