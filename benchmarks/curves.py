@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from layers import LAYER, RESULTS, TASKS, Texts, find_saes, load, load_pairs, load_rest, machine, measure
+from layers import LAYER, REST, RESULTS, TASKS, Texts, find_saes, load, load_pairs, machine, measure, represent_at
 from methods import Data, Method, accuracy, accuracy_cell, data_at, difference_cell, representation, selected, train
 from tqdm.auto import tqdm
 
@@ -64,7 +64,7 @@ def all_pairs(folder: Path, task: str) -> TokenizedPreferences:
 def all_training(folder: Path, texts: Texts, task: str) -> Data:
     """All training pairs of a task: representations of the first thousand and of the rest lie in two places."""
     first = data_at(texts, LAYER)
-    pairs, rest = load_rest(folder)[task]
+    pairs, rest = represent_at(folder, "train", REST)[task]
     count = len(first.texts.order)
     order = np.concatenate([first.texts.order, count + rest.order])
     whole = all_pairs(folder, task)

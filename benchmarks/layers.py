@@ -206,18 +206,22 @@ def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
 
 
 @cache
-def load_rest(data: Path) -> dict[str, tuple[TokenizedPreferences, Representations]]:
-    """The training pairs after the first ones, at the shipped SAE's layer only: to compare methods without `test`."""
+def represent_at(
+    data: Path, split: str, rows: str = "train", source: Path = SHIPPED_SAE
+) -> dict[str, tuple[TokenizedPreferences, Representations]]:
+    """Some pairs of each task as the package represents them by default, at the layer of an SAE and nowhere else."""
     base = unpacked(find_base_model())
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
-    model = cut_base_model(load_base_model(base), LAYER).eval()
-    sae = load_sae(str(SHIPPED_SAE)).autoencoder
+    loaded = load_sae(str(source))
+    assert loaded.layer is not None
+    model = cut_base_model(load_base_model(base), loaded.layer).eval()
     how = Pooling("response_mean", "rms", assistant_header_ids(tokenizer))
-    rest = {}
+    represented = {}
     for task in TASKS:
-        pairs = load_pairs(data, task, "train", REST)
-        rest[task] = pairs, collect_representations(model, sae, pairs.texts, how, default_cache_dir())
-    return rest
+        pairs = load_pairs(data, task, split, rows)
+        texts = collect_representations(model, loaded.autoencoder, pairs.texts, how, default_cache_dir())
+        represented[task] = pairs, texts
+    return represented
 
 
 if __name__ == "__main__":

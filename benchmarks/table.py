@@ -121,13 +121,15 @@ def write(results: dict[str, dict[str, dict]]) -> None:
             some = next(iter(by_task.values()))
             timed = [by_task[task]["seconds"] if task in by_task else None for task in TASKS]
             seconds = " / ".join("-" if one is None else f"{one:.0f}" for one in timed)
-            cost = [len(some["margins"]), f"{some['trainable_parameters']:,}", seconds, f"{some['bytes']:,}"]
+            runs = " / ".join(str(len(by_task[task]["margins"])) if task in by_task else "-" for task in TASKS)
+            cost = [runs, f"{some['trainable_parameters']:,}", seconds, f"{some['bytes']:,}"]
             lines.append(f"| {' | '.join(map(str, [name, *cells, *differences, *cost]))} |")
     text = (
         "Accuracy in % on the whole test set (95% interval, Wilson; mean over the runs), then the difference to "
         "SparseRM on the same pairs (paired 95% interval). 1,000 training pairs, SmolLM2-135M-Instruct, layer "
-        f"{LAYER}. Seconds by task: to fit, from representations that are there; for TRL the whole training. Bytes: "
-        f"what is shipped beside the base model. {machine()}. Made by `python benchmarks/table.py`.\n\n"
+        f"{LAYER}. Runs and seconds by task; seconds to fit, from representations that are there, but for TRL of the "
+        f"whole training. Bytes: what is shipped beside the base model. {machine()}. Made by "
+        "`python benchmarks/table.py`.\n\n"
     )
     text += "\n".join(lines) + "\n"
     RESULTS.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from layers import LAYER, RESULTS, TASKS, find_saes, load, load_rest, machine, measure
+from layers import LAYER, REST, RESULTS, TASKS, find_saes, load, machine, measure, represent_at
 from methods import (
     Data,
     Method,
@@ -80,7 +80,8 @@ def main(data: Path, work: Path) -> None:
     texts, sae = load(data, work), find_saes(work)[LAYER]
     fitted = {task: data_at(texts[task, "train"], LAYER) for task in TASKS}
     del texts
-    rest = {task: data_of(representations, pairs) for task, (pairs, representations) in load_rest(data).items()}
+    left = represent_at(data, "train", REST)
+    rest = {task: data_of(representations, pairs) for task, (pairs, representations) in left.items()}
     found: dict[str, dict] = {}
     for name, (method, how) in tqdm(variants(sae).items()):
         found[name] = measure(work / "tried" / f"{name}.json", partial(judge, method, how, fitted, rest))
