@@ -1,6 +1,6 @@
 """The table before and after 'make it win': what the layer, the SAE and the pooling brought, and how far dense goes.
 
-    git archive b9ee90c src/sparserm_hf/sae | tar -x -C WORK_DIR
+    git archive b9ee90c:src/sparserm_hf/sae smollm2-135m-instruct | tar -x -C WORK_DIR
     python benchmarks/before.py DATA_DIR WORK_DIR
 
 Before: the SAE that was shipped first (layer 15, the middle, as in the paper) and the last token, the natural reading
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from layers import FITTED, RESULTS, TASKS, machine, measure, represent_at
+from layers import FITTED, LAYER, RESULTS, TASKS, machine, measure, represent_at
 from methods import Data, Method, accuracy, accuracy_cell, data_of, difference_cell, representation, selected, train
 from tqdm.auto import tqdm
 
@@ -23,7 +23,7 @@ from sparserm_hf.sae.presets import SHIPPED_SAE
 
 SEEDS = range(5)
 POOLINGS = {"last token": "last", "mean over the response": "mean"}
-NOW = "SparseRM, layer 18, mean over the response"
+NOW = f"SparseRM, layer {LAYER}, mean over the response"
 
 
 def margins_of(method: Method, fitted: Data, test: Data) -> dict:
@@ -33,7 +33,7 @@ def margins_of(method: Method, fitted: Data, test: Data) -> dict:
 
 def main(data: Path, work: Path) -> None:
     results: dict[str, dict[str, np.ndarray]] = {}
-    for source in (work / "src/sparserm_hf/sae/smollm2-135m-instruct", SHIPPED_SAE):
+    for source in (work / SHIPPED_SAE.name, SHIPPED_SAE):
         loaded = load_sae(str(source))
         splits = [represent_at(data, split, rows, source) for split, rows in (("train", FITTED), ("test", "train"))]
         for pooling, short in POOLINGS.items():

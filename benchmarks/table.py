@@ -123,7 +123,7 @@ def write(results: dict[str, dict[str, dict]]) -> None:
             seconds = " / ".join("-" if one is None else f"{one:.0f}" for one in timed)
             runs = " / ".join(str(len(by_task[task]["margins"])) if task in by_task else "-" for task in TASKS)
             cost = [runs, f"{some['trainable_parameters']:,}", seconds, f"{some['bytes']:,}"]
-            lines.append(f"| {' | '.join(map(str, [name, *cells, *differences, *cost]))} |")
+            lines.append(f"| {' | '.join([name, *cells, *differences, *cost])} |")
     text = (
         "Accuracy in % on the whole test set (95% interval, Wilson; mean over the runs), then the difference to "
         "SparseRM on the same pairs (paired 95% interval). 1,000 training pairs, SmolLM2-135M-Instruct, layer "
