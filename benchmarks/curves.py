@@ -19,8 +19,8 @@ from layers import LAYER, REST, RESULTS, TASKS, Texts, find_saes, load, load_pai
 from methods import Data, Method, accuracy, accuracy_cell, data_at, difference_cell, representation, selected, train
 from tqdm.auto import tqdm
 
+from sparserm_hf.conversations.pairs import TokenizedPreferences
 from sparserm_hf.features import FEATURES
-from sparserm_hf.preferences.pairs import TokenizedPreferences
 from sparserm_hf.shards import Representations
 
 matplotlib.use("Agg")
@@ -68,8 +68,8 @@ def all_training(folder: Path, texts: Texts, task: str) -> Data:
     count = len(first.texts.order)
     order = np.concatenate([first.texts.order, count + rest.order])
     whole = all_pairs(folder, task)
-    place = {tuple(text): i for i, text in enumerate([*texts.pairs.texts, *pairs.texts])}
-    number = np.array([place[tuple(text)] for text in whole.texts])
+    place = {text: i for i, text in enumerate([*texts.pairs.texts, *pairs.texts])}
+    number = np.array([place[text] for text in whole.texts])
     return Data(
         Representations([*first.texts.shards, *rest.shards], order),
         np.concatenate([first.lengths, pairs.lengths]),

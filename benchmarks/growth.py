@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sparserm_hf.base_models import load_base_model, unpacked
+from sparserm_hf.conversations.encoding import TokenizedText
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.representations import Pooling, collect_representations, preferred_dtype
 from sparserm_hf.shards import Representations, StoredShard
@@ -58,8 +59,9 @@ def extraction(texts: int) -> dict[str, float]:
     ids = torch.randint(3, 250, (texts, 100)).tolist()  # numbers that Python keeps one copy of
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()
-        how = Pooling("mean", "rms", [])
-        collect_representations(base, sae, ids, how, Path(cache))
+        how = Pooling("mean", "rms")
+        texts_of = [TokenizedText(tuple(text), 0, 0, len(text)) for text in ids]
+        collect_representations(base, sae, texts_of, how, Path(cache))
         return {"texts": texts, "seconds": time.perf_counter() - started}
 
 

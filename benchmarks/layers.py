@@ -28,17 +28,19 @@ from sparserm_hf.modeling.backbone_sparserm import (
     cut_base_model,
     decoder_layers,
     pool_activations,
-    pooled_tokens,
 )
 from sparserm_hf.modeling.configuration_sparserm import POOLINGS
+from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparserm_hf import load_preferences
 from sparserm_hf.base_models import load_base_model, unpacked
+from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
+from sparserm_hf.conversations.marks import find_marks
+from sparserm_hf.conversations.pairs import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.conversations.templates import prepare_tokenizer
 from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
-from sparserm_hf.preferences.templates import assistant_header_ids, prepare_tokenizer
 from sparserm_hf.representations import (
     Pooling,
     collect_representations,
@@ -104,7 +106,7 @@ def load_pairs(data: Path, task: str, split: str, rows: str = "train") -> Tokeni
     """Some rows (in the notation of datasets, by default all) of a task's `train` or `test`, tokenised."""
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(unpacked(find_base_model())))
     pairs = load_preferences(str(data / task / f"{split}.jsonl.gz"), rows)
-    return tokenize_preferences(pairs, tokenizer, MAX_LENGTH)
+    return tokenize_preferences(pairs, ChatEncoder(tokenizer, find_marks(tokenizer), max_length=MAX_LENGTH))
 
 
 def find_saes(work: Path) -> dict[int, SparseAutoencoder]:
@@ -119,10 +121,11 @@ def find_saes(work: Path) -> dict[int, SparseAutoencoder]:
 
 @torch.inference_mode()
 def represent_batch(
-    model: PreTrainedModel, saes: dict[int, SparseAutoencoder], texts: list[list[int]], marker: list[int]
+    model: PreTrainedModel, saes: dict[int, SparseAutoencoder], texts: list[TokenizedText]
 ) -> dict[str, torch.Tensor]:
     """All that is kept of a batch."""
-    ids, mask = pad_texts(texts, model.device)
+    ids, mask = pad_texts([text.ids for text in texts], model.device)
+    responses = [(text.start, text.stop) for text in texts]
     states: list[torch.Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _m, _i, out: states.append(out if torch.is_tensor(out) else out[0]))
@@ -132,7 +135,7 @@ def represent_batch(
     for hook in hooks:
         hook.remove()
     # One product for all poolings: what `pool_representations` computes one by one.
-    weights = torch.stack([pooled_tokens(ids, mask, pooling, marker) for pooling in POOLINGS], 1).float()  # (B, P, T)
+    weights = torch.stack([pooled_tokens(mask, responses, pooling) for pooling in POOLINGS], 1).float()  # (B, P, T)
     weights /= weights.sum(-1, keepdim=True).clamp(min=1.0)
     parts: dict[str, list[torch.Tensor]] = {}
     for state in states:
@@ -142,7 +145,7 @@ def represent_batch(
         for name, vector in zip(POOLINGS, vectors.unbind(1), strict=True):
             parts.setdefault(name, []).append(vector.half())
     kept = {name: torch.stack(by_layer, 1) for name, by_layer in parts.items()}
-    pooled = pooled_tokens(ids, mask, "response_mean", marker)
+    pooled = pooled_tokens(mask, responses, "response_mean")
     for layer, sae in saes.items():
         for name, values in zip(ACTIVATION_POOLINGS, pool_activations(states[layer - 1], pooled, sae), strict=True):
             matrix = sparse.csr_matrix(values.numpy())
@@ -156,11 +159,10 @@ def represent(
     model: PreTrainedModel,
     saes: dict[int, SparseAutoencoder],
     pairs: TokenizedPreferences,
-    marker: list[int],
     folder: Path,
 ) -> Texts:
     """Represent all texts of some pairs, a file a shard."""
-    lengths = [len(text) for text in pairs.texts]
+    lengths = pairs.lengths.tolist()
     batches = plan_batches(lengths, 4096)
     folder.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(batches, lengths)
@@ -168,7 +170,7 @@ def represent(
     for number, shard in enumerate(tqdm(shards, desc=folder.name, unit="shard")):
         path = folder / f"{number:05d}.safetensors"
         if not path.exists():
-            kept = [represent_batch(model, saes, [pairs.texts[i] for i in batch], marker) for batch in shard]
+            kept = [represent_batch(model, saes, [pairs.texts[i] for i in batch]) for batch in shard]
             save_file({name: torch.cat([k[name] for k in kept]) for name in kept[0]}, path.with_suffix(".part"))
             path.with_suffix(".part").rename(path)
         for name, tensor in load_file(path).items():
@@ -190,18 +192,16 @@ def represent(
 def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
     """The texts of each task's `train` (the first pairs) and `test`, computed where they are not there yet."""
     base = unpacked(find_base_model())
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
     model = load_base_model(base)
     model = cut_base_model(model, model.config.num_hidden_layers).eval()
     saes = find_saes(work)
-    marker = assistant_header_ids(tokenizer)
     texts = {}
     for task in TASKS:
         for split, rows in (("train", FITTED), ("test", "train")):
             pairs = load_pairs(data, task, split, rows)
-            kept = json.dumps([pairs.texts, marker, *(fingerprint_module(sae) for sae in saes.values())])
+            kept = json.dumps([pairs.texts, *(fingerprint_module(sae) for sae in saes.values())])
             name = f"{task}-{split}-{blake2b(kept.encode(), digest_size=6).hexdigest()}"
-            texts[task, split] = represent(model, saes, pairs, marker, work / "layers" / name)
+            texts[task, split] = represent(model, saes, pairs, work / "layers" / name)
     return texts
 
 
@@ -211,11 +211,10 @@ def represent_at(
 ) -> dict[str, tuple[TokenizedPreferences, Representations]]:
     """Some pairs of each task as the package represents them by default, at the layer of an SAE and nowhere else."""
     base = unpacked(find_base_model())
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
     loaded = load_sae(str(source))
     assert loaded.layer is not None
     model = cut_base_model(load_base_model(base), loaded.layer).eval()
-    how = Pooling("response_mean", "rms", assistant_header_ids(tokenizer))
+    how = Pooling("response_mean", "rms")
     represented = {}
     for task in TASKS:
         pairs = load_pairs(data, task, split, rows)

@@ -14,11 +14,11 @@ from scipy import sparse
 from scipy.stats import t as student
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 
+from sparserm_hf.conversations.pairs import TokenizedPreferences
 from sparserm_hf.evaluation.controls import dense, random_directions
 from sparserm_hf.evaluation.metrics import pair_metrics
 from sparserm_hf.features import FEATURES, read_features
 from sparserm_hf.head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
-from sparserm_hf.preferences.pairs import TokenizedPreferences
 from sparserm_hf.selection import select_latents
 from sparserm_hf.shards import Representations
 

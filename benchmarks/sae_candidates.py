@@ -26,17 +26,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import cut_base_model, pooled_tokens
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model
+from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparserm_hf.base_models import load_base_model, unpacked
 from sparserm_hf.checkpoints import replacing_folder
+from sparserm_hf.conversations.encoding import ChatEncoder
+from sparserm_hf.conversations.files import iterate_json, load_preferences
+from sparserm_hf.conversations.marks import find_marks
+from sparserm_hf.conversations.pairs import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.conversations.templates import encode, prepare_tokenizer
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.head import Objective, PairFeatures, fit_linear_head
-from sparserm_hf.preferences.files import iterate_json, load_preferences
-from sparserm_hf.preferences.pairs import TokenizedPreferences, tokenize_preferences
-from sparserm_hf.preferences.templates import assistant_header_ids, encode, prepare_tokenizer
 from sparserm_hf.representations import pad_texts, plan_batches
 from sparserm_hf.sae.fit import SINK_RATIO, measure_fit
 from sparserm_hf.sae.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
@@ -98,13 +101,17 @@ def training_texts(data: Path, tokenizer) -> list[list[int]]:
 
 @torch.no_grad()
 def store(
-    model: PreTrainedModel, texts: list[list[int]], folder: Path, name: str, marker: list[int] | None = None
+    model: PreTrainedModel,
+    texts: list[list[int]],
+    folder: Path,
+    name: str,
+    responses: list[tuple[int, int]] | None = None,
 ) -> None:
     """Write the residual stream of some texts, a file per shard of about 16,000 tokens.
 
     Each file holds, for every layer, `layer_L` (N, d_model) tokens divided by their root mean square in bfloat16, and
-    the `text` (N,) that each belongs to. With `marker`, the assistant header, the tokens are those that a SparseRM
-    pools; without, all but the attention sinks.
+    the `text` (N,) that each belongs to. With `responses`, where the response of each text stands, the tokens are
+    those that a SparseRM pools; without, all but the attention sinks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     batches = plan_batches([len(text) for text in texts], 4096)
@@ -120,13 +127,13 @@ def store(
             states = model(
                 input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
             ).hidden_states
-            if marker is None:
+            if responses is None:
                 mask[:, 0] = 0
                 keep = mask.bool()
                 norms = states[LAYERS[1]].float().norm(dim=-1)
                 keep &= norms < SINK_RATIO * norms[keep].median()
             else:
-                keep = pooled_tokens(ids, mask, "response_mean", marker)
+                keep = pooled_tokens(mask, [responses[i] for i in batch], "response_mean")
             owner = torch.tensor(batch)[:, None].expand(keep.shape)
             parts.setdefault("text", []).append(owner[keep])
             for layer in LAYERS:
@@ -280,8 +287,9 @@ def main(data: Path, work: Path) -> None:
     pairs = {}
     for task in TASKS:
         rows = load_preferences(str(data / task / "train.jsonl.gz"), f"train[:{TRAIN_PAIRS}]")
-        pairs[task] = tokenize_preferences(rows, tokenizer, 1024)
-        store(model, pairs[task].texts, work / "tasks" / task, task, assistant_header_ids(tokenizer))
+        pairs[task] = tokenize_preferences(rows, ChatEncoder(tokenizer, find_marks(tokenizer), max_length=1024))
+        ids, responses = zip(*((list(text.ids), (text.start, text.stop)) for text in pairs[task].texts), strict=True)
+        store(model, list(ids), work / "tasks" / task, task, list(responses))
     texts = training_texts(data, tokenizer)
     print(f"{len(texts):,} texts, {sum(map(len, texts)):,} tokens")
     store(model, texts, work / "tokens", "tokens")

@@ -15,9 +15,9 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sparserm_hf.base_models import load_base_model, load_tokenizer, prepare_base_model, unpacked
+from sparserm_hf.conversations.templates import prepare_tokenizer
+from sparserm_hf.conversations.texts import load_texts
 from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.preferences.templates import prepare_tokenizer
-from sparserm_hf.preferences.texts import load_texts
 from sparserm_hf.representations import preferred_dtype
 from sparserm_hf.sae.tokens import ResidualTokens
 from sparserm_hf.sae.training import fit_sae

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from layers import FITTED, RESULTS, load_pairs, machine, seconds
-from sparserm_hf.modeling.backbone_sparserm import pool_texts, pooled_tokens, residual_stream
+from sparserm_hf.modeling.backbone_sparserm import pool_texts, residual_stream
+from sparserm_hf.modeling.response_sparserm import find_responses, pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_reward import Clock, as_dataset, trainer_for
@@ -114,7 +115,7 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
     base = unpacked(find_base_model())
     whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=model.dtype).to(device).eval()
     whole.config.pad_token_id = AutoTokenizer.from_pretrained(base).pad_token_id
-    texts = load_pairs(data, "safety", "test").texts[:SCORED_TEXTS]
+    texts = [text.ids for text in load_pairs(data, "safety", "test").texts[:SCORED_TEXTS]]
     lengths = [len(text) for text in texts]
     plan = plan_batches(lengths, batch_tokens(device))
     batches = [pad_texts([texts[i] for i in batch], device) for batch in plan]
@@ -129,7 +130,7 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
 
     def pool_and_score() -> None:
         for hidden, (ids, mask) in zip(states, batches, strict=True):
-            pooled = pooled_tokens(ids, mask, config.pooling, config.response_marker_ids)
+            pooled = pooled_tokens(mask, find_responses(ids, mask, config), config.pooling)
             read = pool_texts(hidden, pooled, config.representation_norm, None)
             model.reward(model.combine_features(read))
 
@@ -156,7 +157,7 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
 def prompts(data: Path, work: Path) -> dict[str, float]:
     """What running shared prompts once gains on long dialogues, and what it changes."""
     base = trainer(data, work).base_model
-    texts = load_pairs(data, "adversarial", "train", FITTED).texts[:PROMPT_TEXTS]
+    texts = [text.ids for text in load_pairs(data, "adversarial", "train", FITTED).texts[:PROMPT_TEXTS]]
     families = find_families(texts)
     means: dict[str, dict[int, torch.Tensor]] = {name: {} for name in ("shared", "padded", "alone")}
 

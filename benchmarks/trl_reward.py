@@ -27,10 +27,10 @@ from trl import RewardConfig, RewardTrainer
 
 from sparserm_hf.align.dpo import last_whole_checkpoint
 from sparserm_hf.base_models import unpacked
+from sparserm_hf.conversations.pairs import TokenizedPreferences
+from sparserm_hf.conversations.templates import prepare_tokenizer
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.head import group_folds, pair_accuracy
-from sparserm_hf.preferences.pairs import TokenizedPreferences
-from sparserm_hf.preferences.templates import prepare_tokenizer
 from sparserm_hf.representations import pad_texts, plan_batches
 
 LEARNING_RATES = {"lora": (1e-4, 3e-4, 1e-3), "full": (1e-5, 3e-5, 1e-4)}
@@ -76,8 +76,8 @@ def as_dataset(pairs: TokenizedPreferences, rows: np.ndarray) -> Dataset:
     """Token ids under the names that TRL looks for; it drops pairs above max_length itself."""
     return Dataset.from_dict(
         {
-            "chosen_ids": [pairs.texts[pairs.chosen[i]] for i in rows],
-            "rejected_ids": [pairs.texts[pairs.rejected[i]] for i in rows],
+            "chosen_ids": [list(pairs.texts[pairs.chosen[i]].ids) for i in rows],
+            "rejected_ids": [list(pairs.texts[pairs.rejected[i]].ids) for i in rows],
         }
     )
 
@@ -123,7 +123,7 @@ def margins_of(model: PreTrainedModel | PeftModel, pairs: TokenizedPreferences, 
     """
     model.eval()
     classifier = model.base_model.model if isinstance(model, PeftModel) else model
-    texts = [pairs.texts[side[i]] for side in (pairs.chosen, pairs.rejected) for i in rows]
+    texts = [pairs.texts[side[i]].ids for side in (pairs.chosen, pairs.rejected) for i in rows]
     rewards = np.zeros(len(texts))
     for batch in plan_batches([len(text) for text in texts], 4096):
         ids, mask = pad_texts([texts[i] for i in batch], model.device)

@@ -146,6 +146,31 @@ def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any)
         logging.set_verbosity(verbosity)
 
 
+def mask_from_padding(input_ids: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """Which tokens (B, T) are text, told from the pad tokens at either end.
+
+    Args:
+        input_ids: (B, T)
+        config: With the ids of the special tokens.
+
+    Raises:
+        ValueError: This cannot be told: there is no pad token, or it may itself begin or end a text.
+    """
+    pad, bos, eos = config.pad_token_id, config.bos_token_id, config.eos_token_id
+    if pad is None:
+        if input_ids.shape[0] == 1:
+            return torch.ones_like(input_ids)
+        raise ValueError("Padding cannot be told from text without a pad token: pass attention_mask.")
+    text = input_ids != pad
+    mask = (text.cumsum(-1) > 0) & (text.flip(-1).cumsum(-1).flip(-1) > 0)
+    if pad in (bos, *(eos if isinstance(eos, list) else [eos])) and not mask.all():
+        raise ValueError(
+            f"The pad token ({pad}) is also the end-of-text or begin-of-text token, so that padding cannot be told "
+            "from text: pass attention_mask."
+        )
+    return mask.long()
+
+
 def residual_stream(
     base_model: PreTrainedModel,
     input_ids: torch.Tensor | None,
@@ -164,54 +189,6 @@ def residual_stream(
         use_cache=False,
         return_dict=True,
     ).last_hidden_state
-
-
-def response_start(input_ids: torch.Tensor, attended: torch.Tensor, marker_ids: list[int]) -> torch.Tensor:
-    """Index (B,) of the token after the last occurrence of `marker_ids`, or 0 where there is none.
-
-    Args:
-        input_ids: (B, T)
-        attended: (B, T) bool
-        marker_ids: Token ids of the chat template's assistant header.
-    """
-    length = len(marker_ids)
-    if length == 0 or input_ids.shape[1] < length:
-        return input_ids.new_zeros(input_ids.shape[0])
-    marker = torch.tensor(marker_ids, device=input_ids.device)
-    found = (input_ids.unfold(1, length, 1) == marker).all(-1) & attended.unfold(1, length, 1).all(-1)  # (B, T-m+1)
-    ends = torch.arange(length, input_ids.shape[1] + 1, device=input_ids.device)
-    return (found * ends).amax(-1)
-
-
-def pooled_tokens(
-    input_ids: torch.Tensor | None, attention_mask: torch.Tensor, pooling: str, marker_ids: list[int]
-) -> torch.Tensor:
-    """Which tokens of each sequence are pooled, as (B, T) bool.
-
-    The first attended token is the attention sink: its norm is over a hundred times that of the others and it says
-    nothing about the text, so it is never pooled. A sequence without any other token has no pooled token at all.
-
-    Args:
-        input_ids: (B, T); needed for `response_mean` only.
-        attention_mask: (B, T), nonzero where a token is attended.
-        pooling: One of ``configuration_sparserm.POOLINGS``.
-        marker_ids: Token ids of the chat template's assistant header.
-
-    Raises:
-        ValueError: `response_mean` without token ids.
-    """
-    attended = attention_mask.bool()
-    index = torch.arange(attended.shape[1], device=attended.device)
-    last = (attended * index).amax(-1, keepdim=True)
-    sink = (~attended * attended.shape[1] + index).amin(-1, keepdim=True)
-    candidates = attended & (index > sink)
-    if pooling == "last":
-        return candidates & (index == last)
-    if pooling == "response_mean":
-        if input_ids is None:
-            raise ValueError("pooling='response_mean' finds the response by its token ids: pass input_ids.")
-        return candidates & (index >= response_start(input_ids, attended, marker_ids).unsqueeze(-1))
-    return candidates
 
 
 class PooledTexts(NamedTuple):

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from .response_sparserm import MARKS
+
 POOLINGS = ("last", "mean", "response_mean")
 REPRESENTATION_NORMS = ("none", "rms")
 # What a feature is of its latent: the projection on its decoder direction of the mean pooled token or of the last one,
@@ -59,7 +61,9 @@ class SparseRMConfig(PretrainedConfig):
         base_model_revision: Commit of the base model on the Hub that the model was trained on.
         layer: Decoder layers that are kept; the residual stream after the last of them is read.
         pooling: `last`, `mean` or `response_mean`.
-        response_marker_ids: Token ids of the chat template's assistant header, for `response_mean`.
+        response_marks: What the chat template writes around responses, as token ids: one entry for each of
+            ``response_sparserm.MARKS``. None in a checkpoint of version 0.1, which has `response_marker_ids`.
+        response_marker_ids: Token ids of the chat template's assistant header, in a checkpoint of version 0.1.
         representation_norm: `rms` divides each token by its root mean square before pooling; `none` does not.
         latents: Ids, in the SAE, of the selected latents, those that fire more on chosen responses first.
         readings: What is read of each selected latent: some of ``READINGS``. Each is a feature of its own; those of
@@ -84,7 +88,7 @@ class SparseRMConfig(PretrainedConfig):
         slim: Whether the checkpoint leaves out the base model, to be loaded from `base_model_name_or_path`.
 
     Raises:
-        ValueError: An unknown pooling, norm, reading or head.
+        ValueError: An unknown pooling, norm, reading or head, or marks that are not those of ``MARKS``.
     """
 
     model_type = "sparserm"
@@ -98,6 +102,7 @@ class SparseRMConfig(PretrainedConfig):
         base_model_revision: str | None = None,
         layer: int = 0,
         pooling: str = "response_mean",
+        response_marks: dict[str, Any] | None = None,
         response_marker_ids: list[int] | None = None,
         representation_norm: str = "rms",
         latents: list[int] | None = None,
@@ -129,6 +134,8 @@ class SparseRMConfig(PretrainedConfig):
         readings = list(READINGS[:1]) if readings is None else readings
         if not readings or not set(readings) <= set(READINGS):
             raise ValueError(f"readings is {readings!r}, but must be some of {', '.join(READINGS)}.")
+        if response_marks is not None and set(response_marks) != set(MARKS):
+            raise ValueError(f"response_marks has {sorted(response_marks)}, but must have {', '.join(MARKS)}.")
         if isinstance(base_config, dict):
             base_config = CONFIG_MAPPING[base_config["model_type"]](**base_config)
         if base_config is not None:
@@ -150,6 +157,7 @@ class SparseRMConfig(PretrainedConfig):
         self.base_model_revision = base_model_revision
         self.layer = layer
         self.pooling = pooling
+        self.response_marks = response_marks
         self.response_marker_ids = response_marker_ids or []
         self.representation_norm = representation_norm
         self.latents = latents or []

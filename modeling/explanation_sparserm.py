@@ -1,12 +1,14 @@
 """Why a text got its reward: an exact sum over features and tokens, and what it would be without a direction."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .backbone_sparserm import pooled_tokens, residual_stream, root_mean_square
+from .backbone_sparserm import residual_stream, root_mean_square
+from .response_sparserm import pooled_tokens
 
 
 class Explanation(NamedTuple):
@@ -14,7 +16,8 @@ class Explanation(NamedTuple):
 
     With a linear head exactly, but for rounding: `reward = bias + (weight * features).sum(-1)`. What a feature adds is
     told against the average training response, as a value alone says nothing of a feature that is never zero:
-    `reward = base + contributions.sum(-1)`, and `contributions = token_contributions.sum(1)`.
+    `reward = base + contributions.sum(-1)`, and `contributions = token_contributions.sum(1)` but for an empty
+    response, which has no tokens.
 
     Attributes:
         reward: (B,) as `forward` gives it.
@@ -24,7 +27,7 @@ class Explanation(NamedTuple):
         base: () reward of the average training response.
         contributions: (B, F) `weight * (features - feature_mean)`.
         token_contributions: (B, T, F) what each token adds; zero for tokens that are not read.
-        running_reward: (B, T) the reward if the text had ended after each token; `base` before the response begins.
+        running_reward: (B, T) the reward if the text had ended after each token of the response; `base` elsewhere.
         response: (B, T) bool: the tokens that the reward runs over.
     """
 
@@ -54,14 +57,25 @@ class RunTexts(NamedTuple):
 
 
 @torch.no_grad()
-def run_texts(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> RunTexts:
-    """Run a reward model's base model on texts, token ids and mask (B, T)."""
-    config = model.config
+def run_texts(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    responses: Sequence[tuple[int, int]],
+) -> RunTexts:
+    """Run a reward model's base model on texts.
+
+    Args:
+        model: The reward model.
+        input_ids: (B, T)
+        attention_mask: (B, T)
+        responses: Where the response of each text stands, see `find_responses`.
+    """
     hidden = residual_stream(model.model, input_ids, attention_mask)
-    along = "mean" if config.pooling == "mean" else "response_mean"
+    along = "mean" if model.config.pooling == "mean" else "response_mean"
     pooled, response = (
-        pooled_tokens(input_ids, attention_mask, pooling, config.response_marker_ids).to(hidden.device)
-        for pooling in (config.pooling, along)
+        pooled_tokens(attention_mask, responses, pooling).to(hidden.device)
+        for pooling in (model.config.pooling, along)
     )
     return RunTexts(hidden, pooled, pooled | response)
 
@@ -166,7 +180,9 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
             weight=weight,
             features=features,
             base=base,
-            contributions=token_contributions.sum(1),
+            contributions=torch.where(
+                pooled.any(-1, keepdim=True), token_contributions.sum(1), weight * (features - average)
+            ),
             token_contributions=token_contributions,
             running_reward=model.reward(so_far.flatten(0, 1)).view(response.shape),
             response=response,

@@ -12,13 +12,15 @@ from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import (
     PooledTexts,
     load_cut_decoder,
+    mask_from_padding,
     pool_texts,
-    pooled_tokens,
     prepare_backbone,
     residual_stream,
 )
 from .configuration_sparserm import SparseRMConfig
-from .explanation_sparserm import Explanation, explain_rewards, remove_directions, run_texts
+from .explanation_sparserm import Explanation, RunTexts, explain_rewards, remove_directions, run_texts
+from .head_sparserm import HEADS
+from .response_sparserm import align_bos, find_responses, pooled_tokens
 
 # What `from_pretrained` passes on to the base model of a slim checkpoint.
 BASE_LOADING_ARGUMENTS = (
@@ -33,27 +35,6 @@ BASE_LOADING_ARGUMENTS = (
 )
 
 
-class LinearHead(nn.Linear):
-    """The linear reward head, (B, F) to (B, 1).
-
-    A class of its own, so that FSDP takes it as a unit: it is in float32 whatever the base model is in.
-    """
-
-    def __init__(self, config: SparseRMConfig):
-        super().__init__(config.num_features, 1)
-
-
-class MLPHead(nn.Sequential):
-    """The reward head with a hidden layer, (B, F) to (B, 1)."""
-
-    def __init__(self, config: SparseRMConfig):
-        width = config.head_hidden_size
-        super().__init__(nn.Linear(config.num_features, width), nn.ReLU(), nn.Linear(width, 1))
-
-
-HEADS = {"linear": LinearHead, "mlp": MLPHead}
-
-
 class SparseRMForSequenceClassification(PreTrainedModel):
     """A reward model that reads the features of a sparse autoencoder out of a frozen base model.
 
@@ -64,8 +45,9 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         model: The base model, cut after `config.layer` layers. Frozen, always in eval mode.
         sae: The embedded SAE; None in a slim checkpoint that does not need it.
         directions: (K, d_model) decoder directions of the selected latents.
-        feature_mean: (F,) mean of each feature over the training responses: what a text without any pooled token
-            gets, and what steering moves a feature towards.
+        feature_mean: (F,) mean of each feature over the training responses: what steering moves a feature towards.
+        empty_features: (F,) features of the training response with the lowest reward: those of an empty response. A
+            checkpoint of version 0.1 has none; there an empty response has the features `feature_mean`.
         score: The head.
     """
 
@@ -95,6 +77,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         shape = (len(config.latents), config.hidden_size or 0)
         self.register_buffer("directions", torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("feature_mean", torch.zeros(config.num_features, dtype=torch.float32))
+        if config.response_marks is not None:
+            self.register_buffer("empty_features", torch.zeros(config.num_features, dtype=torch.float32))
         self.score = HEADS[config.head_type](config)
         self.post_init()
         self.freeze()
@@ -123,45 +107,61 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         """Replace the base model's token embedding."""
         self.model.set_input_embeddings(value)
 
-    def attention_mask_from_padding(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Which tokens (B, T) are text, told from the pad tokens at either end.
-
-        Raises:
-            ValueError: This cannot be told: there is no pad token, or it may itself begin or end a text.
-        """
-        pad = self.config.pad_token_id
-        if pad is None:
-            if input_ids.shape[0] == 1:
-                return torch.ones_like(input_ids)
-            raise ValueError("Padding cannot be told from text without a pad token: pass attention_mask.")
-        text = input_ids != pad
-        mask = (text.cumsum(-1) > 0) & (text.flip(-1).cumsum(-1).flip(-1) > 0)
-        eos = self.config.eos_token_id
-        if pad in (eos if isinstance(eos, list) else [eos, self.config.bos_token_id]) and not mask.all():
-            raise ValueError(
-                f"The pad token ({pad}) is also the end-of-text or begin-of-text token, so that padding cannot be "
-                "told from text: pass attention_mask."
-            )
-        return mask.long()
-
     def _mask(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is not None:
             return attention_mask
         if input_ids is None:
             raise ValueError("With inputs_embeds padding cannot be told from text: pass attention_mask.")
-        return self.attention_mask_from_padding(input_ids)
+        return mask_from_padding(input_ids, self.config)
 
     def extract_features(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        responses: list[tuple[int, int]] | None = None,
     ) -> torch.Tensor:
-        """What the head reads: (B, F) float32."""
+        """Turn texts into the head's input features, (B, F) float32.
+
+        Args:
+            input_ids: See `forward`.
+            attention_mask: See `forward`.
+            inputs_embeds: See `forward`.
+            responses: Where the response of each text stands, see `find_responses`; by default it is found by the chat
+                template's marks, and the texts are given the begin-of-text tokens that training gave them.
+
+        Raises:
+            ValueError: See `forward`.
+        """
         attention_mask = self._mask(input_ids, attention_mask)
+        if responses is not None:
+            pass
+        elif input_ids is not None:
+            input_ids, attention_mask, responses = self.locate(input_ids, attention_mask)
+        elif self.config.pooling == "response_mean":
+            raise ValueError("pooling='response_mean' finds the response by its token ids: pass input_ids.")
+        else:
+            responses = [(0, length) for length in attention_mask.bool().sum(-1).tolist()]
         hidden = residual_stream(self.model, input_ids, attention_mask, inputs_embeds)  # (B, T, d_model)
-        pooled = pooled_tokens(input_ids, attention_mask, self.config.pooling, self.config.response_marker_ids)
-        return self.features_of(hidden, pooled.to(hidden.device))
+        return self.features_of(
+            hidden, pooled_tokens(attention_mask, responses, self.config.pooling).to(hidden.device)
+        )
+
+    def locate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
+        """Find the responses in texts (B, T) after giving the texts the begin-of-text tokens that training gave them.
+
+        Returns:
+            Token ids and mask, see `align_bos`, and where the response of each text stands, see `find_responses`.
+        """
+        config = self.config
+        if config.response_marks is not None:
+            longest = getattr(config, "max_position_embeddings", None)
+            input_ids, attention_mask = align_bos(
+                input_ids, attention_mask, config.bos_token_id, config.response_marks, longest
+            )
+        return input_ids, attention_mask, find_responses(input_ids, attention_mask, config)
 
     def features_of(self, hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """What the head reads, (B, F) float32, of residual streams (B, T, d_model) at their pooled tokens (B, T)."""
@@ -189,7 +189,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         return not self.config.slim and not self.sae.elementwise
 
     def combine_features(self, texts: PooledTexts, steered: bool = True) -> torch.Tensor:
-        """What is read of texts to what the head reads, (B, F).
+        """Turn pooled texts into the head's input features, (B, F).
 
         Args:
             texts: With the activations of the selected latents, where any are read.
@@ -204,9 +204,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         }
         raw = torch.cat([read[name]() for name in self.config.readings], dim=-1)  # (B, F)
         mean = self.feature_mean.to(raw)
-        if steered and self.config.steering:
-            raw = mean + self.steering_factors().to(raw) * (raw - mean)
-        return torch.where(texts.has_tokens, raw, mean)
+        raw = torch.where(texts.has_tokens, raw, getattr(self, "empty_features", mean).to(raw))
+        return mean + self.steering_factors().to(raw) * (raw - mean) if steered and self.config.steering else raw
 
     def steering_factors(self) -> torch.Tensor:
         """(F,) what the distance of each feature from its training mean is multiplied by."""
@@ -265,13 +264,22 @@ class SparseRMForSequenceClassification(PreTrainedModel):
 
     def explain(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Explanation:
         """Say why texts (B, T) get their rewards, feature by feature and token by token; see `explain_rewards`."""
-        return explain_rewards(self, run_texts(self, input_ids, self._mask(input_ids, attention_mask)))
+        mask = self._mask(input_ids, attention_mask)
+        texts, added = self._run(input_ids, mask)
+        found = explain_rewards(self, texts)
+        names = ("token_contributions", "running_reward", "response")
+        return found._replace(**{name: getattr(found, name)[:, added:] for name in names})
+
+    def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[RunTexts, int]:
+        """Run texts (B, T) through the base model; also how many tokens were added in front, 0 or 1."""
+        aligned_ids, aligned_mask, responses = self.locate(input_ids, attention_mask)
+        return run_texts(self, aligned_ids, aligned_mask, responses), aligned_ids.shape[1] - input_ids.shape[1]
 
     def rewards_without(
         self, latents: list[int], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Rewards (B, len(latents)) of texts (B, T) without one direction after the other; see `remove_directions`."""
-        return remove_directions(self, latents, run_texts(self, input_ids, self._mask(input_ids, attention_mask)))
+        return remove_directions(self, latents, self._run(input_ids, self._mask(input_ids, attention_mask))[0])
 
     def to_slim(self) -> "SparseRMForSequenceClassification":
         """The same model as a slim one: its checkpoint holds the head and the selected latents' rows only.
@@ -289,6 +297,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         slim.sae = sae
         slim.directions = self.directions
         slim.feature_mean = self.feature_mean
+        if config.response_marks is not None:
+            slim.empty_features = self.empty_features
         slim.score = self.score
         return slim.eval()
 

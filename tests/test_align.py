@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import PROMPT, Item, load_truthfulqa, multiple_choice, without
 from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.cli import main
+from sparserm_hf.conversations.rows import read_preference
 from sparserm_hf.demo.run import find_base_model
 from sparserm_hf.errors import SparseRMError
 
@@ -173,9 +175,11 @@ def test_divergence_from_the_first_policy_is_the_sum_over_the_vocabulary():
 
 def test_preference_accuracy_counts_the_likelier_response():
     policy = Policy(tiny_causal_lm(), tiny_tokenizer())
-    rows = [(row["prompt"], row["chosen"], row["rejected"]) for row in make_rows(12)]
-    right = preference_accuracy(policy, rows)
-    swapped = preference_accuracy(policy, [(prompt, rejected, chosen) for prompt, chosen, rejected in rows])
+    pairs = [read_preference(row, "A pair") for row in make_rows(12)]
+    right = preference_accuracy(policy, pairs)
+    swapped = preference_accuracy(
+        policy, [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in pairs]
+    )
     assert (right + swapped == 1).all() and 0 < right.mean() < 1
 
 

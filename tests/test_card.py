@@ -48,10 +48,17 @@ def test_it_shows_what_a_reader_asks_for(trained, card):
     (plot,) = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
     height, width = imread(trained / plot).shape[:2]
     assert width > 1000 and height > 300
-    for heading in ("## Use", "## How good it is", "## How it was made", "## What it looks at", "## Limits"):
+    for heading in (
+        "## Use",
+        "## How good it is",
+        "## Responses made to exploit it",
+        "## How it was made",
+        "## What it looks at",
+        "## Limits",
+    ):
         assert heading in card.text
     assert "have licences of their own" in card.text and "@article{liu2025sparserm" in card.text
     tables = re.findall(r"(?:^\|.*\n)+", card.text, flags=re.MULTILINE)
-    assert len(tables) == 3
+    assert len(tables) == 4
     for table in tables:
         assert len({line.replace(r"\|", "").count("|") for line in table.splitlines()}) == 1, table

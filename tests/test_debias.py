@@ -5,14 +5,14 @@ import pytest
 import torch
 from datasets import Dataset
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from tiny import D_MODEL, tiny_causal_lm, tiny_tokenizer
+from tiny import D_MODEL, tiny_causal_lm, tiny_encoder, tiny_tokenizer
 from world import make_rows, save_sae, train_arguments
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain_text
 from sparserm_hf.cli import main
+from sparserm_hf.conversations.pairs import tokenize_preferences
+from sparserm_hf.conversations.styles import measure_styles
 from sparserm_hf.head import Objective, PairFeatures, fit_linear_path, fit_mlp_head
-from sparserm_hf.preferences.pairs import tokenize_preferences
-from sparserm_hf.preferences.styles import measure_styles, response_ids
 
 GOOD, FILLER, BAD = 0, 1, 2  # numbers of words, and of the latents that fire on them
 WORDS = range(3, 12)  # that say nothing
@@ -132,18 +132,16 @@ def test_an_mlp_reads_features_that_do_not_follow_the_styles():
 
 def test_styles_are_counted_in_the_response_alone():
     tokenizer = tiny_tokenizer()
-    pairs = tokenize_preferences(make_rows(3), tokenizer, 128)
-    marker = tokenizer.convert_tokens_to_ids(["<|assistant|>"])
-    counts = measure_styles(pairs, tokenizer, marker)
-    assert counts["tokens"].tolist() == [[9, 9]] * 3  # eight words and the end of the turn
-    assert len(response_ids(pairs.texts[0], marker)) == 9 and response_ids([5, 6], marker) == [5, 6]
+    pairs = tokenize_preferences(make_rows(3), tiny_encoder(tokenizer))
+    counts = measure_styles(pairs, tokenizer)
+    assert counts["tokens"].tolist() == [[8, 8]] * 3
 
     class Decoder:
         def batch_decode(self, texts, skip_special_tokens):
             formatted, plain = "# Title\n- **one** item\n2. two\n\n* three", "a * b - c, 3.5 and snake__case"
             return [formatted, *[plain] * (len(texts) - 1)]
 
-    counts = measure_styles(pairs, Decoder(), marker)
+    counts = measure_styles(pairs, Decoder())
     assert [counts[name][0, 0] for name in ("headers", "list items", "bold")] == [1, 3, 1]
     assert not any(counts[name][1].any() for name in ("headers", "list items", "bold"))
 

@@ -11,7 +11,7 @@ from sparserm_hf import DriftCallback, SparseRMError, SparseRMReward
 from sparserm_hf.cli import main
 from sparserm_hf.drift import REFERENCE_FILE, DriftReference, TextReadings, load_reference, read_texts
 from sparserm_hf.evaluation.evaluate import SavedRewardModel
-from sparserm_hf.scoring import score_token_ids
+from sparserm_hf.scoring import score_texts
 
 
 def test_figures_by_hand():
@@ -36,7 +36,7 @@ def test_what_was_trained_on_is_the_reference_and_steering_does_not_count(world,
     read = read_texts(saved.model, saved.controls, texts)
     reference = load_reference(str(trained))
     np.testing.assert_allclose(reference.mean, read.features.mean(0), atol=5e-3)  # computed in bfloat16 batches
-    np.testing.assert_allclose(read.rewards, score_token_ids(saved.model, texts).rewards, atol=1e-4)
+    np.testing.assert_allclose(read.rewards, score_texts(saved.model, texts).rewards, atol=1e-4)
     drift = reference.measure(read)
     assert drift.outside_share < 0.03 and drift.disagreement < 0.03 and np.abs(drift.shift).max() < 1e-2
     saved.model.steer({saved.model.config.latents[0]: 5.0})
@@ -50,7 +50,7 @@ def test_the_exit_code_is_1_for_other_texts_only(world, trained, tmp_path, capsy
     printed = capsys.readouterr().out
     assert "No alarm" in printed and "dense twin" in printed and "240 responses" in printed
     # A policy that has found the one good word.
-    found = [{"role": "assistant", "content": "w7 " * 12}]
+    found = [{"role": "assistant", "content": "w5 " * 30}]
     rows = [{"prompt": row["prompt"], "completion": found} for row in make_rows(40)]
     hacked = write_jsonl(tmp_path / "hacked.jsonl", rows)
     assert main(["monitor", str(trained), hacked, "--alarm", "0.1"]) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from sparserm_hf.modeling.configuration_sparserm import READINGS
-from tiny import D_MODEL, tiny_reward_model, tiny_texts, tiny_tokenizer
+from tiny import D_MODEL, HEADER, tiny_reward_model, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, pipeline
 from world import make_rows, without_package, write_jsonl
 
@@ -36,33 +36,39 @@ def test_a_reward_is_the_sum_of_its_parts(pooling, norm, steering):
     torch.testing.assert_close(found.bias + (found.weight * found.features).sum(-1), rewards, **close)
     torch.testing.assert_close(found.base + found.contributions.sum(-1), rewards, **close)
     torch.testing.assert_close(found.token_contributions.sum(1), found.contributions)
-    for i, text in enumerate(texts):
-        torch.testing.assert_close(found.running_reward[i, len(text) - 1], rewards[i], **close)
-    # The running reward is that of the text that ends there.
-    text = texts[2]
-    start = int(found.response[2].nonzero()[0])
-    for end in range(start, len(text), 3):
+    for i in range(len(texts)):
+        last = int(found.response[i].nonzero()[-1])
+        torch.testing.assert_close(found.running_reward[i, last], rewards[i], **close)
+    # The running reward is that of the text that ends there, once it has come to a response.
+    text = texts[0]
+    start = int(found.response[0].nonzero()[0])
+    for end in range(max(start, text.index(*HEADER) + 1), len(text), 2):
         with torch.no_grad():
             alone = model(torch.tensor([text[: end + 1]]), torch.ones(1, end + 1)).logits[0, 0]
-        torch.testing.assert_close(found.running_reward[2, end], alone, **close)
-    torch.testing.assert_close(found.running_reward[2, :start], found.base.expand(start))
+        torch.testing.assert_close(found.running_reward[0, end], alone, **close)
+    torch.testing.assert_close(found.running_reward[0, :start], found.base.expand(start))
 
 
 @pytest.mark.parametrize("pooling", ["last", "response_mean"])
 def test_an_empty_response_is_explained_too(pooling):
     model = tiny_reward_model(pooling=pooling)
-    ids = torch.tensor([[1, 9, 30, 3, 4, 5]])  # ends with the assistant header
+    empty = model.score(model.empty_features).item()
+    ids = torch.tensor([[1, 9, 30, 3, 4, 5]])  # ends with the assistant header and the end of its turn
     found = model.explain(ids)
+    assert found.reward.item() == pytest.approx(empty, abs=1e-5) and not found.response.any()
     torch.testing.assert_close(found.base + found.contributions.sum(-1), found.reward, rtol=1e-4, atol=1e-4)
-    explanation = explain_text(model, tiny_tokenizer(), [{"role": "user", "content": "w1"}])
+    explanation = explain_text(model, tiny_tokenizer(), [MESSAGES[0], {"role": "assistant", "content": " "}])
+    assert explanation.reward == pytest.approx(empty, abs=1e-5) and explanation.tokens == []
     assert abs(explanation.unexplained) < 1e-4 and explanation.latents
 
 
-def test_a_text_of_which_nothing_is_read_has_the_average_reward_and_no_parts():
+def test_a_text_of_which_nothing_is_read_is_explained_as_an_empty_response():
+    """Its features are those of the worst training response: no direction carries a part of that."""
     model = tiny_reward_model()
     explanation = explain_text(model, tiny_tokenizer(), "w1")
-    assert explanation.reward == explanation.base and explanation.tokens == []
-    assert all(e.contribution == e.own == 0 for e in explanation.latents)
+    assert explanation.reward == model.score(model.empty_features).item() and explanation.tokens == []
+    assert abs(explanation.unexplained) < 1e-4
+    assert all(e.own == 0 and e.tokens == [] for e in explanation.latents)
     assert all(e.as_stated for e in explanation.latents[:10])
 
 
@@ -162,7 +168,7 @@ def test_the_command_explains_texts_and_pairs(trained, tmp_path, capsys, monkeyp
     assert main(["explain", str(trained), source, "--output", str(out)]) == 2, "nothing is overwritten"
     bad = write_jsonl(tmp_path / "bad.jsonl", [row, {"nothing": 1}])
     assert main(["explain", str(trained), bad, "--output", str(tmp_path / "none.jsonl")]) == 2
-    assert "Row 2 has the columns nothing" in capsys.readouterr().err
+    assert f"{bad}, row 2 has the columns nothing" in capsys.readouterr().err
     assert not (tmp_path / "none.jsonl").exists()
 
 
@@ -234,7 +240,8 @@ def test_latents_are_shown_with_the_passages_they_fire_on(world, trained, tmp_pa
     cache = ["--cache_dir", str(tmp_path / "cache")]
     assert main(["features", str(trained), str(world / "train.jsonl"), "--top", "2", "--examples", "1", *cache]) == 0
     printed = capsys.readouterr().out
-    assert "120 pairs" in printed and "strongest" in printed and "weakest" in printed
+    assert "120 pairs" in " ".join(printed.split()), "a long path breaks the title"
+    assert "strongest" in printed and "weakest" in printed
     out = tmp_path / "features.jsonl"
     arguments = [str(trained), str(world / "train.jsonl"), "--top", "16", "--output", str(out), *cache]
     assert main(["features", *arguments]) == 0

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import pool_activations, pooled_tokens, residual_stream
+from sparserm_hf.modeling.backbone_sparserm import pool_activations, residual_stream
 from sparserm_hf.modeling.configuration_sparserm import READINGS
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
+from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from tiny import ARCHITECTURES, BOS, D_MODEL, EOS, PAD, tiny_reward_model, tiny_sae, tiny_texts
 from transformers import AutoModelForSequenceClassification
 
@@ -85,13 +86,13 @@ def test_the_rightmost_attended_token_counts_not_the_number_of_them():
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "response_mean"])
 @pytest.mark.parametrize("norm", ["none", "rms"])
-def test_a_text_of_one_token_gets_the_average_reward(pooling, norm):
+def test_a_text_of_one_token_gets_the_reward_of_an_empty_response(pooling, norm):
     """Its only token is the attention sink, whose norm is over a hundred times that of any other."""
     model = tiny_reward_model(pooling=pooling, representation_norm=norm)
-    average = model.score(model.feature_mean)
+    empty = model.score(model.empty_features)
     for mask in ([[1]], [[1, 0, 0]], [[0, 0, 1]]):
         ids = torch.full((1, len(mask[0])), 9)
-        torch.testing.assert_close(model(ids, torch.tensor(mask)).logits[0], average)
+        torch.testing.assert_close(model(ids, torch.tensor(mask)).logits[0], empty)
 
 
 @pytest.mark.parametrize("normalization", ["none", "constant_norm_rescale", "layer_norm"])
@@ -111,10 +112,8 @@ def test_activations_of_competing_latents_come_in_the_order_of_the_latents():
     model.sae = SparseAutoencoder(D_MODEL, 6, "topk", k=3)
     torch.nn.init.normal_(model.sae.W_enc, generator=torch.Generator().manual_seed(0))
     batch = pad_batch(tiny_texts())
-    hidden = residual_stream(model.model, batch["input_ids"], batch["attention_mask"])
-    pooled = pooled_tokens(
-        batch["input_ids"], batch["attention_mask"], model.config.pooling, model.config.response_marker_ids
-    )
+    ids, mask, responses = model.locate(**batch)
+    hidden, pooled = residual_stream(model.model, ids, mask), pooled_tokens(mask, responses, model.config.pooling)
     expected = pool_activations(hidden, pooled, model.sae)[0][:, latents]
     assert expected.std(0).max() > 0
     torch.testing.assert_close(model.extract_features(**batch), expected)
@@ -143,9 +142,11 @@ def test_what_trainers_pass_is_ignored():
         "output_hidden_states": True,
     }
     assert torch.equal(model(**batch, **extras).logits, model(**batch).logits)
-    embeds = model.get_input_embeddings()(batch["input_ids"])
     model.config.pooling = "mean"
-    by_embeds = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+    batch = pad_batch(tiny_texts()[:2])  # which end with the response: embeddings do not show where it ends
+    ids, mask, _ = model.locate(**batch)  # without the begin-of-text tokens that no conversation has
+    embeds = model.get_input_embeddings()(ids)
+    by_embeds = model(inputs_embeds=embeds, attention_mask=mask).logits
     torch.testing.assert_close(by_embeds, model(**batch).logits)
     with pytest.raises(ValueError, match="attention_mask"):
         model(inputs_embeds=embeds)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "sparserm_hf"
 LEVELS = [
     {"errors", "version", "modeling", "hub_cards"},
     {
-        "preferences",
+        "conversations",
         "representations",
         "sae",
         "selection",
@@ -52,7 +52,7 @@ def imported_modules(path: Path) -> set[str]:
 def test_what_travels_imports_torch_transformers_and_its_siblings_only():
     for path in (ROOT / "modeling").glob("*.py"):
         roots = {name.split(".")[0] for name in imported_modules(path) if not name.startswith(".")}
-        assert roots <= {"copy", "typing", "torch", "transformers"}, path.name
+        assert roots <= {"collections", "copy", "typing", "torch", "transformers"}, path.name
         siblings = {name[1:] for name in imported_modules(path) if name.startswith(".")}
         assert all((ROOT / "modeling" / f"{name}.py").is_file() for name in siblings), path.name
 
@@ -110,6 +110,8 @@ def test_the_code_travels_byte_for_byte(tmp_path):
         "backbone_sparserm",
         "autoencoder_sparserm",
         "explanation_sparserm",
+        "head_sparserm",
+        "response_sparserm",
     ):
         assert (tmp_path / f"{name}.py").read_bytes() == (ROOT / "modeling" / f"{name}.py").read_bytes()
 

@@ -57,4 +57,5 @@ def test_training_keeps_the_words_with_the_model(trained):
     assert len(config.latent_promotes) == len(config.latent_suppresses) == len(config.latents)
     assert all(word.startswith(("w", "<")) for words in config.latent_promotes for word in words)
     card = (trained / "README.md").read_text()
-    assert f"| {config.latents[0]} | chosen |" in card and ", ".join(config.latent_promotes[0]) in card
+    words = ", ".join(config.latent_promotes[0]).replace("|", r"\|")  # `|` ends a cell
+    assert f"| {config.latents[0]} | chosen |" in card and words in card

@@ -8,12 +8,11 @@ from sparserm_hf.modeling.backbone_sparserm import (
     pool_activations,
     pool_representations,
     pool_texts,
-    pooled_tokens,
     residual_stream,
-    response_start,
 )
 from sparserm_hf.modeling.configuration_sparserm import READINGS, SparseRMConfig
-from tiny import ARCHITECTURES, BOS, EOS, HEADER, LAYERS, tiny_causal_lm, tiny_reward_model, tiny_sae, tiny_texts
+from sparserm_hf.modeling.response_sparserm import pooled_tokens
+from tiny import ARCHITECTURES, LAYERS, tiny_causal_lm, tiny_reward_model, tiny_sae, tiny_texts
 from torch import nn
 
 
@@ -52,29 +51,14 @@ def test_an_unknown_architecture_is_told_what_was_looked_for():
 
 def test_pooled_tokens_by_hand():
     """Two texts, the second padded on the left; the first attended token is the sink and never pooled."""
-    ids = torch.tensor([[BOS, 9, *HEADER, 10, EOS], [0, 0, BOS, *HEADER, 11]])
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1]])
-    expected = {
-        "last": [[6], [6]],
-        "mean": [[1, 2, 3, 4, 5, 6], [3, 4, 5, 6]],
-        "response_mean": [[5, 6], [6]],
-    }
+    expected = {"last": [[5], [6]], "mean": [[1, 2, 3, 4, 5], [3, 4, 5, 6]], "response_mean": [[4, 5], [5, 6]]}
     for pooling, positions in expected.items():
-        pooled = pooled_tokens(ids, mask, pooling, HEADER)
+        pooled = pooled_tokens(mask, [(4, 6), (3, 5)], pooling)  # where the response is, padding not counted
         assert [row.nonzero()[:, 0].tolist() for row in pooled] == positions
-    assert not pooled_tokens(ids, torch.eye(7)[:2].long(), "mean", HEADER).any(), "one token: nothing but the sink"
-    with pytest.raises(ValueError, match="pass input_ids"):
-        pooled_tokens(None, mask, "response_mean", HEADER)
-
-
-def test_the_last_assistant_header_counts_and_padding_never_does():
-    ids = torch.tensor([[BOS, *HEADER, 9, *HEADER, 10], [BOS, 9, 9, 9, 9, 9, *HEADER], [BOS, *[9] * 8]])
-    attended = torch.ones_like(ids).bool()
-    assert response_start(ids, attended, HEADER).tolist() == [8, 9, 0]
-    attended[0, 5:] = False
-    assert response_start(ids, attended, HEADER).tolist() == [4, 9, 0]
-    assert response_start(ids, attended, []).tolist() == [0, 0, 0]
-    assert response_start(ids[:, :2], attended[:, :2], HEADER).tolist() == [0, 0, 0]
+        assert not pooled_tokens(mask, [(3, 3), (0, 0)], pooling).any(), "an empty response has no tokens"
+        alone = pooled_tokens(torch.eye(7)[:2].long(), [(0, 1), (0, 1)], pooling)
+        assert not alone.any(), "one token: nothing but the sink"
 
 
 def test_pooling_by_hand_and_a_sink_inside_the_text_does_not_dominate():

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from sparserm_hf.modeling.configuration_sparserm import READINGS
-from tiny import ARCHITECTURES, tiny_causal_lm, tiny_reward_model, tiny_texts, tiny_tokenizer
+from tiny import ARCHITECTURES, tiny_causal_lm, tiny_encoder, tiny_reward_model, tiny_texts, tiny_tokenizer
+from world import make_rows
 
 from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.integrations.stock import export_stock
+from sparserm_hf.scoring import score_texts
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = [4, 5]
+CONVERSATIONS = [row["prompt"] + row[side] for row in make_rows(3) for side in ("chosen", "rejected")]
 
 # Scores token ids with both auto classes, and a text with the saved tokenizer, for each folder on standard input.
 SCORE = """
@@ -49,15 +52,17 @@ print(json.dumps([transformers.__version__, results]))
 SCORE_STOCK = """
 import json, sys
 import torch, transformers
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 job = json.load(sys.stdin)
 results = {}
 for folder in job["folders"]:
     # As the card of the stock form of a Gemma 2 says.
     how = {"attn_implementation": "eager"} if "gemma2" in folder and transformers.__version__ < "5" else {}
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **how)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer takes it for Qwen 2's own
     with torch.no_grad():
-        logits = [model(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in job["texts"]]
+        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in job["conversations"]]
+        logits = [model(**tokenizer(t, add_special_tokens=False, return_tensors="pt")).logits.item() for t in texts]
     results[folder] = [logit + model.config.reward_offset for logit in logits]
 print(json.dumps([transformers.__version__, results]))
 """
@@ -67,7 +72,8 @@ def score_elsewhere(environment: int, folders: list[Path], script: str = SCORE) 
     python = ROOT / f".venv-transformers-{environment}" / "bin" / "python"
     if not python.exists():
         pytest.skip(f"{python.parent.parent.name} is not set up: run the tests by `make test`")
-    job = json.dumps({"folders": [str(folder) for folder in folders], "texts": tiny_texts()})
+    folders_given = [str(folder) for folder in folders]
+    job = json.dumps({"folders": folders_given, "texts": tiny_texts(), "conversations": CONVERSATIONS})
     result = subprocess.run(
         [str(python), "-c", script], input=job, capture_output=True, text=True, cwd=folders[0].parent, timeout=600
     )
@@ -129,8 +135,7 @@ def test_so_are_those_of_the_stock_form(environment, tmp_path, equal):
         model = tiny_reward_model(architecture, pooling="last")
         folder = tmp_path / architecture
         export_stock(model, tiny_tokenizer(), folder, "tiny")
-        with torch.no_grad():
-            rewards = [model(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in tiny_texts()]
-        expected[str(folder)] = torch.tensor(rewards)
+        texts = [tiny_encoder()(messages) for messages in CONVERSATIONS]
+        expected[str(folder)] = torch.tensor(score_texts(model, texts).rewards)
     for folder, rewards in score_elsewhere(environment, [Path(folder) for folder in expected], SCORE_STOCK).items():
         equal(f"the stock form in transformers {environment} without this package", expected[folder], rewards)

@@ -44,7 +44,8 @@ def expected(source, trained):
     torch.set_num_threads(1)
     assert main(["score", str(trained), str(source), "--output", str(output), "--dtype", "float32"]) == 0
     torch.set_num_threads(threads)
-    return [json.loads(line) for line in output.read_text().splitlines()]
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    return [row | {"reward_error": None} for row in rows]  # a Parquet file has the column in every row
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_run_that_gave_up_goes_on(cluster, one_chunk_a_part, source, expected,
     (parts,) = tmp_path.glob("scored.*.parts")
     before = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
     assert len(before) == 2
-    assert run() == 2 * scoring.CHUNK_ROWS
+    assert run().kept == 2 * scoring.CHUNK_ROWS
     scored = tmp_path / "scored"
     assert {path: (scored / path.name).stat().st_mtime_ns for path in before} == before
     assert pq.read_table(scored).to_pylist() == expected
@@ -121,12 +122,22 @@ def test_a_folder_of_files_keeps_its_order_and_the_columns(cluster, trained, tmp
     assert all(row["id"] == 7 and row["chosen_reward"] != 0.5 for row in scored)
 
 
+def test_a_row_that_cannot_be_scored_says_why_and_the_others_are_scored(cluster, trained, tmp_path, capsys):
+    bad = tmp_path / "bad.parquet"
+    Dataset.from_list([{"text": "w1"}, {"text": ""}, {"text": "w1 w2"}]).to_parquet(bad)
+    assert main(["score", str(trained), str(bad), "--engine", "ray", "--output", str(tmp_path / "out")]) == 2
+    sentence = f"{bad}, row 2 has an empty text: there is nothing to score."
+    assert capsys.readouterr().err.splitlines()[-1] == f"sparserm: error: {sentence}"
+    first, second, third = pq.read_table(tmp_path / "out").to_pylist()
+    assert second == {"text": "", "reward": None, "reward_error": sentence}
+    assert first["reward"] != third["reward"] and first["reward_error"] is third["reward_error"] is None
+
+
 def test_bad_input_gets_one_sentence(cluster, trained, tmp_path, capsys):
     bad = tmp_path / "bad.parquet"
-    Dataset.from_list([{"text": "w1"}, {"text": ""}]).to_parquet(bad)
+    Dataset.from_list([{"text": "w1"}]).to_parquet(bad)
     (tmp_path / "rows.jsonl").write_text('{"text": "w1"}\n')
     cases = [
-        (bad, ["--output", tmp_path / "out"], "Row 2 has an empty text"),
         (tmp_path / "rows.jsonl", ["--output", tmp_path / "out"], "reads a .parquet file or a folder"),
         (tmp_path / "absent.parquet", ["--output", tmp_path / "out"], "reads a .parquet file or a folder"),
         (bad, [], "name it with --output"),

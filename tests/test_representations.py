@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from sparserm_hf.modeling.backbone_sparserm import cut_base_model, pooled_tokens
-from tiny import HEADER, tiny_causal_lm, tiny_sae, tiny_texts
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model
+from tiny import tiny_causal_lm, tiny_sae, tiny_texts, tokenized
 
 from sparserm_hf import representations
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.representations import Pooling, collect_representations, plan_batches
 from sparserm_hf.shards import Representations
 
-HOW = Pooling("response_mean", "rms", HEADER)
+HOW = Pooling("response_mean", "rms")
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def small_shards(monkeypatch):
 
 
 def collect(base_model, cache, texts=None, sae=None, how=HOW):
-    return collect_representations(base_model, sae or tiny_sae(), texts or tiny_texts(), how, cache, max_tokens=64)
+    texts = texts or [tokenized(ids, len(ids) // 2) for ids in tiny_texts()]
+    return collect_representations(base_model, sae or tiny_sae(), texts, how, cache, max_tokens=64)
 
 
 def test_it_equals_one_text_at_a_time(base_model, tmp_path, small_shards):
@@ -39,7 +40,7 @@ def test_it_equals_one_text_at_a_time(base_model, tmp_path, small_shards):
         ids = torch.tensor([text])
         with torch.no_grad():
             hidden = base_model(ids).last_hidden_state[0]
-        tokens = hidden[pooled_tokens(ids, torch.ones_like(ids), "response_mean", HEADER)[0]]
+        tokens = hidden[len(text) // 2 :]
         rms = tokens.pow(2).mean(-1, keepdim=True).sqrt()
         np.testing.assert_allclose(result.mean[i], (tokens / rms).mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(result.last[i], (tokens / rms)[-1], rtol=1e-4, atol=1e-5)
@@ -95,13 +96,13 @@ def test_a_second_run_does_not_touch_the_base_model(base_model, tmp_path, small_
 
 def test_whatever_changes_the_result_changes_the_fingerprint(base_model, tmp_path, small_shards):
     collect(base_model, tmp_path)
-    texts = tiny_texts()
+    texts = [tokenized(ids, len(ids) // 2) for ids in tiny_texts()]
     variants = {
-        "texts": {"texts": [*texts[:-1], texts[-1] + [7]]},
+        "texts": {"texts": [*texts[:-1], tokenized([*texts[-1].ids, 7], texts[-1].start)]},
         "SAE": {"sae": tiny_sae(seed=9)},
-        "pooling": {"how": Pooling("mean", "rms", HEADER)},
-        "norm": {"how": Pooling("response_mean", "none", HEADER)},
-        "marker": {"how": Pooling("response_mean", "rms", HEADER[:2])},
+        "pooling": {"how": Pooling("mean", "rms")},
+        "norm": {"how": Pooling("response_mean", "none")},
+        "response": {"texts": [*texts[:-1], texts[-1]._replace(start=texts[-1].start + 1)]},
     }
     for settings in variants.values():
         collect(base_model, tmp_path, **settings)
@@ -158,7 +159,7 @@ def test_a_full_disk_leaves_nothing_half_written(base_model, tmp_path, small_sha
 
 def test_nan_names_the_text_and_the_way_out(base_model, tmp_path):
     base_model.embed_tokens.weight.data[95] = float("nan")
-    texts = [[1, 7, 8], [1, 95, 9, 9], [1, 7]]
+    texts = [tokenized(ids) for ids in ([1, 7, 8], [1, 95, 9, 9], [1, 7])]
     with pytest.raises(SparseRMError, match=r"text 2 \(4 tokens\) is not finite.*dtype='float32'"):
         collect(base_model, tmp_path, texts)
 

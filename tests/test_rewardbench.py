@@ -154,7 +154,7 @@ def test_a_run_of_the_official_scripts_gives_our_figures(trained, tmp_path, equa
     [
         ({"chosen": ["w1", "w2"]}, "2 chosen responses, but RewardBench has 1"),
         ({"rejected": [{"role": "assistant"}]}, "each a string"),
-        ({"prompt": 3}, "another form"),
+        ({"prompt": 3}, "`prompt` is 3, of the type int"),
         ({"chosen": []}, "0 chosen responses"),
         ({"chosen": 3}, "each a string"),
         ({"chosen": {"role": "assistant"}}, "each a string"),

@@ -39,7 +39,7 @@ def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, mon
     assert sum(pairs) >= 7
 
     monkeypatch.setattr(scoring, "CHUNK_ROWS", 4)
-    real, calls = scoring.score_token_ids, []
+    real, calls = scoring.score_texts, []
 
     def dies(*args):
         calls.append(1)
@@ -47,7 +47,7 @@ def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, mon
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(scoring, "score_token_ids", dies)
+    monkeypatch.setattr(scoring, "score_texts", dies)
     # Longer than a terminal is wide, and with what rich takes for a style: its line was once broken, or the name cut.
     out = tmp_path / f"{'long-' * 20}[bold].jsonl"
     assert main(["score", str(trained), source, "--output", str(out)]) == 130
@@ -55,7 +55,7 @@ def test_scores_stream_in_order_and_resume(world, trained, tmp_path, capsys, mon
     assert len(list(parts.iterdir())) == 2
     (parts / ".000002-0.jsonl.1").write_text('{"half a li')  # what a SIGKILL leaves
     calls.clear()
-    monkeypatch.setattr(scoring, "score_token_ids", lambda *args: calls.append(1) or real(*args))
+    monkeypatch.setattr(scoring, "score_texts", lambda *args: calls.append(1) or real(*args))
     assert main(["score", str(trained), source, "--output", str(out)]) == 0
     assert f"Wrote {out}; 8 rows were there" in capsys.readouterr().out and len(calls) == 3
     resumed = [json.loads(line) for line in out.read_text().splitlines()]
@@ -83,13 +83,34 @@ def test_a_run_goes_on_only_with_the_same_model_and_rows(world, trained, tmp_pat
     out = tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
         score_to_file(model, tokenizer, interrupted(old), out)
-    assert score_to_file(model, tokenizer, mixed, out) == 2, "the two rows of the one chunk that both inputs have"
+    assert score_to_file(model, tokenizer, mixed, out).kept == 2, "the two rows of the one chunk that both inputs have"
     assert [json.loads(line) for line in out.read_text().splitlines()] == whole
     out.unlink()
     with pytest.raises(KeyboardInterrupt):
         score_to_file(model, tokenizer, interrupted(old), out)
     model.score.weight.data += 1
-    assert score_to_file(model, tokenizer, old, out) == 0
+    assert score_to_file(model, tokenizer, old, out).kept == 0
+
+
+def test_a_row_that_cannot_be_scored_says_why_and_the_others_are_scored(trained, tmp_path, capsys):
+    """One empty text once cost a run of a million rows everything that came after it."""
+    good, bad = make_rows(2, seed=3), {"id": 1, "messages": [{"role": "user", "content": "w1"}]}
+    rows = [good[0], {"text": "", "reward": 1.0}, bad, good[1] | {"reward_error": "of a run before"}]
+    source = write_jsonl(tmp_path / "in.jsonl", rows)
+    assert main(["score", str(trained), source]) == 2
+    shown = capsys.readouterr()
+    assert main(["score", str(trained), source, "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert [json.loads(line) for line in shown.out.splitlines()] == [
+        json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()
+    ]
+    scored = [json.loads(line) for line in shown.out.splitlines()]
+    assert scored[1].keys() == {"text", "reward_error"} and "row 2 has an empty text" in scored[1]["reward_error"]
+    assert scored[2].keys() == {*bad, "reward_error"} and "the role 'user'" in scored[2]["reward_error"]
+    for row in (scored[0], scored[3]):
+        assert row.keys() == {*good[0], "chosen_reward", "rejected_reward"}
+    told = [line for line in shown.err.splitlines() if line.startswith("sparserm: error: ")]
+    assert told == [f"sparserm: error: {scored[i]['reward_error']}" for i in (1, 2)]
+    assert told[0].startswith(f"sparserm: error: {source}, row 2 ")
 
 
 def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained, tmp_path, monkeypatch):
@@ -100,13 +121,13 @@ def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained
         "from sparserm_hf import scoring\n"
         "from sparserm_hf.cli import main\n"
         "scoring.CHUNK_ROWS = 4\n"
-        "real, calls = scoring.score_token_ids, []\n"
+        "real, calls = scoring.score_texts, []\n"
         "def counted(*args):\n"
         "    calls.append(1)\n"
         "    if os.environ['RANK'] == '1' and len(calls) > int(os.environ['LIMIT']):\n"
         "        os.kill(os.getpid(), 9)\n"
         "    return real(*args)\n"
-        "scoring.score_token_ids = counted\n"
+        "scoring.score_texts = counted\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
 

@@ -21,8 +21,8 @@ httpx = pytest.importorskip("httpx")
 from fastapi.testclient import TestClient  # noqa: E402
 
 from sparserm_hf.cli import main  # noqa: E402
+from sparserm_hf.conversations.templates import render  # noqa: E402
 from sparserm_hf.integrations.reward_function import SparseRMReward  # noqa: E402
-from sparserm_hf.preferences.templates import join, render  # noqa: E402
 from sparserm_hf.scoring import load_reward_model, score_rows  # noqa: E402
 from sparserm_hf.serve.app import create_app  # noqa: E402
 
@@ -55,7 +55,7 @@ def client_of(loaded, **settings):
 
 def test_each_protocol_gives_the_rewards_of_score(loaded, trained, expected, equal):
     tokenizer = loaded[1]
-    texts = [render(tokenizer, join(row["prompt"], row["chosen"])) for row in expected]
+    texts = [render(tokenizer, row["prompt"] + row["chosen"]) for row in expected]
     rewards = [row["chosen_reward"] for row in expected]
     with client_of(loaded) as client:
         scored = client.post("/score", json={"rows": [strip(row) for row in expected]}).json()["rows"]
@@ -87,7 +87,7 @@ def test_bad_requests_are_told_which_field(loaded):
         ("/get_reward", {"prompts": ["a"]}, 422, "query: Field required"),
         ("/get_reward", {"query": []}, 422, "query: "),
         ("/get_reward", {"query": ["w1", 3]}, 422, "query.1: "),
-        ("/get_reward", {"query": ["w1", ""]}, 422, "Row 2 has an empty text"),
+        ("/get_reward", {"query": ["w1", ""]}, 422, "Text 2 has an empty text"),
         ("/classify", {"input": []}, 422, "input: "),
         ("/classify", {"input": {"text": "w1"}}, 422, "input"),
         ("/score", {"rows": [{"text": "w1"}, {"words": "w1"}]}, 422, "rows: Row 2 has the columns words"),
@@ -128,14 +128,14 @@ def test_a_full_queue_answers_429_and_what_was_accepted_is_scored(loaded, monkey
     started, go_on = threading.Event(), threading.Event()
     from sparserm_hf.serve import app
 
-    real = app.score_token_ids
+    real = app.score_texts
 
     def slow(model, texts):
         started.set()
         go_on.wait(20)
         return real(model, texts)
 
-    monkeypatch.setattr(app, "score_token_ids", slow)
+    monkeypatch.setattr(app, "score_texts", slow)
     with client_of(loaded, max_waiting=3) as client, ThreadPoolExecutor(2) as pool:
 
         def post(count):
@@ -158,11 +158,11 @@ def test_a_full_queue_answers_429_and_what_was_accepted_is_scored(loaded, monkey
 def test_an_error_while_scoring_reaches_its_callers_and_no_one_else(loaded, monkeypatch):
     from sparserm_hf.serve import app
 
-    real = app.score_token_ids
-    monkeypatch.setattr(app, "score_token_ids", lambda *args: 1 / 0)
+    real = app.score_texts
+    monkeypatch.setattr(app, "score_texts", lambda *args: 1 / 0)
     with TestClient(create_app(*loaded, "model"), raise_server_exceptions=False) as client:
         assert client.post("/score", json={"rows": [{"text": "w1"}]}).status_code == 500
-        monkeypatch.setattr(app, "score_token_ids", real)
+        monkeypatch.setattr(app, "score_texts", real)
         assert client.post("/score", json={"rows": [{"text": "w1"}]}).status_code == 200
 
 

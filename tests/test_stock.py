@@ -4,17 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_templates import TEMPLATES, ChatTemplate, make_examples, prepared, reward_model_for
 from safetensors.torch import load_file
-from tiny import PAD, tiny_reward_model, tiny_texts, tiny_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
-from world import without_package
+from tiny import tiny_encoder, tiny_reward_model, tiny_texts, tiny_tokenizer
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
+from world import make_rows, without_package
 
 from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.cli import main
+from sparserm_hf.conversations.messages import Conversation
+from sparserm_hf.conversations.templates import render
 from sparserm_hf.errors import SparseRMError
-from sparserm_hf.integrations.stock import export_stock, to_stock
-from sparserm_hf.preferences.templates import encode
+from sparserm_hf.integrations.stock import export_stock, stock_tokenizer, to_stock, without_tail
 from sparserm_hf.representations import pad_texts
+from sparserm_hf.scoring import encoder_of, score_texts
 
 CLASSES = {
     "llama": "LlamaForSequenceClassification",
@@ -27,8 +30,21 @@ CLASSES = {
 }
 
 
+load_tokenizer = PreTrainedTokenizerFast.from_pretrained
+
+
 def exportable(architecture="llama", **config):
     return tiny_reward_model(architecture, pooling="last", **config)
+
+
+def stock_rewards(folder, texts):
+    """Rewards of rendered texts, by the saved model and tokenizer of a stock form, in one padded batch."""
+    # Not AutoTokenizer: it takes every tokenizer beside a Qwen 2 for Qwen 2's own.
+    stock, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), load_tokenizer(folder)
+    assert stock.config.pad_token_id == tokenizer.pad_token_id
+    with torch.no_grad():
+        logits = stock(**tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")).logits
+    return logits[:, 0] + stock.config.reward_offset
 
 
 @pytest.mark.parametrize(("architecture", "name"), CLASSES.items())
@@ -37,36 +53,79 @@ def test_it_has_the_same_rewards(architecture, name, tmp_path, equal):
     export_stock(model, tiny_tokenizer(), tmp_path / "stock", "tiny")
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "stock")
     assert type(stock).__name__ == name
-    ids, mask = pad_texts(tiny_texts(), torch.device("cpu"))
-    with torch.no_grad():
-        ours = model(ids, mask).logits
-        theirs = stock(input_ids=ids, attention_mask=mask).logits + stock.config.reward_offset
-    assert stock.config.pad_token_id == PAD and ours.std() > 0.1
+    conversations = [row["prompt"] + row["chosen"] for row in make_rows(6)]
+    ours = torch.tensor(score_texts(model, [tiny_encoder()(messages) for messages in conversations]).rewards)
+    saved = load_tokenizer(tmp_path / "stock")
+    theirs = stock_rewards(tmp_path / "stock", [render(saved, messages) for messages in conversations])
+    assert ours.std() > 0.1
     equal(f"the stock form, {name}", ours, theirs)
+    ids, mask = pad_texts([tiny_texts()[i] for i in (1, 3)], torch.device("cpu"))  # plain ones
+    ids[mask == 0] = saved.pad_token_id
+    with torch.no_grad():
+        theirs = stock(input_ids=ids, attention_mask=mask).logits + stock.config.reward_offset
+        equal(f"the stock form, {name}", model(ids, mask).logits, theirs)
     assert not list((tmp_path / "stock").glob("*.py"))
     card = (tmp_path / "stock" / "README.md").read_text()
-    assert ("eager" in card) == (architecture == "gemma2")
+    assert "without end of turn" in card and ("eager" in card) == (architecture == "gemma2")
 
 
-def test_padding_with_the_token_that_responses_end_with(tmp_path):
-    """Llama 3.1 has no pad token, so that padding is done with the end of the turn; classifiers then skip that too."""
-    model, tokenizer = exportable(), tiny_tokenizer()
-    tokenizer.pad_token = "<|end|>"
-    tokenizer.chat_template = (
-        "<bos> {% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} <|end|>"
-        "{% if not loop.last %} {% endif %}{% endfor %}"
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
+@pytest.mark.parametrize("chat", TEMPLATES.values(), ids=TEMPLATES)
+def test_messages_through_its_own_template_are_exact(chat, tmp_path):
+    """Its classifier reads the last token; a template writes the end of the turn after the response."""
+    tokenizer = prepared(chat)
+    model = reward_model_for(tokenizer, "last")
     export_stock(model, tokenizer, tmp_path / "stock", "tiny")
-    saved = AutoTokenizer.from_pretrained(tmp_path / "stock")
-    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "stock")
-    assert saved.pad_token != "<|end|>" and stock.config.pad_token_id == saved.pad_token_id
-    conversation = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]
-    ids = torch.tensor([encode(saved, conversation)])
-    assert ids[0, -1] == tokenizer.pad_token_id
-    with torch.no_grad():
-        theirs = stock(input_ids=ids, attention_mask=torch.ones_like(ids)).logits + stock.config.reward_offset
-        torch.testing.assert_close(theirs, model(ids, torch.ones_like(ids)).logits, rtol=1e-4, atol=1e-4)
+    saved, encoder = load_tokenizer(tmp_path / "stock"), encoder_of(model, tokenizer)
+    examples = make_examples([shape for shape in chat.shapes if shape != "reasoning alone"])
+    conversations = [Conversation(example.messages, example.tools) for example in examples]
+    theirs = stock_rewards(tmp_path / "stock", [render(saved, conversation) for conversation in conversations])
+    ours = torch.tensor(score_texts(model, [encoder(conversation) for conversation in conversations]).rewards)
+    torch.testing.assert_close(theirs, ours.float(), rtol=1e-3, atol=1e-3)
+    asked = [Conversation(example.prompt, example.tools) for example in examples]
+    assert all(render(saved, prompt, True) == render(tokenizer, prompt, True) for prompt in asked)
+
+
+def test_padding_skips_the_end_of_a_turn(tmp_path):
+    """Completions of a policy end with it, whatever the template writes; the classifier skips the pad token."""
+    model, tokenizer = exportable(), tiny_tokenizer()
+    export_stock(model, tokenizer, tmp_path / "stock", "tiny")
+    messages = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]
+    whole = render(tokenizer, messages)
+    assert whole.strip().endswith("<|end|>") and load_tokenizer(tmp_path / "stock").pad_token == "<|end|>"
+    ours = score_texts(model, [tiny_encoder()(messages)]).rewards
+    assert stock_rewards(tmp_path / "stock", [whole]).tolist() == pytest.approx(ours.tolist(), abs=1e-4)
+
+
+def test_a_pad_token_that_a_response_may_end_with_is_refused():
+    """Any word that a tokenizer does not know is its `<unk>`."""
+    tokenizer = tiny_tokenizer("{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} \n{% endfor %}", "<unk>")
+    assert stock_tokenizer(tokenizer).pad_token == "<eos>"
+    tokenizer.eos_token = None
+    with pytest.raises(SparseRMError, match="no special token to pad with"):
+        stock_tokenizer(tokenizer)
+
+
+def test_a_response_whose_last_token_takes_in_what_follows_is_refused(tmp_path):
+    template = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
+    tokenizer = prepared(ChatTemplate("plain", template, ("<|endoftext|>",), "<|endoftext|>", split="llama3"))
+    with pytest.raises(SparseRMError, match="the last token of a response depends on the text"):
+        export_stock(reward_model_for(tokenizer, "last"), tokenizer, tmp_path / "stock", "tiny")
+
+
+@pytest.mark.parametrize(
+    "start", ["", "\n", "  {% if true %}  \n{% endif %}", "{% macro f(x) %}{{ x }}{% endmacro %}"]
+)
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "{% if true %}\n{% endif %}\n", "  \n  "])
+def test_a_template_writes_the_same_apart_from_its_tail(start, end):
+    """Jinja drops line breaks and spaces around blocks, and a line break at the end of a template."""
+    template = start + "{% set x = 1 %}\n  {{ messages[0].content }}" + end
+    tokenizer, messages = tiny_tokenizer(template), [{"role": "assistant", "content": "a "}]
+    written = tokenizer.apply_chat_template(messages, tokenize=False)
+    ahead, content, tail = written.partition("a ")
+    tokenizer.chat_template = without_tail(template, "no tail of its own")
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == written
+    tokenizer.chat_template = without_tail(template, tail)
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == ahead + ("a" if tail else content)
 
 
 def test_the_folded_direction_by_hand():
@@ -85,6 +144,7 @@ def test_the_folded_direction_by_hand():
         ({"readings": ["mean_activation"]}, "reads activations"),
         ({"head_type": "mlp"}, "head is an MLP"),
         ({"representation_norm": "none"}, "divide tokens by their rms"),
+        ({"response_marks": None}, "version 0.1, which reads the end of the turn too; train it anew"),
         ({"architecture": "gpt2"}, "LayerNorm, does more than divide"),
         ({"architecture": "gpt_neox"}, "other weights|does more than divide|no sequence classifier"),
     ],

@@ -141,7 +141,7 @@ def test_slim_is_small_loads_its_base_and_says_when_it_is_gone(world, trained, t
     arguments = train_arguments(world, tmp_path / "slim", slim=True)
     assert main(arguments) == 0
     with safe_open(tmp_path / "slim" / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == {"directions", "feature_mean", "score.weight", "score.bias"}
+        assert set(file.keys()) == {"directions", "feature_mean", "empty_features", "score.weight", "score.bias"}
     slim, full = (AutoModelForSequenceClassification.from_pretrained(path) for path in (tmp_path / "slim", trained))
     ids = torch.tensor([[3, 9, 10, 5, 4, 20, 21, 5]])
     torch.testing.assert_close(slim(ids, torch.ones_like(ids)).logits, full(ids, torch.ones_like(ids)).logits)
@@ -183,7 +183,8 @@ def test_what_was_run_is_what_is_saved(published, run, saved, tmp_path):
     trainer = SparseRMTrainer(tiny_causal_lm().to(published), sae, args, data, data, tiny_tokenizer())
     trainer.train()
     trainer.save_model()
-    assert len([path for path in tmp_path.iterdir() if path.name != "out"]) == 1, "one pass over the texts, no second"
+    passes = [path for path in tmp_path.iterdir() if path.name != "out"]
+    assert len(passes) == 2, "one pass over the texts and one over the attacks on the chat template, no other"
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert loaded.model.dtype == saved
     expected = cut_base_model(tiny_causal_lm(), 2).layers[1].mlp.up_proj.weight.to(published).to(saved)
@@ -229,7 +230,7 @@ def bad_input_cases(world, tmp):
         return train_arguments(world, tmp / "out", **changes)
 
     return {
-        "missing column": (train(dataset=tmp / "missing.jsonl"), "column 'rejected' is missing"),
+        "missing column": (train(dataset=tmp / "missing.jsonl"), "column `rejected` is missing"),
         "empty file": (train(dataset=tmp / "empty.jsonl"), "is empty"),
         "broken line": (train(dataset=tmp / "broken.jsonl"), "line 2 is broken JSON"),
         "identical pairs": (
@@ -283,7 +284,7 @@ def bad_input_cases(world, tmp):
         ),
         "an empty text": (
             ["score", str(world / "model"), write_jsonl(tmp / "blank.jsonl", [*make_rows(2), {"text": ""}])],
-            "Row 3 has an empty text",
+            r"blank\.jsonl, row 3 has an empty text",
         ),
         "a useless length": (
             ["score", str(world / "model"), str(world / "test.jsonl"), "--max_length", "0"],

@@ -82,7 +82,8 @@ def test_layers_may_lie_on_several_devices(reward_model):
         "model.layers.1": "disk",
         "model.rotary_emb": "cpu",
     }
-    places |= {"model.norm": "cpu", "sae": "cpu", "score": "cpu", "directions": "cpu", "feature_mean": "cpu"}
+    rest = ("model.norm", "sae", "score", "directions", "feature_mean", "empty_features")
+    places |= dict.fromkeys(rest, "cpu")
     spread = AutoModelForSequenceClassification.from_pretrained(
         reward_model, device_map=places, offload_folder=f"{reward_model}-offloaded"
     )

@@ -10,8 +10,11 @@ from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassifica
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
+from sparserm_hf.conversations.marks import find_marks
+
 D_MODEL, LAYERS, VOCAB, D_SAE = 32, 4, 96, 64
-PAD, BOS, EOS, HEADER = 0, 1, 2, [3, 4, 5]
+PAD, BOS, EOS, HEADER = 0, 1, 2, [4]
 
 _COMMON = {
     "vocab_size": VOCAB,
@@ -98,7 +101,7 @@ def tiny_reward_model(
     latents = [3, 11, 8, 40, 5, 21]
     settings = {
         "base_model_name_or_path": "tiny",
-        "response_marker_ids": HEADER,
+        "response_marks": find_marks(tiny_tokenizer()),
         "latents": latents,
         "readings": list(readings),
         "latent_sides": ["chosen"] * 3 + ["rejected"] * 3,
@@ -111,6 +114,8 @@ def tiny_reward_model(
     model.directions = sae.W_dec[latents].clone()
     generator = torch.Generator().manual_seed(2)
     model.feature_mean = torch.randn(model.feature_mean.shape, generator=generator)
+    if model.config.response_marks is not None:
+        model.empty_features = torch.randn(model.feature_mean.shape, generator=generator)
     with torch.no_grad():
         for parameter in model.score.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -132,6 +137,17 @@ def tiny_texts(seed: int = 3) -> list[list[int]]:
         [BOS, *words(1), *HEADER, *words(1)],
         [BOS, *words(30), *HEADER, *words(4)],
     ]
+
+
+def tokenized(ids: list[int], start: int = 0) -> TokenizedText:
+    """A text whose response is all of it, or all from a token on."""
+    return TokenizedText(tuple(ids), start, start, len(ids))
+
+
+def tiny_encoder(tokenizer: PreTrainedTokenizerFast | None = None, max_length: int | None = None) -> ChatEncoder:
+    """What a tiny reward model reads texts with."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    return ChatEncoder(tokenizer, find_marks(tokenizer), max_length=max_length)
 
 
 CHAT_TEMPLATE = (

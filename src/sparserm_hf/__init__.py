@@ -6,13 +6,13 @@ Importing the package registers the model with transformers' auto classes, so th
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from .conversations.files import load_preferences
 from .errors import SparseRMError
 from .explain.attribution import explain_text
 from .integrations.drift_callback import DriftCallback
 from .integrations.reward_function import SparseRMReward
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .preferences.files import load_preferences
 from .sae.formats import LoadedSAE, load_sae
 from .sae.presets import PRESETS
 from .trainer import SparseRMTrainer

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .align.settings import AlignmentConfig
+from .conversations.files import iterate_rows, load_preferences
 from .errors import without_extra
-from .preferences.files import load_preferences
-from .preferences.texts import iterate_rows
 from .sae_cli import given
 
 

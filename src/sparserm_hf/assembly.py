@@ -22,6 +22,7 @@ def build_model(
     sae: SparseAutoencoder,
     head: FittedHead,
     feature_mean: np.ndarray,
+    empty_features: np.ndarray,
 ) -> SparseRMForSequenceClassification:
     """Put a cut base model, an SAE and a fitted head together, frozen but for the head, in eval mode.
 
@@ -32,6 +33,7 @@ def build_model(
         sae: All of it.
         head: Fitted to features of which `feature_mean` (F,) was taken off.
         feature_mean: See `head`.
+        empty_features: (F,) features of an empty response.
     """
     if base_model.dtype != dtype:  # a copy: this one goes on running in its fastest type
         base_model = cast_weights(copy.deepcopy(base_model), dtype)
@@ -40,6 +42,7 @@ def build_model(
     model.sae = sae
     model.directions = sae.W_dec[config.latents].clone()
     model.feature_mean = torch.from_numpy(feature_mean).float()
+    model.empty_features = torch.from_numpy(empty_features).float()
     affine = [module for module in model.score.modules() if isinstance(module, torch.nn.Linear)]
     with torch.no_grad():
         for module, (weight, bias) in zip(affine, head.layers, strict=True):

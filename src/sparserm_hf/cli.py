@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 
 from .align_cli import add_align_command
 from .checkpoints import check_output_file
+from .conversations.files import iterate_rows, load_preferences
 from .demo.run import run_demo
 from .errors import SparseRMError, without_extra
 from .evaluation.benchmarks import BENCHMARKS, run_benchmark
@@ -23,14 +24,14 @@ from .evaluation.evaluate import evaluate_checkpoint
 from .evaluation.tables import print_benchmark, print_evaluation
 from .explain_cli import add_explain_commands
 from .integrations.stock import export_stock
-from .preferences.files import load_preferences
-from .preferences.texts import iterate_rows
 from .processes import process_state
 from .sae.presets import model_and_sae
 from .sae_cli import ModelAndSAE, add_sae_commands, given
-from .scoring import json_line, load_reward_model, score_rows, score_to_file
+from .scoring import ROW_ERROR, json_line, load_reward_model, row_errors, score_rows, score_to_file
 from .trainer import SparseRMTrainer
 from .training_config import MIN_LENGTH, SparseRMTrainingConfig
+
+MOST_ERRORS = 10  # rows that could not be scored, of which each gets its own line
 
 
 @dataclass(kw_only=True)
@@ -166,29 +167,33 @@ def train_command(args: argparse.Namespace) -> None:
         print(f"Saved {config.output_dir}: {metrics['trainable_parameters']:,} trained parameters; {stages}.")
 
 
-def score_command(args: argparse.Namespace) -> None:
-    """`sparserm score`."""
+def score_command(args: argparse.Namespace) -> int:
+    """`sparserm score`; returns 2 where rows could not be scored."""
     check_output_file(args.output)
     if args.engine == "ray":
-        score_on_ray(args)
-        return
+        return score_on_ray(args)
     state = process_state()
     if state.num_processes > 1 and (args.output is None or args.input == "-"):
         raise SparseRMError("Several processes score a file into a file: name an input file and --output.")
     rows: Any = iterate_rows(args.input)
     model, tokenizer = load_reward_model(args.model, state.device, args.dtype, args.revision)
+    source = "" if args.input == "-" else args.input
     rows = tqdm(rows, desc="Scoring", unit="row", delay=2, disable=not state.is_main_process)
     if args.output is None:
-        for row in score_rows(model, tokenizer, rows, args.max_length, probabilities=args.probabilities):
-            sys.stdout.write(json_line(row))
+        errors = []
+        for row in score_rows(model, tokenizer, rows, args.max_length, args.probabilities, source):
+            line = json_line(row)
+            errors += row_errors(line.encode())
+            sys.stdout.write(line)
             sys.stdout.flush()
-        return
-    before = score_to_file(model, tokenizer, rows, args.output, args.max_length, args.probabilities)
+        return tell_errors(errors)
+    scored = score_to_file(model, tokenizer, rows, args.output, args.max_length, args.probabilities, source)
     if state.is_main_process:
-        print_written(args.output, before)
+        print_written(args.output, scored.kept)
+    return tell_errors(scored.errors)
 
 
-def score_on_ray(args: argparse.Namespace) -> None:
+def score_on_ray(args: argparse.Namespace) -> int:
     """`sparserm score --engine ray`."""
     try:
         from .integrations.ray_data import score_parquet
@@ -196,7 +201,7 @@ def score_on_ray(args: argparse.Namespace) -> None:
         raise without_extra("The Ray engine", error, "ray") from None
     if args.output is None:
         raise SparseRMError("The Ray engine writes a folder of Parquet files: name it with --output.")
-    before = score_parquet(
+    scored = score_parquet(
         args.model,
         Path(args.input),
         args.output,
@@ -206,7 +211,17 @@ def score_on_ray(args: argparse.Namespace) -> None:
         args.workers,
         args.probabilities,
     )
-    print_written(args.output, before)
+    print_written(args.output, scored.kept)
+    return tell_errors(scored.errors)
+
+
+def tell_errors(errors: list[str]) -> int:
+    """Say which rows were not scored; returns the exit code."""
+    for error in errors[:MOST_ERRORS]:
+        print(f"sparserm: error: {error}", file=sys.stderr)
+    if len(errors) > MOST_ERRORS:
+        print(f"sparserm: error: and {len(errors) - MOST_ERRORS} rows more, see `{ROW_ERROR}`.", file=sys.stderr)
+    return 2 if errors else 0
 
 
 def print_written(output: Path, before: int) -> None:
@@ -237,7 +252,7 @@ def export_command(args: argparse.Namespace) -> None:
     """`sparserm export`."""
     model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
     difference = export_stock(model, tokenizer, args.output_dir, args.model)
-    print(f"Wrote {args.output_dir}; on random tokens it differs by {difference:.1e} standard deviations.")
+    print(f"Wrote {args.output_dir}; on probe conversations it differs by {difference:.1e} standard deviations.")
 
 
 def serve_command(args: argparse.Namespace) -> None:

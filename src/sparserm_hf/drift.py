@@ -13,10 +13,12 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
+from .conversations.encoding import TokenizedText
 from .errors import SparseRMError
 from .evaluation.controls import Control
-from .modeling.backbone_sparserm import pooled_tokens, residual_stream
+from .modeling.backbone_sparserm import residual_stream
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
+from .modeling.response_sparserm import pooled_tokens
 from .representations import batch_tokens, pad_texts, plan_batches
 
 REFERENCE_FILE = "drift.safetensors"
@@ -179,24 +181,25 @@ def find_twin(controls: Sequence[Control]) -> Control | None:
 
 
 def read_texts(
-    model: SparseRMForSequenceClassification, controls: Sequence[Control], texts: list[list[int]]
+    model: SparseRMForSequenceClassification, controls: Sequence[Control], texts: list[TokenizedText]
 ) -> TextReadings:
-    """Read texts, given as token ids; nothing of them is cached.
+    """Read texts; nothing of them is cached.
 
     Args:
         model: The reward model.
         controls: Its controls, the twin among them.
-        texts: Token ids.
+        texts: The texts.
     """
     config, device = model.config, model.directions.device
     twin = find_twin(controls)
     features, rewards = np.zeros((len(texts), config.num_features)), np.zeros(len(texts))
     of_twin = None if twin is None else np.zeros(len(texts))
     with tqdm(total=len(texts), desc="Reading", unit="text", delay=2) as bar, torch.inference_mode():
-        for batch in plan_batches([len(text) for text in texts], batch_tokens(device)):
-            ids, mask = pad_texts([texts[i] for i in batch], device)
+        for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
+            ids, mask = pad_texts([texts[i].ids for i in batch], device)
             hidden = residual_stream(model.model, ids, mask)
-            where = pooled_tokens(ids, mask, config.pooling, config.response_marker_ids).to(hidden.device)
+            responses = [(texts[i].start, texts[i].stop) for i in batch]
+            where = pooled_tokens(mask, responses, config.pooling).to(hidden.device)
             pooled = model.pool(hidden, where)
             read = model.combine_features(pooled, steered=False)
             features[batch] = read.double().cpu().numpy()

@@ -10,6 +10,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .checkpoints import check_output_dir, check_output_file, replacing_file
+from .conversations.files import iterate_rows, load_preferences
+from .conversations.messages import row_name
+from .conversations.rows import texts_of_row
 from .drift import ALARM, load_reference, read_texts
 from .errors import SparseRMError
 from .evaluation.evaluate import SavedRewardModel
@@ -18,10 +21,8 @@ from .explain.latents import report_latents
 from .explain.report import check_report, write_report
 from .explain.rows import as_json, explain_rows
 from .explain.terminal import print_drift, print_effect, print_explanation, print_latents
-from .preferences.files import load_preferences
-from .preferences.texts import iterate_rows, texts_of_row
 from .processes import process_state
-from .scoring import json_line, load_reward_model, text_limit, token_ids
+from .scoring import encoder_of, json_line, load_reward_model
 
 
 def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
@@ -117,7 +118,7 @@ def explain_command(args: argparse.Namespace) -> None:
     check_output_file(args.output)
     model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
     rows: Any = tqdm(iterate_rows(args.input), desc="Explaining", unit="row", delay=2, disable=args.output is None)
-    explained = explain_rows(model, tokenizer, rows, args.max_length)
+    explained = explain_rows(model, encoder_of(model, tokenizer, args.max_length), rows, args.input)
     if args.output:
         with replacing_file(args.output) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json_line(as_json(row, texts)) for row, texts in explained)
@@ -156,12 +157,9 @@ def monitor_command(args: argparse.Namespace) -> int:
     """`sparserm monitor`; returns 1 where the responses are too far from those of training."""
     reference = load_reference(args.model, args.revision)
     saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
-    limit = text_limit(saved.model, saved.tokenizer, args.max_length)
-    texts = [
-        token_ids(saved.tokenizer, text, limit, number)
-        for number, row in enumerate(iterate_rows(args.input), 1)
-        for text in texts_of_row(row, number).values()
-    ]
+    encoder = encoder_of(saved.model, saved.tokenizer, args.max_length)
+    named = ((row_name(number, args.input), row) for number, row in enumerate(iterate_rows(args.input), 1))
+    texts = [encoder(text, where) for where, row in named for text in texts_of_row(row, where).values()]
     if not texts:
         raise SparseRMError(f"There is no response in {args.input}.")
     drift = reference.measure(read_texts(saved.model, saved.controls, texts))

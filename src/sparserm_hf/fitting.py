@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from .conversations.pairs import TokenizedPreferences
 from .errors import SparseRMError
 from .features import read_features
 from .head import FOLDS, FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head, group_folds
-from .preferences.pairs import TokenizedPreferences
 from .selection import Selection, select_latents
 from .shards import Representations
 from .training_config import SparseRMTrainingConfig

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
+from .conversations.rows import common_prefix_length
 from .modeling.backbone_sparserm import decoder_of
-from .preferences.templates import common_prefix_length
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,7 +57,7 @@ class Family:
     length: int
 
 
-def find_families(texts: list[list[int]]) -> list[Family]:
+def find_families(texts: Sequence[list[int]] | Sequence[tuple[int, ...]]) -> list[Family]:
     """Group texts so that the fewest tokens have to be computed; each text is in one family.
 
     In their sorted order, where alike beginnings stand together, the cheapest way to cut the texts into families is

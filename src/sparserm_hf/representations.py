@@ -20,16 +20,18 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .checkpoints import replacing_file
+from .conversations.encoding import TokenizedText
 from .errors import SparseRMError
 from .modeling.autoencoder_sparserm import SparseAutoencoder
-from .modeling.backbone_sparserm import pool_texts, pooled_tokens, residual_stream
+from .modeling.backbone_sparserm import pool_texts, residual_stream
+from .modeling.response_sparserm import pooled_tokens
 from .packing import Family, can_pack, find_families, run_packed
 from .processes import process_state
 from .shards import Representations, StoredShard
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # raise it when what a shard holds changes
+CACHE_FORMAT = 3  # raise it when what a shard holds changes
 SHARD_TOKENS = 16_384  # a killed run loses at most this much work
 
 
@@ -39,7 +41,6 @@ class Pooling:
 
     pooling: str
     representation_norm: str
-    response_marker_ids: list[int]
 
 
 def default_cache_dir() -> Path:
@@ -115,7 +116,7 @@ def pad_texts(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[tor
 def _compute_shard(
     base_model: PreTrainedModel,
     sae: SparseAutoencoder | None,
-    texts: list[list[int]],
+    texts: list[TokenizedText],
     shard: list[list[Family]],
     how: Pooling,
     packed: bool,
@@ -124,19 +125,22 @@ def _compute_shard(
     counts = [torch.zeros(1, dtype=torch.int64)]
     for batch in shard:
         members = [i for family in batch for i in family.members]
-        ids, mask = pad_texts([texts[i] for i in members], base_model.device)
+        ids, mask = pad_texts([texts[i].ids for i in members], base_model.device)
         with torch.inference_mode():
             if packed:
-                hidden = pad_sequence(run_packed(base_model, texts, batch), batch_first=True)  # (B, T, d_model)
+                hidden = pad_sequence(
+                    run_packed(base_model, [text.ids for text in texts], batch), batch_first=True
+                )  # (B, T, d_model)
             else:
                 hidden = residual_stream(base_model, ids, mask)
-            pooled = pooled_tokens(ids, mask, how.pooling, how.response_marker_ids)  # (B, T)
+            responses = [(texts[i].start, texts[i].stop) for i in members]
+            pooled = pooled_tokens(mask, responses, how.pooling)  # (B, T)
             read = pool_texts(hidden, pooled, how.representation_norm, sae)
             finite = torch.isfinite(read.mean).all(-1) & torch.isfinite(read.max_activation).all(-1)
             if not finite.all():
                 worst = members[int((~finite).nonzero()[0])]
                 raise SparseRMError(
-                    f"The representation of text {worst + 1} ({len(texts[worst])} tokens) is not finite: the base "
+                    f"The representation of text {worst + 1} ({len(texts[worst].ids)} tokens) is not finite: the base "
                     f"model overflows in {str(base_model.dtype).removeprefix('torch.')}. Use dtype='float32', or look "
                     "for broken weights."
                 )
@@ -166,7 +170,7 @@ def _is_whole(path: Path) -> bool:
 def collect_representations(
     base_model: PreTrainedModel,
     sae: SparseAutoencoder | None,
-    texts: list[list[int]],
+    texts: list[TokenizedText],
     how: Pooling,
     cache_dir: Path,
     max_tokens: int | None = None,
@@ -181,7 +185,7 @@ def collect_representations(
         base_model: A cut base model, in eval mode on its device.
         sae: The SAE of the layer that the base model is cut after, on the same device; without one there are no
             activations.
-        texts: Token ids, each text once.
+        texts: Each text once.
         how: Pooling and normalisation.
         cache_dir: Where shards are kept, under a fingerprint of everything that changes them.
         max_tokens: Most tokens of a batch, padding included; by the device where left out.
@@ -192,7 +196,8 @@ def collect_representations(
     """
     state = process_state()
     max_tokens = max_tokens or batch_tokens(base_model.device)
-    packed = can_pack(base_model, max(map(len, texts)))
+    lengths_of_texts = [len(text.ids) for text in texts]
+    packed = can_pack(base_model, max(lengths_of_texts))
     identity = {
         "format": CACHE_FORMAT,
         "base_model": fingerprint_module(base_model),
@@ -209,7 +214,8 @@ def collect_representations(
     fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16)
     folder = cache_dir / fingerprint.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    families = find_families(texts) if packed else [Family((i,), len(text), len(text)) for i, text in enumerate(texts)]
+    alone = [Family((i,), length, length) for i, length in enumerate(lengths_of_texts)]
+    families = find_families([text.ids for text in texts]) if packed else alone
     lengths = [family.length for family in families]
     batches = plan_batches(lengths, max_tokens)
     shards = plan_shards(batches, lengths)

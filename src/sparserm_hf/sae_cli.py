@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from .base_models import cast_weights, load_language_model, load_tokenizer, longest_text, unpacked
+from .conversations.templates import prepare_tokenizer
+from .conversations.texts import load_texts
 from .errors import SparseRMError
 from .modeling.backbone_sparserm import use_exact_attention
-from .preferences.templates import prepare_tokenizer
-from .preferences.texts import load_texts
 from .processes import process_state
 from .representations import named_dtype
 from .sae.check import MIN_TOKENS, SAECheck, check_sae
@@ -50,7 +50,9 @@ class SAECheckData(ModelAndSAE):
     dataset: str = field(
         metadata={"help": "Texts: a file or a Hub id; rows with text, messages, prompt and completion, or pairs."}
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset, on the Hub."})
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split of the dataset, or a slice like train[:1000]."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset, on the Hub."})
     layer: int | None = field(default=None, metadata={"help": "Layer to check; by default where the SAE reads."})
     dtype: Literal["auto", "bfloat16", "float32"] = field(

@@ -18,15 +18,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .base_models import longest_text
 from .checkpoints import replacing_file
+from .conversations.encoding import ChatEncoder, TokenizedText
+from .conversations.messages import row_name
+from .conversations.rows import check_row, texts_of_row
 from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .preferences.templates import Text, encode, keep_end
-from .preferences.texts import texts_of_row
 from .processes import process_state
 from .representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
 
 PROBABILITY = "chosen_probability"  # what `probabilities` adds to a pair
+ROW_ERROR = "reward_error"  # what a row gets that cannot be scored
+ADDED = ("reward", "chosen_reward", "rejected_reward", PROBABILITY, ROW_ERROR)
 CHUNK_ROWS = 512  # rows that are sorted by length and written together
 
 
@@ -69,14 +72,14 @@ class Scores(NamedTuple):
     rewards: np.ndarray
 
 
-def score_token_ids(model: SparseRMForSequenceClassification, texts: list[list[int]]) -> Scores:
-    """Score texts, given as token ids, in batches of similar length."""
+def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedText]) -> Scores:
+    """Score texts in batches of similar length."""
     device = model.directions.device
     features, rewards = np.zeros((len(texts), model.config.num_features)), np.zeros(len(texts))
-    for batch in plan_batches([len(text) for text in texts], batch_tokens(device)):
-        ids, mask = pad_texts([texts[i] for i in batch], device)
+    for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
+        ids, mask = pad_texts([texts[i].ids for i in batch], device)
         with torch.inference_mode():
-            read = model.extract_features(ids, mask)
+            read = model.extract_features(ids, mask, responses=[(texts[i].start, texts[i].stop) for i in batch])
             features[batch] = read.double().cpu().numpy()
             rewards[batch] = model.reward(read)[:, 0].double().cpu().numpy()
     return Scores(features, rewards)
@@ -89,29 +92,19 @@ def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def text_limit(
-    model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> int:
-    """Most tokens of a text: what is asked for, by default as in training; never more than the base model reads."""
-    return longest_text(model.config, max_length or tokenizer.model_max_length)
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, text: Text, max_length: int | None, number: int) -> list[int]:
-    """Token ids of a text as training saw them: through the chat template, its end kept where it is too long.
+def encoder_of(
+    model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> ChatEncoder:
+    """What turns texts into the token ids that a reward model reads.
 
     Args:
-        tokenizer: The reward model's.
-        text: A string or messages.
-        max_length: Most tokens; by default as in training.
-        number: Of its row, for the error.
-
-    Raises:
-        SparseRMError: It is empty.
+        model: The reward model.
+        tokenizer: Its tokenizer.
+        max_length: Longer texts lose their start; by default as long as in training, never more than the base model
+            reads.
     """
-    ids = keep_end(encode(tokenizer, text), max_length or tokenizer.model_max_length, tokenizer.bos_token_id)
-    if not ids:
-        raise SparseRMError(f"Row {number} has an empty text: there is nothing to score.")
-    return ids
+    limit = longest_text(model.config, max_length or tokenizer.model_max_length)
+    return ChatEncoder(tokenizer, model.config.response_marks, model.config.response_marker_ids, limit)
 
 
 def score_rows(
@@ -119,38 +112,65 @@ def score_rows(
     tokenizer: PreTrainedTokenizerBase,
     rows: Iterable[dict[str, Any]],
     max_length: int | None = None,
-    first_number: int = 1,
     probabilities: bool = False,
+    source: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Yield the input rows with their rewards added, in order.
+    """Yield the input rows with their rewards added, in order; see `add_rewards`.
 
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
         rows: Rows as `texts_of_row` takes them.
         max_length: Longer texts lose their start; by default as long as in training.
+        probabilities: See `add_rewards`.
+        source: See `add_rewards`.
+    """
+    encoder = encoder_of(model, tokenizer, max_length)
+    return add_rewards(model, encoder, rows, probabilities=probabilities, source=source)
+
+
+def add_rewards(
+    model: SparseRMForSequenceClassification,
+    encoder: ChatEncoder,
+    rows: Iterable[dict[str, Any]],
+    first_number: int = 1,
+    probabilities: bool = False,
+    source: str = "",
+) -> Iterator[dict[str, Any]]:
+    """Yield the input rows with their rewards added, in order.
+
+    A row that cannot be scored gets `reward_error`, a sentence that says why, instead.
+
+    Args:
+        model: The reward model.
+        encoder: Its encoder, see `encoder_of`.
+        rows: Rows as `texts_of_row` takes them.
         first_number: Number of the first row, for errors.
         probabilities: Whether pairs also get `chosen_probability`, that of being preferred to the other.
-
-    Raises:
-        SparseRMError: A row is of another form, or empty.
+        source: The file that the rows are in, for errors.
     """
-    max_length = text_limit(model, tokenizer, max_length)
     for chunk in chunks(rows):
-        texts = [texts_of_row(row, number) for number, row in enumerate(chunk, first_number)]
-        ids = [
-            token_ids(tokenizer, text, max_length, number)
-            for number, named in enumerate(texts, first_number)
-            for text in named.values()
-        ]
+        named: list[dict[str, TokenizedText] | str] = []
+        for number, row in enumerate(chunk, first_number):
+            check_row(row, where := row_name(number, source))
+            try:
+                texts = texts_of_row(row, where)
+                named.append({name: encoder(text, where) for name, text in texts.items()})
+            except SparseRMError as error:
+                named.append(str(error))
         first_number += len(chunk)
-        rewards = iter(score_token_ids(model, ids).rewards.tolist())
-        for row, named in zip(chunk, texts, strict=True):
-            found = {name: next(rewards) for name in named}
-            if probabilities and len(found) == 2:
-                chosen, rejected = found.values()
-                found[PROBABILITY] = float(expit((chosen - rejected) / model.config.reward_temperature))
-            yield row | found
+        whole = [text for texts in named if isinstance(texts, dict) for text in texts.values()]
+        rewards = iter(score_texts(model, whole).rewards.tolist())
+        for given, found in zip(chunk, named, strict=True):
+            row = {name: value for name, value in given.items() if name not in ADDED}  # it may have been scored before
+            if isinstance(found, str):
+                yield row | {ROW_ERROR: found}
+                continue
+            added = {name: next(rewards) for name in found}
+            if probabilities and len(added) == 2:
+                chosen, rejected = added.values()
+                added[PROBABILITY] = float(expit((chosen - rejected) / model.config.reward_temperature))
+            yield row | added
 
 
 def run_fingerprint(
@@ -161,6 +181,18 @@ def run_fingerprint(
     return hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
 
 
+class ScoredFile(NamedTuple):
+    """How the scoring of a file went.
+
+    Attributes:
+        kept: Number of rows that were there from a run before.
+        errors: Why rows were not scored, a sentence each.
+    """
+
+    kept: int
+    errors: list[str]
+
+
 def score_to_file(
     model: SparseRMForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
@@ -168,7 +200,8 @@ def score_to_file(
     output: Path,
     max_length: int | None = None,
     probabilities: bool = False,
-) -> int:
+    source: str = "",
+) -> ScoredFile:
     """Score rows into a JSON Lines file; a run that was killed goes on where it stopped.
 
     Each chunk of rows becomes a file in `<output>.<fingerprint of the model>.parts`, named by its number and content;
@@ -181,12 +214,10 @@ def score_to_file(
         rows: Rows as `texts_of_row` takes them, the same in every process.
         output: The file to write.
         max_length: See `score_rows`.
-        probabilities: See `score_rows`.
-
-    Returns:
-        The number of rows that were there from a run before.
+        probabilities: See `add_rewards`.
+        source: See `add_rewards`.
     """
-    state = process_state()
+    state, encoder = process_state(), encoder_of(model, tokenizer, max_length)
     folder = output.with_name(f"{output.name}.{run_fingerprint(model, max_length, probabilities)}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.iterdir()}
@@ -199,19 +230,33 @@ def score_to_file(
             kept += len(chunk)
         elif number % state.num_processes == state.process_index:
             with replacing_file(parts[-1]) as temporary, temporary.open("w", encoding="utf-8") as file:
-                scored = score_rows(model, tokenizer, chunk, max_length, first_number, probabilities)
+                scored = add_rewards(model, encoder, chunk, first_number, probabilities, source)
                 file.writelines(map(json_line, scored))
         first_number += len(chunk)
     state.wait_for_everyone()
+    errors: list[str] = []
     if state.is_main_process:
         with replacing_file(output) as temporary, temporary.open("wb") as file:
             for part in parts:
                 with part.open("rb") as lines:
-                    shutil.copyfileobj(lines, file)
+                    for line in lines:
+                        file.write(line)
+                        errors += row_errors(line)
         shutil.rmtree(folder)
-    return kept
+    return ScoredFile(kept, errors)
+
+
+def row_errors(line: bytes) -> list[str]:
+    """Why a row, given as its line of JSON, was not scored; nothing where it was."""
+    error = json.loads(line).get(ROW_ERROR) if ROW_ERROR.encode() in line else None
+    return [error] if error else []
 
 
 def json_line(row: dict[str, Any]) -> str:
     """A row as a line of JSON; dates and the like become text."""
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which only JSON's own escapes can write
+        line = json.dumps(row, default=str)
+    return line + "\n"

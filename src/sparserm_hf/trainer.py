@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,10 +19,16 @@ from .assembly import build_model
 from .base_models import load_language_model, load_tokenizer, longest_text, prepare_base_model, unpacked
 from .calibration import fit_temperature
 from .checkpoints import check_output_dir, push_folder, replacing_folder, save_tokenizer
+from .conversations.encoding import ChatEncoder, TokenizedText
+from .conversations.marks import find_marks
+from .conversations.pairs import TokenizedPreferences, tokenize_preferences
+from .conversations.styles import STYLES, measure_styles, style_differences
+from .conversations.templates import prepare_tokenizer
 from .drift import REFERENCE_FILE, DriftReference, TextReadings, find_twin
 from .errors import SparseRMError
 from .evaluation.controls import CONTROLS_FILE, Control, fit_controls, save_controls
-from .evaluation.evaluate import EVALUATION_FILE, Evaluation, evaluate_representations
+from .evaluation.evaluate import EVALUATION_FILE, Evaluation, evaluate_representations, reward_represented
+from .evaluation.hacking import measure_attacks
 from .evaluation.plots import save_png
 from .fitting import HeadFitter
 from .head import FittedHead
@@ -30,9 +37,6 @@ from .logit_lens import LogitLens
 from .modeling.backbone_sparserm import cut_base_model
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .preferences.pairs import TokenizedPreferences, tokenize_preferences
-from .preferences.styles import STYLES, measure_styles, style_differences
-from .preferences.templates import assistant_header_ids, contains, prepare_tokenizer
 from .processes import process_state
 from .representations import Pooling, collect_representations, default_cache_dir, named_dtype
 from .sae.check import check_before_training
@@ -105,7 +109,8 @@ class SparseRMTrainer:
         )
         # Saved with the tokenizer: scoring truncates as training did.
         self.processing_class.model_max_length = longest_text(text_config, self.args.max_length)
-        self.how = self._pooling()
+        self.how = Pooling(self.args.pooling, self.args.representation_norm)
+        self.encoder = self._encoder()
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
         dtype = named_dtype(self.args.dtype, self.state.device)
@@ -127,7 +132,7 @@ class SparseRMTrainer:
         if self.args.check_sae:
             self.sae.autoencoder.to(self.state.device)
             bos = self.processing_class.bos_token_id
-            texts = self.train_pairs.texts
+            texts = [list(text.ids) for text in self.train_pairs.texts]
             verdict = check_before_training(base, self.sae, self.layer, texts, bos, self.base_name)
             if self.state.is_main_process:
                 logger.info(verdict.sentence)
@@ -144,22 +149,20 @@ class SparseRMTrainer:
         if 2 * k > sae.d_sae:
             raise SparseRMError(f"K = {k} asks for {2 * k} latents, but the SAE has {sae.d_sae}.")
 
-    def _pooling(self) -> Pooling:
-        marker = assistant_header_ids(self.processing_class)
-        if self.args.pooling == "response_mean" and not marker:
+    def _encoder(self) -> ChatEncoder:
+        tokenizer = self.processing_class
+        marks = find_marks(tokenizer)
+        if self.args.pooling == "response_mean" and not marks["assistant_header"]:
             raise SparseRMError(
                 "The chat template puts no tokens of its own before an answer, so that the response cannot be told "
                 "from the prompt: use --pooling mean or last."
             )
-        return Pooling(self.args.pooling, self.args.representation_norm, marker)
+        return ChatEncoder(tokenizer, marks, max_length=tokenizer.model_max_length)
 
     def _tokenize(self, dataset: Dataset, what: str) -> TokenizedPreferences:
-        pairs = tokenize_preferences(dataset, self.processing_class, self.processing_class.model_max_length)
+        pairs = tokenize_preferences(dataset, self.encoder)
         if self.state.is_main_process:
             logger.info("%s data: %s", what.capitalize(), pairs.summary())
-            bare = sum(not contains(text, self.how.response_marker_ids) for text in pairs.texts)
-            if bare and self.args.pooling == "response_mean":
-                logger.info("%d texts have no assistant header: all of their tokens are averaged.", bare)
         return pairs
 
     def train(self) -> dict[str, float]:
@@ -214,31 +217,35 @@ class SparseRMTrainer:
         if pairs is None:
             raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
         config = self.model.config
-        styles = measure_styles(pairs, self.processing_class, config.response_marker_ids)
-        represented = self.represent(pairs)
-        self.evaluation = evaluate_representations(
-            self.model, self.controls, represented, pairs, styles, config.latents
-        )
+        styles = measure_styles(pairs, self.processing_class)
+        represented = self.represent(pairs.texts)
+        evaluation = evaluate_representations(self.model, self.controls, represented, pairs, styles, config.latents)
+        model, latents = self.model, config.latents
+
+        def reward(texts: list[TokenizedText]) -> np.ndarray:
+            return reward_represented(model, [], self.represent(texts), np.zeros(len(texts)), latents)["SparseRM"]
+
+        self.evaluation = replace(evaluation, attacks=tuple(measure_attacks(pairs, self.encoder, reward)))
         return self.evaluation.flat()
 
-    def represent(self, pairs: TokenizedPreferences) -> Representations:
-        """Representations of the texts of some pairs, from the cache where they are there."""
+    def represent(self, texts: list[TokenizedText]) -> Representations:
+        """Representations of some texts, from the cache where they are there."""
         cache = Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
         sae = self.sae.autoencoder.to(self.state.device)
-        return collect_representations(self.base_model, sae, pairs.texts, self.how, cache)
+        return collect_representations(self.base_model, sae, texts, self.how, cache)
 
     @cached_property
     def train_representations(self) -> Representations:
         """Representations of the training texts."""
-        return self.represent(self.train_pairs)
+        return self.represent(self.train_pairs.texts)
 
     @cached_property
     def fitter(self) -> HeadFitter:
         """What selects latents and fits heads on the training pairs."""
-        args, pairs, tokenizer = self.args, self.train_pairs, self.processing_class
+        args, pairs = self.args, self.train_pairs
         differences = None
         if args.debias_names:
-            styles = measure_styles(pairs, tokenizer, self.how.response_marker_ids)
+            styles = measure_styles(pairs, self.processing_class)
             avoided = {style: styles[style] for name in args.debias_names for style in STYLES[name]}
             differences = style_differences(avoided)
             for style, column in zip(avoided, differences.T, strict=True):
@@ -257,7 +264,7 @@ class SparseRMTrainer:
             base_model_revision=self.base_revision,
             layer=self.layer,
             pooling=args.pooling,
-            response_marker_ids=self.how.response_marker_ids,
+            response_marks=self.encoder.marks,
             representation_norm=args.representation_norm,
             latents=selection.latents.tolist(),
             readings=list(self.args.readings),
@@ -280,7 +287,9 @@ class SparseRMTrainer:
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
         if head.held_out_margins is not None:
             config.reward_temperature = fit_temperature(head.held_out_margins)
-        model = build_model(config, self.base_model, self.saved_dtype, sae, head, features.mean(0))
+        model = build_model(
+            config, self.base_model, self.saved_dtype, sae, head, features.mean(0), features[rewards.argmin()]
+        )
         return model.to(self.state.device)
 
     def refer(self, head: FittedHead) -> DriftReference:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .conversations.styles import STYLES
 from .errors import SparseRMError
 from .features import FEATURES
 from .head import LOSSES
 from .modeling.configuration_sparserm import HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
-from .preferences.styles import STYLES
 from .trackers import tracker_names
 
 MIN_LENGTH = 8  # tokens; a chat template alone takes as many

@@ -11,12 +11,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..conversations.encoding import ChatEncoder
+from ..conversations.messages import Messages, row_name
 from ..drift import Drift, DriftReference, TextReadings, find_twin, load_reference, read_texts
 from ..errors import SparseRMError, reason
 from ..evaluation.evaluate import SavedRewardModel
-from ..preferences.templates import Messages
 from ..representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
-from ..scoring import token_ids
+from ..scoring import encoder_of
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class SparseJudge:
     def read(self, texts: Sequence[Messages]) -> TextReadings:
         """What the reward model and its dense twin make of conversations; the last answer is remembered."""
         if not self._last or self._last[0] != texts:
-            ids = [token_ids(self.saved.tokenizer, text, None, number) for number, text in enumerate(texts, 1)]
-            self._last[:] = [texts, read_texts(self.saved.model, self.saved.controls, ids)]
+            encoder = encoder_of(self.saved.model, self.saved.tokenizer)
+            read = [encoder(text, row_name(number)) for number, text in enumerate(texts, 1)]
+            self._last[:] = [texts, read_texts(self.saved.model, self.saved.controls, read)]
         return self._last[1]
 
     def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
@@ -114,7 +116,8 @@ class ClassifierJudge:
 
     def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
         """(N,) rewards of conversations."""
-        ids = [token_ids(self.tokenizer, text, None, number) for number, text in enumerate(texts, 1)]
+        encoder = ChatEncoder(self.tokenizer, None, max_length=self.tokenizer.model_max_length)
+        ids = [encoder(text, row_name(number)).ids for number, text in enumerate(texts, 1)]
         rewards = np.zeros(len(ids))
         with tqdm(total=len(ids), desc="Scoring", unit="text", delay=2) as bar, torch.inference_mode():
             for batch in plan_batches([len(text) for text in ids], batch_tokens(self.model.device)):

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..conversations.messages import Messages, row_name
+from ..conversations.rows import Preference, check_columns, common_prefix_length, read_preference
+from ..conversations.templates import encode
 from ..errors import SparseRMError
-from ..preferences.pairs import check_columns, split_prompt
-from ..preferences.templates import Messages, Text, common_prefix_length, encode, join
 from .judges import SparseJudge
 from .pairs import Row
 from .policy import Policy, memory_advice
@@ -28,12 +29,12 @@ class Measures:
 
     Attributes:
         held_out: Questions that it answers.
-        pairs: Preference pairs, prompt, chosen and rejected; may be none.
+        pairs: Preference pairs; may be none.
         items: TruthfulQA's questions; may be none.
     """
 
     held_out: list[Messages]
-    pairs: list[tuple[Text, Text, Text]]
+    pairs: list[Preference]
     items: list[Item]
 
     @classmethod
@@ -46,8 +47,8 @@ class Measures:
         pairs = []
         for number, row in enumerate(rows or [], 1):
             check_columns(list(row))
-            pair = split_prompt(row, number)
-            if not pair[0]:
+            pair = read_preference(row, row_name(number))
+            if not pair.prompt:
                 raise SparseRMError(f"Evaluation pair {number} has no prompt, so a policy cannot be asked it.")
             pairs.append(pair)
         return cls(held_out, pairs, items)
@@ -59,7 +60,7 @@ class Measures:
             SparseRMError: No pair is left.
         """
         asked = {question[-1]["content"].strip() for question in questions}
-        pairs = [pair for pair in self.pairs if _last_message(pair[0]).strip() not in asked]
+        pairs = [pair for pair in self.pairs if _last_message(pair.prompt).strip() not in asked]
         if len(pairs) < len(self.pairs):
             logger.info("Measured on the %d of %d preference pairs not among these.", len(pairs), len(self.pairs))
         if self.pairs and not pairs:
@@ -127,18 +128,18 @@ def alike(responses: Sequence[str]) -> float:
     return count_openings(responses).most_common(1)[0][1] / len(responses)
 
 
-def preference_accuracy(policy: Policy, pairs: Sequence[tuple[Text, Text, Text]]) -> np.ndarray:
+def preference_accuracy(policy: Policy, pairs: Sequence[Preference]) -> np.ndarray:
     """(N,) 1 where the policy gives the chosen response the higher likelihood, one half where both are as likely."""
     texts, starts = [], []
-    for prompt, *responses in pairs:
-        asked = encode(policy.tokenizer, prompt, add_generation_prompt=True)
-        for response in responses:
-            ids = encode(policy.tokenizer, join(prompt, response))
+    for pair in pairs:
+        asked = encode(policy.tokenizer, pair.prompt, add_generation_prompt=True)
+        for whole in pair.joined:
+            ids = encode(policy.tokenizer, whole)
             texts.append(ids)
             starts.append(max(common_prefix_length(asked, ids), 1))
     likely = policy.log_likelihoods(texts, starts, "Preferences").reshape(-1, 2)
     return (np.sign(likely[:, 0] - likely[:, 1]) + 1) / 2
 
 
-def _last_message(prompt: Text) -> str:
+def _last_message(prompt: str | Messages) -> str:
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]

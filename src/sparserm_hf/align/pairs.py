@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..preferences.templates import Messages
+from ..conversations.messages import Messages
 from .files import read_rows, write_rows
 from .policy import Policy, memory_advice
 from .questions import Contrast

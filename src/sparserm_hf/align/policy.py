@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_models import load_language_model, load_tokenizer, unpacked
+from ..conversations.messages import Messages
+from ..conversations.rows import Preference, common_prefix_length
+from ..conversations.templates import encode
 from ..errors import SparseRMError
 from ..packing import Family, can_pack, find_families, lay_out
-from ..preferences.templates import Messages, Text, common_prefix_length, encode, join
 from ..representations import pad_texts, plan_batches
 from .questions import Contrast
 
@@ -116,13 +118,13 @@ class Policy:
                         "max_new_tokens."
                     )
 
-    def check_pairs(self, pairs: Iterable[tuple[Text, Text, Text]]) -> None:
+    def check_pairs(self, pairs: Iterable[Preference]) -> None:
         """Raise a `SparseRMError` if a preference pair has more tokens than the policy can read."""
         limit = self.positions
         if not limit:
             return
-        for number, (prompt, *responses) in enumerate(pairs, 1):
-            tokens = max(len(encode(self.tokenizer, join(prompt, response))) for response in responses)
+        for number, pair in enumerate(pairs, 1):
+            tokens = max(len(encode(self.tokenizer, whole)) for whole in pair.joined)
             if tokens > limit:
                 raise SparseRMError(
                     f"Evaluation pair {number} has {tokens} tokens, more than the {limit} that the policy can read: "
@@ -170,7 +172,7 @@ class Policy:
         """Token ids of a prompt with a response, and how many of them are the prompt's."""
         answer = [{"role": "assistant", "content": response}]
         asked = encode(self.tokenizer, prompt, add_generation_prompt=True)
-        ids = encode(self.tokenizer, join(prompt, answer))
+        ids = encode(self.tokenizer, prompt + answer)
         return ids, common_prefix_length(asked, ids)
 
     @property

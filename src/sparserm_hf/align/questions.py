@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..conversations.messages import Messages, check_messages, check_text, named, row_name
 from ..errors import SparseRMError
-from ..preferences.pairs import check_form
-from ..preferences.templates import Messages
 from .settings import AlignmentConfig
 
 TASKS = resources.files(__package__) / "tasks"
@@ -33,11 +32,11 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Messages]:
     for number, row in enumerate(rows, 1):
         asked = next((row[name] for name in ("prompt", "question") if row.get(name)), None)
         if asked is None:
-            raise SparseRMError(
-                f"Row {number} has the columns {', '.join(row) or 'none'}; it needs a `prompt` or a `question`."
-            )
-        check_form({"prompt": asked}, number)
-        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+            raise SparseRMError(f"Row {number} has the columns {named(row)}; it needs a `prompt` or a `question`.")
+        where = f"{row_name(number)}, the question,"
+        if isinstance(asked, str):
+            asked = [{"role": "user", "content": check_text(asked, where)}]
+        messages = check_messages(asked, where)
         if messages[-1]["role"] != "user":
             raise SparseRMError(f"The prompt of row {number} ends with a message of the {messages[-1]['role']}.")
         found.setdefault(repr(messages), [{key: m[key] for key in ("role", "content")} for m in messages])

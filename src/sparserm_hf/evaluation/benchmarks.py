@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
+from ..conversations.encoding import ChatEncoder, TokenizedText
+from ..conversations.messages import Messages, check_messages, row_name
 from ..errors import SparseRMError
-from ..preferences.pairs import check_form
-from ..preferences.templates import Messages
-from ..scoring import text_limit, token_ids
+from ..scoring import encoder_of
 from .benchmark_scores import Prompt, Score, score_rewardbench, score_rewardbench2, score_rm_bench
 from .evaluate import SavedRewardModel, reward_represented
 
@@ -61,7 +60,7 @@ def _read_row(row: Mapping[str, Any], number: int, benchmark: Benchmark) -> tupl
         )
     prompt = row["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    check_form({"prompt": messages}, number)
+    messages = check_messages(messages, f"{row_name(number)}, `prompt`")
     sides = [row[name] if isinstance(row[name], list) else [row[name]] for name in ("chosen", "rejected")]
     for name, side in zip(("chosen", "rejected"), sides, strict=True):
         wanted = benchmark.responses or max(len(side), 1)
@@ -76,33 +75,31 @@ def _read_row(row: Mapping[str, Any], number: int, benchmark: Benchmark) -> tupl
 def tokenize_benchmark(
     rows: Iterable[Mapping[str, Any]],
     benchmark: Benchmark,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None = None,
-) -> tuple[list[Prompt], list[list[int]]]:
+    encoder: ChatEncoder,
+) -> tuple[list[Prompt], list[TokenizedText]]:
     """The prompts of a benchmark, and the token ids of its distinct texts that they point at.
 
     Args:
         rows: Of the benchmark's dataset.
         benchmark: Which one.
-        tokenizer: The reward model's.
-        max_length: Longer texts lose their start; by default as long as in training.
+        encoder: The reward model's.
 
     Raises:
         SparseRMError: A row is of another form, or there is none.
     """
-    index: dict[tuple[int, ...], int] = {}
+    index: dict[TokenizedText, int] = {}
     prompts = []
     for number, row in enumerate(tqdm(rows, desc="Tokenising", unit="prompt", delay=2), 1):
         messages, *sides = _read_row(row, number, benchmark)
         numbers = []
         for side in sides:
             texts = [[*messages, {"role": "assistant", "content": response}] for response in side]
-            ids = [tuple(token_ids(tokenizer, text, max_length, number)) for text in texts]
+            ids = [encoder(text, row_name(number)) for text in texts]
             numbers.append([index.setdefault(x, len(index)) for x in ids])
         prompts.append(Prompt(str(row.get("id", number)), str(row[benchmark.subset_column]), *numbers))
     if not prompts:
         raise SparseRMError(f"There is no row of {benchmark.title}.")
-    return prompts, [list(text) for text in index]
+    return prompts, list(index)
 
 
 def run_benchmark(
@@ -120,7 +117,7 @@ def run_benchmark(
         name: See `SavedRewardModel.load`.
         benchmark: One of `BENCHMARKS`.
         rows: Of its dataset, or some of them.
-        max_length: See `tokenize_benchmark`.
+        max_length: Longer texts lose their start; by default as long as in training.
         dtype: See `SavedRewardModel.load`.
         revision: See `SavedRewardModel.load`.
         cache_dir: Where representations are kept.
@@ -129,9 +126,8 @@ def run_benchmark(
         SparseRMError: The model cannot be loaded, or a row is of another form.
     """
     saved = SavedRewardModel.load(name, dtype, revision)
-    max_length = text_limit(saved.model, saved.tokenizer, max_length)
-    prompts, texts = tokenize_benchmark(rows, benchmark, saved.tokenizer, max_length)
-    lengths = np.array([len(text) for text in texts])
+    prompts, texts = tokenize_benchmark(rows, benchmark, encoder_of(saved.model, saved.tokenizer, max_length))
+    lengths = np.array([len(text.ids) for text in texts])
     rewards = reward_represented(
         saved.model, saved.controls, saved.represent(texts, cache_dir), lengths, saved.columns
     )

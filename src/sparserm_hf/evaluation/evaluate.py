@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..calibration import calibration_error
+from ..conversations.encoding import TokenizedText
+from ..conversations.pairs import TokenizedPreferences, tokenize_preferences
+from ..conversations.styles import measure_styles, style_differences
 from ..modeling.backbone_sparserm import PooledTexts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..preferences.pairs import TokenizedPreferences, tokenize_preferences
-from ..preferences.styles import measure_styles, style_differences
 from ..processes import process_state
 from ..representations import Pooling, collect_representations, default_cache_dir
-from ..scoring import load_reward_model, text_limit
+from ..scoring import encoder_of, load_reward_model
 from ..shards import Representations, Shard
 from .controls import Control, find_controls
+from .hacking import Attack
 from .metrics import PairMetrics, correlation, pair_metrics
 
 EVALUATION_FILE = "evaluation.safetensors"
@@ -37,11 +39,13 @@ class Evaluation:
         margins: (N,) reward differences, chosen minus rejected, by row name; the reward model is `SparseRM`.
         styles: (N, 2) what `measure_styles` says of the chosen and rejected responses, by style.
         temperature: Of the reward model: sigmoid(margin / temperature) is the probability that chosen is preferred.
+        attacks: How often responses made of the chat template's own tokens beat the chosen one; measured in training.
     """
 
     margins: dict[str, np.ndarray]
     styles: dict[str, np.ndarray]
     temperature: float
+    attacks: tuple[Attack, ...] = ()
 
     @property
     def metrics(self) -> dict[str, PairMetrics]:
@@ -95,7 +99,8 @@ class Evaluation:
         """Write it to a file that lies beside the checkpoint; no text is in it."""
         parts = {"margins": self.margins, "styles": self.styles}
         tensors = {f"{part}/{name}": np.ascontiguousarray(x) for part, of in parts.items() for name, x in of.items()}
-        described = {part: list(of) for part, of in parts.items()} | {"temperature": self.temperature}
+        described: dict[str, Any] = {part: list(of) for part, of in parts.items()}
+        described |= {"temperature": self.temperature, "attacks": [asdict(attack) for attack in self.attacks]}
         save_file(tensors, path, metadata={"evaluation": json.dumps(described)})  # two keys would go in any order
 
     @classmethod
@@ -104,8 +109,9 @@ class Evaluation:
         with safe_open(path, "numpy") as file:
             described = json.loads(file.metadata()["evaluation"])
             temperature = described.pop("temperature")
+            attacks = tuple(Attack.of(attack) for attack in described.pop("attacks", []))  # version 0.1 has none
             parts = {part: {name: file.get_tensor(f"{part}/{name}") for name in of} for part, of in described.items()}
-            return cls(**parts, temperature=temperature)
+            return cls(**parts, temperature=temperature, attacks=attacks)
 
 
 @torch.inference_mode()
@@ -186,18 +192,18 @@ class SavedRewardModel:
 
     def tokenize(self, rows: Any, max_length: int | None = None) -> TokenizedPreferences:
         """Preference pairs as `tokenize_preferences` makes them, by default as long as in training."""
-        return tokenize_preferences(rows, self.tokenizer, text_limit(self.model, self.tokenizer, max_length))
+        return tokenize_preferences(rows, encoder_of(self.model, self.tokenizer, max_length))
 
-    def represent(self, texts: list[list[int]], cache_dir: Path | None) -> Representations:
+    def represent(self, texts: list[TokenizedText], cache_dir: Path | None) -> Representations:
         """Represent texts as `collect_representations` does, in the usual cache where none is named."""
         config = self.model.config
-        how = Pooling(config.pooling, config.representation_norm, config.response_marker_ids)
+        how = Pooling(config.pooling, config.representation_norm)
         return collect_representations(self.model.model, self.model.sae, texts, how, cache_dir or default_cache_dir())
 
     def evaluate(self, pairs: TokenizedPreferences, cache_dir: Path | None) -> Evaluation:
         """The reward model and its controls on preference pairs."""
         representations = self.represent(pairs.texts, cache_dir)
-        styles = measure_styles(pairs, self.tokenizer, self.model.config.response_marker_ids)
+        styles = measure_styles(pairs, self.tokenizer)
         return evaluate_representations(self.model, self.controls, representations, pairs, styles, self.columns)
 
     @property

@@ -31,7 +31,24 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         f"Probabilities are off by {100 * evaluation.calibration_error:.1f} points (expected calibration error), with "
         f"the temperature {evaluation.temperature:.3g}."
     )
+    _print_attacks(evaluation)
     _say_where_alone(metrics)
+
+
+def _print_attacks(evaluation: Evaluation) -> None:
+    if not evaluation.attacks:
+        return
+    prompts = evaluation.attacks[0].as_text.pairs
+    table = Table(title=f"How often the template's own marks beat the chosen response, {prompts} prompts")
+    table.add_column("", no_wrap=True)
+    for column in ("as tokens %", "as text %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for attack in evaluation.attacks:
+        sides = (attack.as_tokens, attack.as_text)
+        table.add_row(
+            attack.name, *(f"{100 * m.accuracy:.0f} ({100 * m.low:.0f} to {100 * m.high:.0f})" for m in sides)
+        )
+    Console().print(table)
 
 
 def _print_by_length(evaluation: Evaluation) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..conversations.encoding import TokenizedText
+from ..conversations.messages import GivenText
 from ..errors import SparseRMError
 from ..modeling.explanation_sparserm import RunTexts, explain_rewards, remove_directions, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..preferences.templates import Text
-from ..scoring import text_limit, token_ids
+from ..scoring import encoder_of
 
 INTERVENTIONS = 10  # latents of each text whose direction is taken out, those that add most
 AGREEMENT = 0.1  # of a latent's contribution: how far the reward without it may be from what that says
@@ -89,9 +90,8 @@ class TextExplanation:
 def explain_text(
     model: SparseRMForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
-    text: Text,
+    text: GivenText,
     max_length: int | None = None,
-    number: int = 1,
 ) -> TextExplanation:
     """Say why a text gets its reward.
 
@@ -101,23 +101,22 @@ def explain_text(
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
-        text: A string or messages.
+        text: A string, or messages that end with the assistant's.
         max_length: A longer text loses its start; by default it may be as long as in training.
-        number: Of its row, for the error.
 
     Raises:
         SparseRMError: The text is empty, or captum is missing.
     """
-    limit = text_limit(model, tokenizer, max_length)
-    return explain_ids(model, tokenizer, token_ids(tokenizer, text, limit, number))
+    return explain_tokens(model, tokenizer, encoder_of(model, tokenizer, max_length)(text))
 
 
-def explain_ids(
-    model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, ids: list[int]
+def explain_tokens(
+    model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, text: TokenizedText
 ) -> TextExplanation:
-    """Say why a text, given as token ids, gets its reward; see `explain_text`."""
+    """Say why a tokenised text gets its reward; see `explain_text`."""
+    ids = list(text.ids)
     input_ids = torch.tensor([ids], device=model.directions.device)
-    texts = run_texts(model, input_ids, torch.ones_like(input_ids))
+    texts = run_texts(model, input_ids, torch.ones_like(input_ids), [(text.start, text.stop)])
     weight = None if model.config.head_type == "linear" else _average_gradient(model, texts)
     found = explain_rewards(model, texts, weight)
     config, k = model.config, len(model.config.latents)

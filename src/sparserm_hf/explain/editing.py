@@ -12,13 +12,13 @@ from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
 from ..checkpoints import check_output_dir, replacing_folder, save_tokenizer
+from ..conversations.pairs import TokenizedPreferences
 from ..drift import REFERENCE_FILE
 from ..errors import SparseRMError
 from ..evaluation.controls import CONTROLS_FILE
 from ..evaluation.evaluate import EVALUATION_FILE, SavedRewardModel, reward_represented
 from ..evaluation.metrics import PairMetrics, pair_metrics
 from ..hub_cards.render import PLOT_FILE
-from ..preferences.pairs import TokenizedPreferences
 
 SECTION = "## Steering"
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..conversations.encoding import TokenizedText
+from ..conversations.pairs import TokenizedPreferences
 from ..evaluation.evaluate import SavedRewardModel, shard_features
 from ..evaluation.metrics import correlation
-from ..modeling.backbone_sparserm import pooled_tokens, residual_stream
+from ..modeling.backbone_sparserm import residual_stream
 from ..modeling.explanation_sparserm import read_tokens
-from ..preferences.pairs import TokenizedPreferences
-from ..preferences.styles import response_ids
+from ..modeling.response_sparserm import pooled_tokens
 from ..representations import batch_tokens, pad_texts, plan_batches
 from .attribution import token_text
 
@@ -106,7 +107,7 @@ def report_latents(
     importance = (features * weight).reshape(len(features), -1, k).sum(1).std(0)
     key = importance if importance.any() else np.abs(config.latent_separations)
     order = np.argsort(-key, kind="stable")[:top]
-    lengths = np.array([len(response_ids(text, config.response_marker_ids)) for text in pairs.texts])
+    lengths = np.array([len(text.response) for text in pairs.texts])
     tops, bottoms = (
         {i: np.argsort(by[:, i], kind="stable")[:examples].tolist() for i in order} for by in (-strength, first)
     )
@@ -146,23 +147,24 @@ def _numbers(*sides: dict[int, list[int]]) -> list[int]:
 
 @torch.inference_mode()
 def _passages(
-    saved: SavedRewardModel, texts: list[list[int]], wanted: dict[int, list[int]]
+    saved: SavedRewardModel, texts: list[TokenizedText], wanted: dict[int, list[int]]
 ) -> dict[tuple[int, int], Example]:
     """Examples by number of text and of latent, of the given latents of each text."""
     model, config = saved.model, saved.model.config
     device, found = model.directions.device, {}
     numbers = list(wanted)
-    for batch in plan_batches([len(texts[n]) for n in numbers], batch_tokens(device)):
-        ids, mask = pad_texts([texts[numbers[b]] for b in batch], device)
+    for batch in plan_batches([len(texts[n].ids) for n in numbers], batch_tokens(device)):
+        ids, mask = pad_texts([texts[numbers[b]].ids for b in batch], device)
         hidden = residual_stream(model.model, ids, mask)
-        pooled = pooled_tokens(ids, mask, config.pooling, config.response_marker_ids).to(hidden.device)
+        responses = [(texts[numbers[b]].start, texts[numbers[b]].stop) for b in batch]
+        pooled = pooled_tokens(mask, responses, config.pooling).to(hidden.device)
         read = read_tokens(model, hidden, pooled, activations=model.sae is not None)
         strengths = read.get("activation", read["projection"])  # (B, T, K)
         for row, b in enumerate(batch):
             positions = pooled[row].nonzero()[:, 0].cpu()
             for i in wanted[numbers[b]]:
                 values = strengths[row, :, i].float().cpu()
-                found[numbers[b], i] = _passage(saved.tokenizer, texts[numbers[b]], values, positions)
+                found[numbers[b], i] = _passage(saved.tokenizer, list(texts[numbers[b]].ids), values, positions)
     return found
 
 

@@ -14,13 +14,12 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 from ..checkpoints import replacing_file
+from ..conversations.pairs import TokenizedPreferences
 from ..errors import SparseRMError
 from ..evaluation.evaluate import EVALUATION_FILE, Evaluation, SavedRewardModel
 from ..evaluation.plots import as_svg, draw_accuracy, draw_calibration, draw_length, draw_stability
-from ..preferences.pairs import TokenizedPreferences
-from ..preferences.styles import response_ids
 from ..version import __version__
-from .attribution import LatentEffect, TextExplanation, contrast, explain_ids
+from .attribution import LatentEffect, TextExplanation, contrast, explain_tokens
 from .latents import LatentReport, report_latents
 
 GENERATOR = '<meta name="generator" content="sparserm-hf'
@@ -177,10 +176,10 @@ def _explain_pairs(
 def _explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: int) -> Pair:
     model, tokenizer = saved.model, saved.tokenizer
     texts = [pairs.texts[side[number]] for side in (pairs.chosen, pairs.rejected)]
-    chosen, rejected = (explain_ids(model, tokenizer, text) for text in texts)
+    chosen, rejected = (explain_tokens(model, tokenizer, text) for text in texts)
     difference = dict(list(contrast(chosen, rejected).items())[:TOP])
     effects = {effect.latent: effect for effect in chosen.latents}
-    prompt = texts[0][: len(texts[0]) - len(response_ids(texts[0], model.config.response_marker_ids))]
+    prompt = list(texts[0].ids[: texts[0].start])
     margin = chosen.reward - rejected.reward
     return Pair(
         prompt=str(tokenizer.decode(prompt[-MOST_TOKENS:], skip_special_tokens=True)).strip(),

@@ -6,35 +6,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
+from ..conversations.encoding import ChatEncoder
+from ..conversations.messages import row_name
+from ..conversations.rows import texts_of_row
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..preferences.texts import texts_of_row
-from .attribution import LatentEffect, TextExplanation, contrast, explain_text
+from .attribution import LatentEffect, TextExplanation, contrast, explain_tokens
 
 Explained = dict[str, TextExplanation]  # by the name of the reward: `reward`, or `chosen_reward` and `rejected_reward`
 
 
 def explain_rows(
     model: SparseRMForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: ChatEncoder,
     rows: Iterable[Mapping[str, Any]],
-    max_length: int | None = None,
+    source: str = "",
 ) -> Iterator[tuple[Mapping[str, Any], Explained]]:
     """Yield each row with the explanations of its texts.
 
     Args:
         model: The reward model.
-        tokenizer: Its tokenizer.
+        encoder: Its encoder, see `encoder_of`.
         rows: Rows as `texts_of_row` takes them.
-        max_length: See `explain_text`.
+        source: The file that the rows are in, for errors.
 
     Raises:
         SparseRMError: A row is of another form, or empty.
     """
     for number, row in enumerate(rows, 1):
-        texts = texts_of_row(row, number)
-        yield row, {name: explain_text(model, tokenizer, text, max_length, number) for name, text in texts.items()}
+        where = row_name(number, source)
+        texts = {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
+        yield row, {name: explain_tokens(model, encoder.tokenizer, text) for name, text in texts.items()}
 
 
 def as_json(row: Mapping[str, Any], explained: Explained, top: int | None = None) -> dict[str, Any]:

@@ -18,8 +18,17 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import replacing_file
 from ..errors import SparseRMError, reason
-from ..preferences.texts import texts_of_row
-from ..scoring import CHUNK_ROWS, PROBABILITY, check_reward_model, load_reward_model, run_fingerprint, score_rows
+from ..scoring import (
+    ADDED,
+    CHUNK_ROWS,
+    ROW_ERROR,
+    ScoredFile,
+    add_rewards,
+    check_reward_model,
+    encoder_of,
+    load_reward_model,
+    run_fingerprint,
+)
 
 PART_CHUNKS = 8  # chunks of rows in an output file, which is what a lost actor loses at most
 MAX_BLOCKS = 1000  # units that Ray Data hands out and, after a failure, hands out again
@@ -101,8 +110,9 @@ class PartScorer:
         probabilities: bool,
     ):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.tokenizer = load_reward_model(model, device, dtype, revision)
-        self.max_length, self.probabilities = max_length, probabilities
+        self.model, tokenizer = load_reward_model(model, device, dtype, revision)
+        self.encoder = encoder_of(self.model, tokenizer, max_length)
+        self.probabilities = probabilities
         fingerprint = f"{run_fingerprint(self.model, max_length, probabilities)}-{source}"
         self.folder = output.with_name(f"{output.name}.{fingerprint}.parts")
 
@@ -124,14 +134,13 @@ class PartScorer:
         table = read_rows(part["file"], part["start"], part["rows"])
         rows = table.to_pylist()
         first = part["start"] + 1
-        scored = list(score_rows(self.model, self.tokenizer, rows, self.max_length, first, self.probabilities))
-        added = list(texts_of_row(rows[0], 1))  # all rows of a file have the same columns
-        if self.probabilities and PROBABILITY in scored[0]:
-            added.append(PROBABILITY)
-        for name in added:
-            if name in table.column_names:
-                table = table.drop_columns(name)
-            table = table.append_column(name, pa.array([row[name] for row in scored], pa.float64()))
+        scored = list(add_rewards(self.model, self.encoder, rows, first, self.probabilities, part["file"]))
+        table = table.drop_columns([name for name in ADDED if name in table.column_names])
+        for name in ADDED:
+            if name != ROW_ERROR and not any(name in row for row in scored):
+                continue
+            kind = pa.string() if name == ROW_ERROR else pa.float64()
+            table = table.append_column(name, pa.array([row.get(name) for row in scored], kind))
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing_file(path) as temporary:
             pq.write_table(table, temporary)
@@ -146,7 +155,7 @@ def score_parquet(
     revision: str | None = None,
     workers: int | None = None,
     probabilities: bool = False,
-) -> int:
+) -> ScoredFile:
     """Score Parquet files into a folder of Parquet files, on the Ray cluster of `RAY_ADDRESS` or on this machine.
 
     Until all parts are scored they are in `<output>.<fingerprint>.parts`; a run that was killed goes on where it
@@ -161,9 +170,6 @@ def score_parquet(
         revision: See `load_reward_model`.
         workers: Actors; by default one for each GPU, or for each four CPUs where there is none.
         probabilities: See `score_rows`.
-
-    Returns:
-        The number of rows that were there from a run before.
 
     Raises:
         SparseRMError: The input is of another form, or the cluster gave up.
@@ -208,4 +214,8 @@ def score_parquet(
     finally:
         if started:
             ray.shutdown()
-    return kept
+    errors: list[str] = []
+    for path in sorted(output.glob("*.parquet")):
+        column = pq.read_table(path, columns=[ROW_ERROR])[ROW_ERROR]
+        errors += column.drop_null().to_pylist()
+    return ScoredFile(kept, errors)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..conversations.encoding import ChatEncoder, TokenizedText
+from ..conversations.messages import Messages, row_name
+from ..conversations.rows import texts_of_row
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..preferences.templates import Text, join
 from ..processes import process_state
-from ..scoring import load_reward_model, score_token_ids, text_limit, token_ids
+from ..scoring import encoder_of, load_reward_model, score_texts
 
 
 def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
@@ -54,17 +56,18 @@ class SparseRMReward:
         max_length: Longer texts lose their start; by default as long as in training.
 
     Attributes:
-        seen: Token ids of the texts of the last call.
+        seen: The texts of the last call.
     """
 
     def __init__(self, model: str, revision: str | None = None, dtype: str = "auto", max_length: int | None = None):
         self.model, self.revision, self.dtype, self.max_length = model, revision, dtype, max_length
         self.__name__ = Path(model).name  # what trainers log it as
-        self.seen: list[list[int]] = []
+        self.seen: list[TokenizedText] = []
+        self._encoder: ChatEncoder | None = None
         self._loaded: tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_loaded": None, "seen": []}
+        return vars(self) | {"_loaded": None, "_encoder": None, "seen": []}
 
     def load(self) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
         """The reward model and its tokenizer, loaded once.
@@ -78,8 +81,8 @@ class SparseRMReward:
 
     def __call__(
         self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list], None] | None = None,
         **columns: Any,
@@ -91,16 +94,22 @@ class SparseRMReward:
             completions: Of the same form, one for each prompt.
             log_metric: TRL's.
             log_extra: TRL's.
-            columns: The other columns of the trainer's data set, unused.
+            columns: The other columns of the trainer's data set; `tools` and `chat_template_kwargs` go to the chat
+                template.
 
         Raises:
             SparseRMError: The model cannot be loaded, or a text is empty.
         """
         model, tokenizer = self.load()
-        texts = [join(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        limit = text_limit(model, tokenizer, self.max_length)
-        self.seen = [token_ids(tokenizer, text, limit, number) for number, text in enumerate(texts, 1)]
-        scores = score_token_ids(model, self.seen)
+        if self._encoder is None:
+            self._encoder = encoder_of(model, tokenizer, self.max_length)
+        self.seen = []
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            row = {name: columns[name][i] for name in ("tools", "chat_template_kwargs") if columns.get(name)}
+            row |= {"prompt": prompt, "completion": completion}
+            where = row_name(i + 1)
+            self.seen += [self._encoder(text, where, "completion") for text in texts_of_row(row, where).values()]
+        scores = score_texts(model, self.seen)
         for group, values in group_contributions(model, scores.features).items():
             if log_metric:
                 log_metric(f"{self.__name__}/{group}", float(values.mean()))

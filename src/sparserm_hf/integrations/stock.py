@@ -7,16 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import replacing_folder, save_tokenizer
+from ..conversations.encoding import ChatEncoder
+from ..conversations.marks import ChatFormat
+from ..conversations.templates import render
 from ..errors import SparseRMError
 from ..modeling.backbone_sparserm import final_norm_name
 from ..modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..preferences.templates import encode
+from ..scoring import score_texts
 
 # Largest difference that the check after folding lets pass, in standard deviations of the reward.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -31,6 +35,7 @@ def check_exact(config: SparseRMConfig) -> None:
         "it reads activations; train with --features projection": config.reads_activations,
         "it does not divide tokens by their rms; train with --representation_norm rms": config.representation_norm
         != "rms",
+        "it is of version 0.1, which reads the end of the turn too; train it anew": config.response_marks is None,
     }
     wrong = [reason for reason, applies in reasons.items() if applies]
     if wrong:
@@ -106,45 +111,117 @@ def set_to_division(norm: nn.Module, architecture: str) -> None:
     )
 
 
-def with_padding(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, int]:
-    """A tokenizer that pads with a token that no response ends with, and the token that they end with.
+def stock_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Copy a tokenizer for the stock form, whose classifier reads the last token that is not the pad token.
 
-    transformers' classifiers read the last token that is not the pad token, whatever the mask says. Where padding is
-    done with the end-of-text token and each response ends with one, that would be the token before.
+    The copy's chat template ends a conversation with the content of the response. It pads with a special token, which
+    no content ends with: with the end of the turn where that is one, so that a text may end with it after all.
 
     Raises:
-        SparseRMError: It has no other token to pad with.
+        SparseRMError: The tokenizer has no special token to pad with.
     """
-    ids = encode(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}])
-    if ids[-1] == tokenizer.pad_token_id:
-        tokenizer = copy.deepcopy(tokenizer)
-        used = {*ids, tokenizer.bos_token_id, tokenizer.eos_token_id}
-        added = tokenizer.added_tokens_decoder.items()
-        specials = [token.content for i, token in added if token.special and i not in used]
-        if not specials:
-            raise SparseRMError(
-                f"The stock form would not be exact: responses end with {tokenizer.pad_token!r}, which is the pad "
-                "token too, and the tokenizer has no other special token to pad with."
-            )
-        tokenizer.pad_token = specials[0]
-    return tokenizer, ids[-1]
+    tail = ChatFormat.of(tokenizer).end_of_turn
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    specials = [content for content in added if content != tokenizer.unk_token]  # which may stand for any word
+    end = [content for content in specials if tail.strip().startswith(content)]
+    pads = [token for token in (*end, tokenizer.pad_token, tokenizer.eos_token) if token in specials]
+    if not pads:
+        raise SparseRMError(
+            "The stock form would not be exact: the tokenizer has no special token to pad with, and a response may "
+            "end with any other token."
+        )
+    tokenizer, templates = copy.deepcopy(tokenizer), tokenizer.chat_template
+    tokenizer.pad_token = pads[0]
+    if isinstance(templates, dict):  # several, by name
+        tokenizer.chat_template = {name: without_tail(template, tail) for name, template in templates.items()}
+    else:
+        tokenizer.chat_template = without_tail(str(templates), tail)
+    return tokenizer
+
+
+def without_tail(template: str, tail: str) -> str:
+    """Change a chat template so that it leaves out the text `tail` after the final response, and whitespace before it.
+
+    A rendering with a generation prompt stays as it is.
+
+    >>> import jinja2
+    >>> template = without_tail("{{ messages[0]['content'] }}<end>", "<end>")
+    >>> jinja2.Template(template, trim_blocks=True).render(messages=[{"content": "Yes. "}])
+    'Yes.'
+    """
+    if not tail:
+        return template
+    # The line break keeps the template at the start of a line. Jinja drops it, and one at the end of a template.
+    return (
+        f"{{% set rendered %}}\n{template.removesuffix(chr(10))}{{%+ endset %}}"
+        f"{{% if rendered.endswith({json.dumps(tail, ensure_ascii=False)}) and not add_generation_prompt %}}"
+        f"{{{{ rendered[:-{len(tail)}].rstrip() }}}}{{% else %}}{{{{ rendered }}}}{{% endif %}}"
+    )
+
+
+def probe_responses(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Responses that the stock form is checked on: random tokens, and ends of the usual kinds."""
+    added = list(tokenizer.added_tokens_decoder)
+    ids = torch.randint(0, len(tokenizer), (PROBES, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    texts = [str(tokenizer.decode(row[~torch.isin(row, torch.tensor(added))])) for row in ids]
+    return [*(text.strip() for text in texts), "Yes", "It is this.", "(no)", "- 1\n- 2", 'He said: "No!"', "`x = 3;`"]
 
 
 @torch.inference_mode()
-def largest_difference(model: SparseRMForSequenceClassification, stock: PreTrainedModel, last: int) -> float:
+def largest_difference(
+    model: SparseRMForSequenceClassification,
+    stock: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    own_tokenizer: PreTrainedTokenizerBase,
+) -> float:
     """Between the rewards of a model and its stock form, in standard deviations of the reward.
 
-    On random tokens, with the one that all responses end with behind them.
+    Each gets the same messages through its own tokenizer's chat template.
+
+    Raises:
+        SparseRMError: The tokens of a response are others where the text ends with it.
     """
-    specials = {stock.config.pad_token_id, model.config.pad_token_id, model.config.eos_token_id}
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.vocab_size, (PROBES, PROBE_TOKENS), generator=generator)
-    ids = torch.where(torch.isin(ids, torch.tensor([i for i in specials if isinstance(i, int)])), 7, ids)
-    ids[:, -1] = last
-    ids, mask = ids.to(model.directions.device), torch.ones_like(ids, device=model.directions.device)
-    ours = model(ids, mask).logits
-    theirs = stock(input_ids=ids, attention_mask=mask).logits.float() + stock.config.reward_offset
-    return float((ours - theirs).abs().max() / max(model.config.reward_std, 1e-6))
+    question = {"role": "user", "content": "What is it?"}
+    probes = [[question, {"role": "assistant", "content": text}] for text in probe_responses(tokenizer)]
+    encoder = ChatEncoder(tokenizer, model.config.response_marks)
+    texts = [encoder(messages) for messages in probes]
+    rendered = [render(own_tokenizer, messages) for messages in probes]
+    batch = own_tokenizer(rendered, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+    written = [
+        ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    if written != [list(text.ids[: text.stop]) for text in texts]:
+        raise SparseRMError(
+            "The stock form would not be exact: with this chat template, the last token of a response depends on the "
+            "text that the template writes after it."
+        )
+    batch = {name: batch[name].to(model.directions.device) for name in ("input_ids", "attention_mask")}
+    theirs = stock(**batch).logits[:, 0].double().cpu().numpy() + stock.config.reward_offset
+    return float(np.abs(score_texts(model, texts).rewards - theirs).max() / max(model.config.reward_std, 1e-6))
+
+
+def write_card(class_name: str, source: str, offset: float, softcapped: bool) -> str:
+    """The README of a stock form.
+
+    Args:
+        class_name: Its class in transformers.
+        source: The reward model that it was made of.
+        offset: By how much its rewards are lower.
+        softcapped: Whether its attention has softcapping.
+    """
+    text = (
+        f"# Stock form of {source}\n\nA `{class_name}` with the rewards of a SparseRM reward model, lower by "
+        f"{offset:.6g} (`reward_offset` in its configuration), without remote code.\n\n"
+        "It reads the last token before the padding. The reward is right where that token is the last one of the "
+        "response's content. The tokenizer's chat template writes such texts: it leaves out the end of the turn. "
+        "Tokenise its output with `add_special_tokens=False`. A text from elsewhere must also end with the "
+        "response's content, without end of turn and without whitespace after it. Pad with the tokenizer's pad token. "
+        "An empty response, or one of nothing but reasoning, has no reward here.\n"
+    )
+    warning = (
+        "\nUnder transformers 4 load it with `attn_implementation='eager'`: its sdpa leaves the softcapping out.\n"
+    )
+    return text + (warning if softcapped else "")
 
 
 def export_stock(
@@ -167,12 +244,12 @@ def export_stock(
     if folder.exists() and any(folder.iterdir()):
         raise SparseRMError(f"The output folder {str(folder)!r} is not empty: name a new one.")
     stock = to_stock(model)
-    tokenizer, last = with_padding(tokenizer)
-    stock.config.pad_token_id = tokenizer.pad_token_id
-    difference = largest_difference(model, stock, last)
+    own_tokenizer = stock_tokenizer(tokenizer)
+    stock.config.pad_token_id = own_tokenizer.pad_token_id
+    difference = largest_difference(model, stock, tokenizer, own_tokenizer)
     if not difference <= TOLERANCE[model.model.dtype]:
         raise SparseRMError(
-            f"The stock form differs by {difference:.2g} standard deviations of the reward on random tokens: the base "
+            f"The stock form differs by {difference:.2g} standard deviations of the reward: the base "
             "model's residual stream is too small for the epsilon of its final norm, or its weights are broken."
         )
     with replacing_folder(folder) as temporary:
@@ -183,14 +260,9 @@ def export_stock(
         config = json.loads(config_file.read_text())
         config |= legacy_rope_fields(config)
         config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        save_tokenizer(tokenizer, temporary)
-        softcapping = (
-            "Under transformers 4 load it with `attn_implementation='eager'`: its sdpa leaves the softcapping out.\n"
-        )
+        save_tokenizer(own_tokenizer, temporary)
+        softcapped = bool(config.get("attn_logit_softcapping"))
         (temporary / "README.md").write_text(
-            f"# Stock form of {source}\n\nA `{type(stock).__name__}` with the rewards of a SparseRM reward model, "
-            f"lower by {stock.config.reward_offset:.6g} (`reward_offset` in its configuration), without remote code. "
-            "The text must end with the response's last token: padding goes behind it, with the tokenizer's pad token."
-            "\n" + (softcapping if config.get("attn_logit_softcapping") else "")
+            write_card(type(stock).__name__, source, stock.config.reward_offset, softcapped)
         )
     return difference

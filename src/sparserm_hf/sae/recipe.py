@@ -12,10 +12,10 @@ from typing import Literal
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from ..base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
+from ..conversations.templates import prepare_tokenizer
+from ..conversations.texts import load_texts
 from ..errors import SparseRMError
 from ..hub_cards.render import render_sae_card
-from ..preferences.templates import prepare_tokenizer
-from ..preferences.texts import load_texts
 from ..processes import process_state
 from ..representations import named_dtype
 from .fit import Fit
@@ -40,7 +40,9 @@ class SAETrainingData:
     output_dir: str = field(
         metadata={"help": "Folder that the SAE is written to, in sae-lens' own format; an SAE there is replaced."}
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split of the dataset, or a slice like train[:1000]."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
     max_length: int = field(default=512, metadata={"help": "Most tokens of a text; longer plain texts are split."})
     revision: str | None = field(

@@ -9,17 +9,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SparseRMError, reason
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..representations import batch_tokens
-from ..scoring import score_token_ids
+from ..scoring import score_texts
 from .batching import Batcher
 from .endpoints import Endpoints, Metrics
 
@@ -89,8 +90,9 @@ async def invalid(_: Request, error: Exception) -> JSONResponse:
 
 async def refused(_: Request, error: Exception) -> JSONResponse:
     """Every other refusal, in the same form."""
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    assert isinstance(error, StarletteHTTPException)
+    unreadable = error.status_code == 400  # FastAPI's word for JSON that Python cannot read
+    return JSONResponse({"error": error.detail}, 422 if unreadable else error.status_code, error.headers)
 
 
 def create_app(
@@ -114,7 +116,7 @@ def create_app(
         max_body: Bytes of a request; larger ones are answered 413.
     """
     at_once = BATCHES_AT_ONCE * batch_tokens(model.directions.device)
-    batcher = Batcher(lambda texts: score_token_ids(model, texts), max_waiting, at_once)
+    batcher = Batcher(lambda texts: score_texts(model, texts), max_waiting, at_once)
     metrics = Metrics(batcher)
     endpoints = Endpoints(model, tokenizer, name, max_length, batcher, metrics)
 
@@ -145,7 +147,7 @@ def create_app(
     app.get("/health")(endpoints.health)
     paths = {"/get_reward", "/classify", "/score", "/explain", "/metrics", "/health"}
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(StarletteHTTPException, refused)
     app.add_middleware(LimitBody, limit=max_body)
     if token:
         app.add_middleware(RequireToken, token=token, free=("/health",))

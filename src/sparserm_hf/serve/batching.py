@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ..conversations.encoding import TokenizedText
 from ..scoring import Scores
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ class QueueFullError(Exception):
 
 @dataclass(frozen=True)
 class _Request:
-    texts: list[list[int]]
+    texts: list[TokenizedText]
     answer: asyncio.Future[Scores]
 
 
@@ -31,19 +32,19 @@ class Batcher:
     nothing, and many share batches of similar lengths.
 
     Args:
-        score: From token ids of texts to their scores.
+        score: From texts to their scores.
         max_waiting: Most texts that may wait.
         max_tokens: Tokens at which the thread takes no further request.
     """
 
-    def __init__(self, score: Callable[[list[list[int]]], Scores], max_waiting: int, max_tokens: int):
+    def __init__(self, score: Callable[[list[TokenizedText]], Scores], max_waiting: int, max_tokens: int):
         self.score, self.max_waiting, self.max_tokens = score, max_waiting, max_tokens
         self.waiting = 0  # texts
         self._requests: deque[_Request] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "score")
 
-    async def submit(self, texts: list[list[int]]) -> Scores:
+    async def submit(self, texts: list[TokenizedText]) -> Scores:
         """Scores of a request's texts, when its turn has come.
 
         Raises:
@@ -97,7 +98,7 @@ class Batcher:
         tokens = 0
         while self._requests and (not batch or tokens < self.max_tokens):
             batch.append(self._requests.popleft())
-            tokens += sum(map(len, batch[-1].texts))
+            tokens += sum(len(text.ids) for text in batch[-1].texts)
             self.waiting -= len(batch[-1].texts)
         if not self._requests:
             self._arrived.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
@@ -13,13 +14,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
+from ..conversations.encoding import TokenizedText
+from ..conversations.messages import Text, check_fields, named, row_name
+from ..conversations.rows import texts_of_row
 from ..errors import SparseRMError
 from ..explain.rows import as_json, explain_rows
 from ..integrations.reward_function import group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..preferences.templates import Text
-from ..preferences.texts import texts_of_row
-from ..scoring import Scores, text_limit, token_ids
+from ..scoring import ADDED, Scores, encoder_of
 from .batching import Batcher, QueueFullError
 
 MAX_TEXTS = 4096  # of one request
@@ -52,6 +54,17 @@ class Explain(BaseModel):
 
     rows: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_EXPLAINED)
     top: int = Field(default=10, ge=1)
+
+
+def check_json(row: dict[str, Any], where: str) -> None:
+    """Raise a `SparseRMError` unless each field of a row can be sent back as JSON."""
+    for name, value in row.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise SparseRMError(
+                f"{where}, `{named([name])}` holds NaN or infinity, which are no JSON: leave that field out."
+            ) from None
 
 
 class Metrics:
@@ -88,17 +101,19 @@ class Endpoints:
         batcher: Batcher,
         metrics: Metrics,
     ):
-        self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.max_length = text_limit(model, tokenizer, max_length)
+        self.model, self.name = model, name
         self.batcher, self.metrics = batcher, metrics
         # One thread and a tokenizer for it alone: a tokenizer refuses two threads at once, and thousands of texts
         # would keep the event loop, and with it `/health`, from answering.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
-        self._explaining_tokenizer = copy.deepcopy(tokenizer)
+        self._encoder = encoder_of(model, tokenizer, max_length)
+        self._explaining_encoder = encoder_of(model, copy.deepcopy(tokenizer), max_length)
 
-    async def _score(self, texts: list[Text]) -> Scores:
-        def tokenize() -> list[list[int]]:
-            return [token_ids(self.tokenizer, text, self.max_length, i) for i, text in enumerate(texts, 1)]
+    async def _score(self, texts: list[tuple[str, Text]]) -> Scores:
+        """Scores of texts, each given with what errors call it."""
+
+        def tokenize() -> list[TokenizedText]:
+            return [self._encoder(text, where) for where, text in texts]
 
         try:
             ids = await asyncio.get_running_loop().run_in_executor(self._tokenizing, tokenize)
@@ -108,7 +123,7 @@ class Endpoints:
         except QueueFullError:
             raise self._full() from None
         self.metrics.texts.inc(len(ids))
-        self.metrics.tokens.inc(sum(map(len, ids)))
+        self.metrics.tokens.inc(sum(len(text.ids) for text in ids))
         return scores
 
     def _full(self) -> HTTPException:
@@ -116,7 +131,7 @@ class Endpoints:
 
     async def get_reward(self, body: GetReward) -> dict[str, Any]:
         """`POST /get_reward`; with a linear head, `extra_logs` tells what groups of features add to each reward."""
-        scores = await self._score(list(body.query))
+        scores = await self._score([(f"Text {i}", text) for i, text in enumerate(body.query, 1)])
         rewards = scores.rewards.tolist()
         groups = group_contributions(self.model, scores.features)
         logs = {name: values.tolist() for name, values in groups.items()}
@@ -127,7 +142,7 @@ class Endpoints:
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not 1 <= len(texts) <= MAX_TEXTS:
             raise HTTPException(422, f"input: {len(texts)} texts were given, but a request has 1 to {MAX_TEXTS}.")
-        rewards = (await self._score(list(texts))).rewards.tolist()
+        rewards = (await self._score([(f"Text {i}", text) for i, text in enumerate(texts, 1)])).rewards.tolist()
         data = [
             {"index": i, "label": "reward", "probs": [reward], "num_classes": 1} for i, reward in enumerate(rewards)
         ]
@@ -135,26 +150,35 @@ class Endpoints:
 
     async def score(self, body: Score) -> dict[str, Any]:
         """`POST /score`: the rows with their rewards added."""
+        texts = self._read(body.rows)
+        scores = await self._score(
+            [(row_name(i), text) for i, texts_of in enumerate(texts, 1) for text in texts_of.values()]
+        )
+        rewards = iter(scores.rewards.tolist())
+        kept = [{name: value for name, value in row.items() if name not in ADDED} for row in body.rows]
+        pairs = zip(kept, texts, strict=True)
+        return {"rows": [row | {name: next(rewards) for name in texts_of} for row, texts_of in pairs]}
+
+    def _read(self, rows: list[dict[str, Any]]) -> list[dict[str, Text]]:
+        """The texts of each row, in rows that can be sent back."""
         try:
-            texts = [texts_of_row(row, number) for number, row in enumerate(body.rows, 1)]
+            for number, row in enumerate(rows, 1):
+                check_json(check_fields(row, row_name(number)), row_name(number))
+            return [texts_of_row(row, row_name(number)) for number, row in enumerate(rows, 1)]
         except SparseRMError as error:
             raise HTTPException(422, f"rows: {error}") from error
-        scores = await self._score([text for named in texts for text in named.values()])
-        rewards = iter(scores.rewards.tolist())
-        pairs = zip(body.rows, texts, strict=True)
-        return {"rows": [row | {key: next(rewards) for key in named} for row, named in pairs]}
 
     async def explain(self, body: Explain) -> dict[str, Any]:
         """`POST /explain`: the rows with their rewards and what made them."""
 
         def compute() -> list[dict[str, Any]]:
-            explained = explain_rows(self.model, self._explaining_tokenizer, body.rows, self.max_length)
+            explained = explain_rows(self.model, self._explaining_encoder, body.rows)
             return [as_json(row, texts, body.top) for row, texts in explained]
 
         if self.model.config.head_type != "linear" and find_spec("captum") is None:
             raise HTTPException(501, "This server cannot explain an MLP head: captum is not installed there.")
+        texts = sum(map(len, self._read(body.rows)))
         try:
-            texts = sum(len(texts_of_row(row, number)) for number, row in enumerate(body.rows, 1))
             explained = await self.batcher.alone(compute, texts)
         except SparseRMError as error:
             raise HTTPException(422, f"rows: {error}") from error

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.backbone_sparserm import response_start
 from .pairs import TokenizedPreferences
 
 # What `debias` may name, and what is measured of it: the controls for style that chatbot arenas use.
@@ -21,26 +19,17 @@ PATTERNS = {
 }
 
 
-def response_ids(text: Sequence[int], marker: list[int]) -> list[int]:
-    """The tokens after the chat template's last assistant header, or all where there is none."""
-    ids = torch.tensor([text])
-    return list(text[int(response_start(ids, torch.ones_like(ids, dtype=torch.bool), marker)[0]) :])
-
-
-def measure_styles(
-    pairs: TokenizedPreferences, tokenizer: PreTrainedTokenizerBase, marker: list[int]
-) -> dict[str, np.ndarray]:
+def measure_styles(pairs: TokenizedPreferences, tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
     """How long responses are, in tokens, and how much Markdown they hold, by name.
 
     Args:
         pairs: N preference pairs.
         tokenizer: The reward model's.
-        marker: Token ids of the chat template's assistant header.
 
     Returns:
         (N, 2) counts of the chosen and of the rejected responses, by style.
     """
-    responses = [response_ids(text, marker) for text in pairs.texts]
+    responses = [list(text.response) for text in pairs.texts]
     written = tokenizer.batch_decode(responses, skip_special_tokens=True)
     counts = {"tokens": [len(response) for response in responses]} | {
         name: [len(pattern.findall(text)) for text in written] for name, pattern in PATTERNS.items()

@@ -1,0 +1,193 @@
+"""Where the final response stands among token ids, by the marks that a chat template writes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PretrainedConfig
+
+# What `SparseRMConfig.response_marks` holds. Headers, `end_of_turn` and the two around reasoning are lists of
+# token id sequences, of which each is one way to write the mark.
+MARKS = (
+    "assistant_header",  # what the template writes before an assistant's turn
+    "other_headers",  # before the turns of users and tools
+    "end_of_turn",  # after an assistant's turn
+    "specials",  # token ids that no turn of an assistant holds, so that each ends it
+    "begin_of_reasoning",
+    "end_of_reasoning",
+    "whitespace",  # token ids of which each is whitespace alone
+    "bos_in_conversation",  # how many begin-of-text tokens a rendered conversation begins with
+    "bos_in_text",  # and a plain text
+)
+
+
+class Response(NamedTuple):
+    """Where the final response stands in a text.
+
+    Attributes:
+        header: Index of the first token of its assistant header; 0 in a plain text.
+        turn: Index of the first token after the header; 0 in a plain text.
+        start: Index of the first token of the response's content.
+        stop: Index after the last one. An empty response has `start == stop`.
+    """
+
+    header: int
+    turn: int
+    start: int
+    stop: int
+
+
+def occurrences(ids: Sequence[int], sequences: list[list[int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield (first index, index after the last) of each place in `ids[start:stop]` that holds one of the sequences."""
+    ids = list(ids)
+    for sequence in sequences:
+        i = start
+        while sequence:
+            try:
+                i = ids.index(sequence[0], i, stop)
+            except ValueError:
+                break
+            if i + len(sequence) <= stop and ids[i : i + len(sequence)] == sequence:
+                yield i, i + len(sequence)
+            i += 1
+
+
+def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: list[int]) -> Response | None:
+    """Find the content of the final response in a text.
+
+    The response starts at the first assistant header after the last header of another role, so that a response cannot
+    move its own start by writing a header. It ends at the first end of turn, or at any other special token that the
+    template does not write inside an assistant's turn. A reasoning block before the answer is
+    left out; where there is nothing but reasoning, that is the response. Whitespace around the content is left out.
+
+    Args:
+        ids: Token ids of a text, without padding.
+        marks: `SparseRMConfig.response_marks`. Without them, as in a checkpoint of version 0.1, the response starts
+            after the last `old_header` and ends with the text.
+        old_header: `SparseRMConfig.response_marker_ids`.
+
+    Returns:
+        The response: all of the text where no header stands in it. None where the last turn is not the assistant's.
+    """
+    if marks is None:
+        found = max(occurrences(ids, [old_header], 0, len(ids)), default=(0, 0))
+        return Response(*found, found[1], len(ids))
+    stop = len(ids)
+    others = list(occurrences(ids, marks["other_headers"], 0, stop))
+    last_other = max((start for start, _ in others), default=-1)
+    headers = list(occurrences(ids, marks["assistant_header"], last_other + 1, stop))
+    if not headers:
+        if is_conversation(ids, marks):
+            return None
+        start, stop = trim(ids, marks, 0, stop, ends=True)
+        return Response(0, 0, start, stop)
+    header = min(start for start, _ in headers)
+    turn = max(end for start, end in headers if start == header)
+    specials = set(marks["specials"])
+    stop = next((i for i in range(turn, stop) if ids[i] in specials), stop)
+    stop = min((start for start, _ in occurrences(ids, marks["end_of_turn"], turn, stop)), default=stop)
+    return Response(header, turn, *skip_reasoning(ids, marks, turn, stop))
+
+
+def is_conversation(ids: Sequence[int], marks: dict[str, Any]) -> bool:
+    """Whether a header of the chat template stands in a text: it is a conversation then, else a plain text."""
+    headers = marks["assistant_header"] + marks["other_headers"]
+    return any(True for _ in occurrences(ids, headers, 0, len(ids)))
+
+
+def count_bos(ids: Sequence[int], bos: int | None, marks: dict[str, Any]) -> tuple[int, int]:
+    """How many begin-of-text tokens a text begins with, and with how many it is scored."""
+    found = next((i for i, token in enumerate(ids) if token != bos), len(ids))
+    if bos is None or is_conversation(ids, marks):
+        return found, marks["bos_in_conversation"] if bos is not None else found
+    return found, max(marks["bos_in_text"], min(found, 1))
+
+
+def skip_reasoning(ids: Sequence[int], marks: dict[str, Any], start: int, stop: int) -> tuple[int, int]:
+    """The answer in a turn `ids[start:stop]`, or its reasoning where there is no answer: first index, index after."""
+    turn = start
+    start, stop = trim(ids, marks, turn, stop)
+    # SentencePiece writes a space at the start of a turn: it is one of the tag's tokens, and whitespace too.
+    begins = [end for at, end in occurrences(ids, marks["begin_of_reasoning"], turn, stop) if at <= start]
+    inside = max(begins, default=start)  # after the opening tag
+    end = min(occurrences(ids, marks["end_of_reasoning"], inside, stop), default=None)
+    if end is None:
+        return trim(ids, marks, inside, stop)
+    answer = trim(ids, marks, end[1], stop)
+    return answer if answer[0] < answer[1] else trim(ids, marks, inside, end[0])
+
+
+def trim(ids: Sequence[int], marks: dict[str, Any], start: int, stop: int, ends: bool = False) -> tuple[int, int]:
+    """Take whitespace tokens off both ends of `ids[start:stop]`, and with `ends` ends of turn off its end."""
+    blank = set(marks["whitespace"])
+    closing = {sequence[0] for sequence in marks["end_of_turn"] if ends and len(sequence) == 1}
+    while start < stop and ids[stop - 1] in blank | closing:
+        stop -= 1
+    while start < stop and ids[start] in blank:
+        start += 1
+    return start, stop
+
+
+def align_bos(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, bos: int | None, marks: dict[str, Any], longest: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give texts the begin-of-text tokens that they had in training: surplus ones are masked, a missing one is added.
+
+    Tokenizers may add one to text that a template has rendered, trainers may leave one out; training saw neither.
+
+    Args:
+        input_ids: (B, T)
+        attention_mask: (B, T)
+        bos: The begin-of-text token.
+        marks: `SparseRMConfig.response_marks`.
+        longest: Most tokens that the base model takes.
+
+    Returns:
+        Token ids and mask, (B, T), or (B, T + 1) where one was added.
+    """
+    attention_mask, missing = attention_mask.clone(), []
+    for ids, mask in zip(input_ids, attention_mask, strict=True):
+        where = mask.nonzero()[:, 0]
+        found, wanted = count_bos(ids[where].tolist(), bos, marks)
+        mask[where[: max(found - wanted, 0)]] = 0
+        missing.append(found < wanted and (longest is None or len(where) < longest))
+    if any(missing):  # never more than one
+        added = torch.tensor(missing, device=input_ids.device).to(attention_mask.dtype).unsqueeze(1)  # (B, 1)
+        attention_mask = torch.cat([added, attention_mask], 1)
+        input_ids = torch.cat([torch.full_like(input_ids[:, :1], bos or 0), input_ids], 1)
+    return input_ids, attention_mask
+
+
+def find_responses(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, config: PretrainedConfig
+) -> list[tuple[int, int]]:
+    """Where the content of the final response stands among the attended tokens of each of B texts (B, T).
+
+    Returns:
+        First index and index after the last; equal where there is no response.
+    """
+    found = []
+    for ids, mask in zip(input_ids, attention_mask, strict=True):
+        response = find_response(ids[mask.bool()].tolist(), config.response_marks, config.response_marker_ids)
+        found.append((response.start, response.stop) if response else (0, 0))
+    return found
+
+
+def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, int]], pooling: str) -> torch.Tensor:
+    """Which tokens of each text are pooled, as (B, T) bool.
+
+    The first attended token is the attention sink: its norm is over a hundred times that of the others and it says
+    nothing about the text, so it is never pooled. What follows the response is not pooled either, and of a text
+    without a response nothing is.
+
+    Args:
+        attention_mask: (B, T), nonzero where a token is attended.
+        responses: For each text, what `find_responses` returns.
+        pooling: One of ``configuration_sparserm.POOLINGS``.
+    """
+    pooled = torch.zeros_like(attention_mask, dtype=torch.bool)
+    for row, mask, (start, stop) in zip(pooled, attention_mask, responses, strict=True):
+        if start < stop:
+            first = {"response_mean": start, "mean": 0, "last": stop - 1}[pooling]
+            row[mask.nonzero()[max(first, 1) : stop, 0]] = True
+    return pooled

@@ -1,0 +1,271 @@
+"""What a chat template writes around responses: as text, and as the token ids that are kept in a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import SparseRMError
+from .messages import Conversation
+from .rows import common_prefix_length
+from .templates import render
+
+# Stand for contents in a rendering: no template writes these characters itself, and none changes them.
+QUESTION, ANSWER, OTHER = "\U00100001", "\U00100002", "\U00100003"
+REASONING = ("<think>", "</think>")  # where the template has no tags of its own
+WHITESPACE = " \t\n\r\v\f"  # each is one byte, so that tokens of it are told from others
+TAG = re.compile(r"[<\[][^<>\[\]\s]+[>\]]$")
+# What may stand around a mark, and so change its tokens at the edges.
+QUESTIONS = ("What is it?", "Tell me more.", "x")
+ANSWERS = ("It is this.", "\n\nThis.", "1. this", " that", "(no)", "")
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look something up.",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string", "description": "What."}}},
+    },
+}
+TOOL_CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {"id": "call00001", "type": "function", "function": {"name": "look_up", "arguments": {"key": "x"}}},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What a chat template writes around contents, as text.
+
+    Attributes:
+        before_header: What stands between a question and the assistant header.
+        assistant_header: What stands before an answer; empty where the template writes nothing of its own there.
+        header_after_tool: What stands before an answer that follows a tool's; empty where it is the assistant header.
+        after_header: What the template writes between the header and an answer without reasoning.
+        other_headers: What stands before the content of a user's and, where it is told apart, a tool's turn.
+        end_of_turn: What follows an answer.
+        begin_of_reasoning: Opens a reasoning block.
+        end_of_reasoning: Closes it.
+    """
+
+    before_header: str
+    assistant_header: str
+    header_after_tool: str
+    after_header: str
+    other_headers: tuple[str, ...]
+    end_of_turn: str
+    begin_of_reasoning: str
+    end_of_reasoning: str
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+        """That of a tokenizer's chat template.
+
+        Raises:
+            SparseRMError: The template refuses a question with its answer.
+        """
+        user, assistant = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
+        added = _added_tokens(tokenizer)
+        whole = render(tokenizer, [user, assistant])
+        if whole.count(QUESTION) != 1 or whole.count(ANSWER) != 1:
+            raise SparseRMError("The chat template does not write each content once: give the tokenizer another one.")
+        between = whole[whole.index(QUESTION) + 1 : whole.index(ANSWER)]
+        asked = render(tokenizer, [user]).partition(QUESTION)[2]
+        prompted = render(tokenizer, [user], add_generation_prompt=True).partition(QUESTION)[2]
+        begin, end = _reasoning_tags(tokenizer, user)
+        header = _shared(between, prompted, added).partition(begin)[0]
+        before = _shared(header, asked, added)
+        if not header[len(before) :].strip():  # Mistral's generation prompt is what ends the question
+            before = ""
+        tail = whole.partition(ANSWER)[2]
+        again = render(tokenizer, [user, assistant, user | {"content": OTHER}]) if _takes_turns(tokenizer) else ""
+        user_header = _without(again.partition(ANSWER)[2].partition(OTHER)[0], tail, added)
+        tool_header, after_tool = _tool_headers(tokenizer, user, user_header)
+        others = [text for text in (user_header, tool_header) if text.strip()]
+        header = header[len(before) :]
+        if header.strip() in ("", user_header.strip()):
+            header = ""
+        after_header = between[len(before + header) :]
+        after_tool = "" if not header or header.strip() in after_tool else after_tool[_last_token(after_tool, added) :]
+        return cls(before, header, after_tool, after_header, tuple(others), tail, begin, end)
+
+
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The added tokens, special or not, as text."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.content]
+
+
+def _shared(a: str, b: str, added: list[str]) -> str:
+    """What two texts begin with, without the start of an added token in which they part."""
+    length = common_prefix_length(a, b)
+    # `<|assistant|>` and `<|end|>` begin with the same characters, but are not made of them.
+    cut = [
+        start
+        for token in added
+        for start in range(max(length - len(token) + 1, 0), length)
+        if a.startswith(token, start) or b.startswith(token, start)
+    ]
+    return a[: min(cut, default=length)]
+
+
+def _without(text: str, start: str, added: list[str]) -> str:
+    """A text without what it and `start` begin with."""
+    return text[len(_shared(text, start, added)) :]
+
+
+def _last_token(text: str, added: list[str]) -> int:
+    """Index of the first character of the last added token in a text; the text's length where there is none."""
+    return max((text.rindex(token) for token in added if token in text), default=len(text))
+
+
+def _takes_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    try:
+        return bool(render(tokenizer, messages))
+    except SparseRMError:
+        return False
+
+
+def _tool_headers(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], user_header: str) -> tuple[str, str]:
+    """What stands before a tool's answer, and between it and the assistant's.
+
+    The first is empty where the template writes a tool's answer as a user's turn, both where it takes none.
+    """
+    answer = {"role": "tool", "name": "look_up", "tool_call_id": "call00001", "content": OTHER}
+    try:
+        asked = render(tokenizer, Conversation([user, TOOL_CALL], [TOOL]))
+        answered = render(tokenizer, Conversation([user, TOOL_CALL, answer], [TOOL]))
+        told = render(
+            tokenizer, Conversation([user, TOOL_CALL, answer, {"role": "assistant", "content": ANSWER}], [TOOL])
+        )
+    except SparseRMError:
+        return "", ""
+    if OTHER not in answered:
+        return "", ""
+    added = _added_tokens(tokenizer)
+    after = told.partition(OTHER)[2].partition(ANSWER)[0]
+    header = _without(answered.partition(OTHER)[0], asked, added)
+    if user_header.strip() and user_header.strip() in header:
+        return "", after
+    # After its last token stands a role's name, or what belongs to this one answer, such as a quotation mark.
+    end = max((header.rindex(content) + len(content) for content in added if content in header), default=0)
+    name = re.match(r"\w*", header[end:])
+    return header[: end + name.end()] if end and name else header, after
+
+
+def _reasoning_tags(tokenizer: PreTrainedTokenizerBase, user: dict[str, str]) -> tuple[str, str]:
+    """What opens and closes a reasoning block."""
+    thoughts = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), OTHER)
+    try:
+        whole = render(tokenizer, [user, {"role": "assistant", "content": ANSWER, **thoughts}])
+    except SparseRMError:
+        return REASONING
+    before, found, after = whole.partition(OTHER)
+    end, answered, _ = after.partition(ANSWER)
+    begin = TAG.search(before.rstrip())
+    return (begin[0], end.strip()) if found and answered and begin and end.strip() else REASONING
+
+
+def find_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a chat template writes around responses, as `SparseRMConfig.response_marks` keeps it.
+
+    Args:
+        tokenizer: With a chat template, see `prepare_tokenizer`.
+
+    Raises:
+        SparseRMError: The template refuses a question with its answer.
+    """
+    chat = ChatFormat.of(tokenizer)
+    header, closing = chat.assistant_header, [chat.end_of_turn.strip()]
+    added = _added_tokens(tokenizer)
+    # The first token of a tail is enough: what follows it may differ.
+    ends = [next((content for content in added if end.startswith(content)), end) for end in closing]
+    ends += [tokenizer.eos_token] if tokenizer.eos_token and tokenizer.eos_token not in ends else []
+    example = Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}])
+    rendered = tokenizer(render(tokenizer, example), add_special_tokens=False)["input_ids"]
+    reasoned = [f"{header}{chat.begin_of_reasoning}\n", f"{header}{chat.begin_of_reasoning}"]
+    # With what a template may write between header and answer, such as an empty reasoning block, and without.
+    headers = {header + chat.after_header: ANSWERS, header: [chat.after_header + answer for answer in ANSWERS]}
+    headers |= {chat.header_after_tool: ANSWERS} if chat.header_after_tool else {}
+    asked = [question + chat.before_header for question in QUESTIONS]
+    return {
+        "assistant_header": [
+            ids for text, answers in headers.items() if header for ids in _variants(tokenizer, text, asked, answers)
+        ],
+        "other_headers": [
+            ids for other in chat.other_headers
+            for ids in _variants(tokenizer, other, [a + chat.end_of_turn for a in ANSWERS], QUESTIONS)
+        ],
+        "end_of_turn": [ids for end in ends for ids in _variants(tokenizer, end, ANSWERS, ["", "\n", "\n\n"])],
+        "specials": _never_inside(tokenizer, chat),
+        "begin_of_reasoning": _variants(
+            tokenizer,
+            chat.begin_of_reasoning,
+            dict.fromkeys([header, header + chat.after_header, header + "\n"]),
+            [space + a for space in ("", "\n") for a in (*ANSWERS, "</")],
+        ),
+        "end_of_reasoning": _variants(
+            tokenizer,
+            chat.end_of_reasoning,
+            [r + space for r in (*reasoned, *QUESTIONS) for space in ("", "\n", "\n\n")],
+            [space + a for space in ("", "\n", "\n\n") for a in ANSWERS],
+        ),
+        "whitespace": whitespace_ids(tokenizer),
+        "bos_in_conversation": _leading_bos(tokenizer, rendered),
+        "bos_in_text": _leading_bos(tokenizer, tokenizer("x")["input_ids"]),
+    }  # fmt: skip
+
+
+def _never_inside(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> list[int]:
+    """The special tokens that the template writes in no assistant's turn: no answer, reasoning or tool call."""
+    user = {"role": "user", "content": QUESTION}
+    try:
+        called = render(tokenizer, Conversation([user, TOOL_CALL], [TOOL]))
+    except SparseRMError:
+        called = ""
+    inside = called.partition(QUESTION)[2].partition(chat.assistant_header)[2] if chat.assistant_header else ""
+    inside = chat.begin_of_reasoning + chat.end_of_reasoning + inside.removesuffix(chat.end_of_turn)
+    added = tokenizer.added_tokens_decoder.items()
+    return [i for i, t in added if t.special and t.content not in inside and i != tokenizer.unk_token_id]
+
+
+def _variants(
+    tokenizer: PreTrainedTokenizerBase, mark: str, before: Iterable[str], after: Iterable[str]
+) -> list[list[int]]:
+    """The token id sequences that write a mark, whatever stands around it; none where the mark is whitespace."""
+    left = len(mark) - len(mark.lstrip())
+    bare = mark.strip()
+    found: list[list[int]] = []
+    for start in before:
+        for end in after if bare else ():
+            text = start + mark + end
+            first, last = len(start) + left, len(start) + left + len(bare)
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            inside = [(token, span) for token, span in spans if span[0] < last and span[1] > first]
+            # A token that reaches into something else than whitespace writes more than the mark.
+            if not inside or text[inside[0][1][0] : first].strip() or text[last : inside[-1][1][1]].strip():
+                continue
+            ids = [token for token, _ in inside]
+            # The unknown token stands for any word that the vocabulary lacks: it marks nothing.
+            if ids not in found and tokenizer.unk_token_id not in ids:
+                found.append(ids)
+    return found
+
+
+def whitespace_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that are whitespace alone."""
+    alphabet = set("ĠĊĉčċČ▁" + WHITESPACE)  # of byte-level and SentencePiece vocabularies
+    named = {f"<0x{ord(char):02X}>" for char in WHITESPACE}
+    likely = [i for token, i in tokenizer.get_vocab().items() if set(token) <= alphabet or token in named]
+    return sorted(i for i in likely if str(tokenizer.decode([i])).isspace() or not str(tokenizer.decode([i])))
+
+
+def _leading_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> int:
+    return next((i for i, token in enumerate(ids) if token != tokenizer.bos_token_id), len(ids))

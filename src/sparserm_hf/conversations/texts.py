@@ -1,0 +1,89 @@
+"""Texts that an SAE is trained on or checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import SparseRMError
+from .encoding import ChatEncoder
+from .files import iterate_rows, source_name
+from .messages import row_name
+from .rows import check_row, texts_of_row
+
+
+def iterate_texts(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int, source: str = ""
+) -> Iterator[list[int]]:
+    """Token ids of the texts of some rows.
+
+    A long plain text gives several of them, each begun as the tokenizer begins a text; of a long conversation, the end
+    is left out.
+
+    Args:
+        rows: Rows as `texts_of_row` takes them. A `prompt` with a `completion`, both strings, is a question and its
+            answer: it goes through the chat template.
+        tokenizer: With a chat template, see `prepare_tokenizer`.
+        max_length: Most tokens of each.
+        source: The file that the rows are in, for errors.
+
+    Raises:
+        SparseRMError: A row is of another form.
+    """
+    encoder = ChatEncoder(tokenizer, None)  # where a response stands is of no interest
+    encoder.told_of_plain_text = True
+    for number, row in enumerate(rows, 1):
+        check_row(row, where := row_name(number, source))
+        if "completion" in row and isinstance(row.get("prompt"), str) and isinstance(row["completion"], str):
+            contents = {"user": row["prompt"], "assistant": row["completion"]}
+            row = {"messages": [{"role": role, "content": content} for role, content in contents.items()]}
+        for text in texts_of_row(row, where, needs_response=False).values():
+            if isinstance(text, str) and not text.strip():
+                continue
+            ids = list(encoder.encode(text, where).ids)
+            head = ids[:1] if ids[:1] == [tokenizer.bos_token_id] else []
+            yield ids[:max_length]
+            if isinstance(text, str):
+                room = max_length - len(head)
+                for start in range(max_length, len(ids) - 1, room):  # one token alone says nothing
+                    yield head + ids[start : start + room]
+
+
+def load_texts(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    max_length: int,
+    split: str = "train",
+    config: str | None = None,
+) -> list[list[int]]:
+    """Token ids of the first texts of a file or dataset, until `max_tokens` tokens are reached.
+
+    Args:
+        source: See `iterate_rows`.
+        tokenizer: See `iterate_texts`.
+        max_tokens: The last text may go beyond it.
+        max_length: Most tokens of a text.
+        split: See `iterate_rows`.
+        config: See `iterate_rows`.
+
+    Raises:
+        SparseRMError: It cannot be read, a row is of another form, or there is no text in it.
+    """
+    texts, total = [], 0
+    rows = iterate_rows(source, split, config)
+    with tqdm(desc="Tokenising", unit="token", unit_scale=True, total=max_tokens, delay=2) as bar:
+        for text in iterate_texts(rows, tokenizer, max_length, source_name(source, split)):
+            if len(text) < 2:  # nothing but a begin-of-text token
+                continue
+            texts.append(text)
+            total += len(text)
+            bar.update(len(text))
+            if total >= max_tokens:
+                break
+    if not texts:
+        raise SparseRMError(f"There is no text in {source}.")
+    return texts

@@ -1,1 +1,0 @@
-"""Preference pairs: loaded, checked, put through the chat template, tokenised."""
