@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict, IterableDatasetDict
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from ..errors import SparseRMError
@@ -101,20 +103,18 @@ def _groups(prompts: list[Hashable], texts: list[tuple[int, int]]) -> list[int]:
         prompts: The prompt of each pair; None where it has none.
         texts: The indices of the two texts of each pair.
     """
-    parents = list(range(len(prompts)))  # a forest of pairs: each tree is a group
-
-    def root(pair: int) -> int:
-        while parents[pair] != pair:
-            parents[pair] = pair = parents[parents[pair]]
-        return pair
-
-    first: dict[Hashable, int] = {}  # the first pair that has a prompt, or a text
-    for i, (prompt, sides) in enumerate(zip(prompts, texts, strict=True)):
-        for key in [*(("text", side) for side in sides), *([("prompt", prompt)] if prompt is not None else [])]:
-            one, other = root(first.setdefault(key, i)), root(i)
-            parents[max(one, other)] = min(one, other)
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(i), len(numbers)) for i in range(len(prompts))]
+    keys: dict[Hashable, int] = {}  # what pairs may have in common
+    edges = [
+        (pair, keys.setdefault(key, len(keys)))
+        for pair, (prompt, sides) in enumerate(zip(prompts, texts, strict=True))
+        for key in [*(("text", side) for side in sides), *([("prompt", prompt)] if prompt is not None else [])]
+    ]
+    pairs, shared = np.array(edges).T
+    size = len(prompts) + len(keys)
+    graph = sparse.coo_array((np.ones(len(edges)), (pairs, len(prompts) + shared)), shape=(size, size))
+    numbers: dict[int, int] = {}  # in the order of the pairs
+    labels = connected_components(graph, directed=False)[1][: len(prompts)]
+    return [numbers.setdefault(label, len(numbers)) for label in labels.tolist()]
 
 
 def _shorten(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder) -> list[TokenizedText]:
