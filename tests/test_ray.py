@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -90,6 +91,10 @@ def test_a_run_that_gave_up_goes_on(cluster, one_chunk_a_part, source, expected,
     class Fails(ray_data.PartScorer):
         def score(self, part, path):
             if part["number"] == 2:
+                for _ in range(600):  # until the other worker is done: the run ends with the error
+                    if len(list(self.folder.glob("part-*.parquet"))) == 2:
+                        break
+                    time.sleep(0.1)
                 raise MemoryError("too little")
             super().score(part, path)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import SparseRMError
 from ..modeling.response_sparserm import count_bos, find_response, occurrences, trim
-from .marks import ANSWER, WHITESPACE, ChatFormat
+from .marks import ANSWER, TAG, WHITESPACE, ChatFormat
 from .messages import Conversation, GivenText, Text, given_text
 from .templates import render
 
@@ -91,7 +91,7 @@ class ChatEncoder:
             token.content: number
             for number, token in tokenizer.added_tokens_decoder.items()
             if number != tokenizer.unk_token_id
-            and (token.special or (len(token.content.strip()) > 2 and token.content in template))
+            and (token.special or (TAG.fullmatch(token.content) and token.content in template))
         }
         spellings = sorted(self.specials, key=len, reverse=True)
         self._spelling = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
@@ -186,7 +186,7 @@ class ChatEncoder:
 
     def _guard(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message in which no content spells a special token; the tags around an assistant's reasoning stay."""
-        guarded = {key: value if key == "role" else self._hide(value) for key, value in message.items()}
+        guarded = self._hide(message)
         content = message["content"]
         answer = self._answer(content)
         if message["role"] != "assistant" or answer == content:
@@ -200,11 +200,11 @@ class ChatEncoder:
         return guarded | {"content": blank + opened + self._hide(block) + closed + self._hide(answer)}
 
     def _hide(self, value: Any) -> Any:
-        """A value in which private characters stand for the spellings of special tokens, in every string of it."""
+        """A value in whose strings and names private characters stand for the spellings of special tokens."""
         if isinstance(value, str):
             return self._spelling.sub(lambda match: self._stand_ins[match[0]], value)
         if isinstance(value, Mapping):
-            return {key: self._hide(item) for key, item in value.items()}
+            return {self._hide(key): self._hide(item) for key, item in value.items()}
         return [self._hide(item) for item in value] if isinstance(value, list) else value
 
     def _spell(self, text: str, region: tuple[int, int]) -> tuple[str, tuple[int, int], list[tuple[int, int]]]:
@@ -244,9 +244,8 @@ class ChatEncoder:
         """Token ids of a special token's spelling as text."""
         if spelling not in self._as_text:
             ids = self.tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            if set(ids) & set(
-                self.specials.values()
-            ):  # special to the template alone: cut it, so that it is not found
+            if set(ids) & set(self.specials.values()):
+                # It is special to the template alone, or a word of the vocabulary: cut it, so that it is not found.
                 ids = [i for char in spelling for i in self.tokenizer(char, add_special_tokens=False)["input_ids"]]
             self._as_text[spelling] = tuple(ids)
         return self._as_text[spelling]
