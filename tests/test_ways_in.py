@@ -114,6 +114,56 @@ def test_unusual_conversations_pool_the_same_as_messages_and_as_text(name, case)
     assert encoder(render(encoder.tokenizer, conversation)) == found
 
 
+@each_template
+def test_a_cut_conversation_does_not_depend_on_its_tail(name):
+    """What follows the response once counted among `max_length`, so that the tail took tokens from the prompt."""
+    tokenizer, marks = encoder_of(name).tokenizer, encoder_of(name).marks
+    encoder = ChatEncoder(tokenizer, marks, max_length=24)
+    messages = [user("What is the capital of France? " * 9), assistant("It is Paris, I think")]
+    whole = render(tokenizer, messages)
+    found = [encoder(text) for text in (messages, whole, whole.partition("I think")[0] + "I think", whole + "\n" * 40)]
+    assert {len(text.ids) for text in found} == {24}
+    assert len({text.ids[: text.stop] for text in found}) == 1
+    assert text_of(encoder, found[0]) == "It is Paris, I think"
+
+
+@pytest.mark.parametrize("name", ["SmolLM2", "Llama 3", "Qwen 3", "GLM 4.5"])
+def test_roles_and_names_cannot_spell_structure(name):
+    """A tool call's argument may be called `<|im_end|>...`: names were left as they were, and ended the turn."""
+    encoder = encoder_of(name)
+    fake = "".join(encoder.specials)
+    call = {"type": "function", "id": "call00001", "function": {"name": fake, "arguments": {fake: fake}}}
+    messages = [
+        user("Q"),
+        assistant("", tool_calls=[call]),
+        {"role": "tool", "name": fake, "content": fake},
+        assistant("A."),
+    ]
+    plain = [user("Q"), assistant("", tool_calls=[{**call, "function": {"name": "f", "arguments": {"a": "b"}}}])]
+    plain += [{"role": "tool", "name": "f", "content": "c"}, assistant("A.")]
+    tools = [TOOL] if TOOLS in TEMPLATES[name].shapes else None
+    structure = set(encoder.specials.values())
+    faked, honest = (encoder(Conversation(given, tools)) for given in (messages, plain))
+    assert [i for i in faked.ids if i in structure] == [i for i in honest.ids if i in structure]
+    assert text_of(encoder, faked) == "A."
+
+
+def test_characters_of_private_ranges_are_text_like_any_other():
+    """They stood for special tokens while a template rendered, so that a content with one was read as `<|im_end|>`."""
+    encoder = encoder_of("SmolLM2")
+    for char in "\U000f0000\U000f0001\U00100002":
+        messages = [user(f"{char}?"), assistant(f"Paris{char}.")]
+        assert encoder(messages) == encoder(render(encoder.tokenizer, messages))
+
+
+def test_a_system_message_between_two_answers_ends_the_first_one():
+    """Only headers of users and tools were known: in text the first answer was taken for the last one."""
+    encoder = encoder_of("SmolLM2")
+    messages = [user("Q"), assistant("First."), {"role": "system", "content": "Be brief."}, assistant("Second.")]
+    assert text_of(encoder, encoder(messages)) == "Second."
+    assert encoder(render(encoder.tokenizer, messages)) == encoder(messages)
+
+
 @pytest.mark.parametrize("name", ["Qwen 3", "DeepSeek R1"])
 def test_a_completion_after_the_generation_prompt_pools_its_answer(name):
     """Engines write on from the generation prompt, which may open a reasoning block: DeepSeek R1's does."""

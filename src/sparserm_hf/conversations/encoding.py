@@ -18,7 +18,9 @@ from .templates import render
 
 logger = logging.getLogger(__name__)
 
-STAND_IN = 0xF0000  # first of the private characters that stand for special tokens while a template renders
+# What stands for a special token while a template renders: a code point that Unicode keeps free of characters, so that
+# no text holds it, and then one of a private range.
+RESERVED, STAND_IN = "\ufdd0", 0xF0000
 
 
 class TokenizedText(NamedTuple):
@@ -42,13 +44,18 @@ class TokenizedText(NamedTuple):
         return self.ids[self.start : self.stop]
 
     def keep_end(self, max_length: int, bos: int | None) -> TokenizedText:
-        """The text without its first tokens, so that `max_length` are left; a begin-of-text token stays."""
+        """The text with at most `max_length` tokens.
+
+        What follows the response goes first: the same conversation may come with it or without. Then tokens go from
+        the start of the text; a begin-of-text token stays.
+        """
         if len(self.ids) <= max_length:
             return self
-        head = self.ids[: int(self.ids[0] == bos)]
-        taken = len(self.ids) - max_length
+        ids = self.ids[: max(self.stop, max_length)]
+        head = ids[: int(ids[0] == bos)]
+        taken = len(ids) - max_length
         turn, start, stop = (max(i - taken, len(head)) if i else 0 for i in self[1:])
-        return TokenizedText(head + self.ids[taken + len(head) :], turn, start, stop)
+        return TokenizedText(head + ids[taken + len(head) :], turn, start, stop)
 
 
 def without_whitespace(text: str, region: tuple[int, int]) -> tuple[int, int]:
@@ -95,9 +102,9 @@ class ChatEncoder:
         }
         spellings = sorted(self.specials, key=len, reverse=True)
         self._spelling = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-        self._stand_ins = {spelling: chr(STAND_IN + i) for i, spelling in enumerate(spellings)}
+        self._stand_ins = {spelling: RESERVED + chr(STAND_IN + i) for i, spelling in enumerate(spellings)}
         self._spelled = {stand_in: spelling for spelling, stand_in in self._stand_ins.items()}
-        self._stand_in = re.compile(f"[{''.join(self._spelled)}]" if self._spelled else r"(?!)")
+        self._stand_in = re.compile("|".join(self._spelled) or r"(?!)")
         self._as_text: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, text: GivenText, where: str = "A text", column: str = "text") -> TokenizedText:
@@ -200,7 +207,7 @@ class ChatEncoder:
         return guarded | {"content": blank + opened + self._hide(block) + closed + self._hide(answer)}
 
     def _hide(self, value: Any) -> Any:
-        """A value in whose strings and names private characters stand for the spellings of special tokens."""
+        """A value in whose strings and names stand-ins take the place of the spellings of special tokens."""
         if isinstance(value, str):
             return self._spelling.sub(lambda match: self._stand_ins[match[0]], value)
         if isinstance(value, Mapping):
@@ -215,9 +222,10 @@ class ChatEncoder:
         for match in self._stand_in.finditer(text):
             at, spelling = match.start(), self._spelled[match[0]]
             fakes.append((at + longer, at + longer + len(spelling)))
-            longer += len(spelling) - 1
-            start += (len(spelling) - 1) * (at < region[0])
-            stop += (len(spelling) - 1) * (at < region[1])
+            more = len(spelling) - len(match[0])
+            longer += more
+            start += more * (at < region[0])
+            stop += more * (at < region[1])
         return self._stand_in.sub(lambda match: self._spelled[match[0]], text), (start, stop), fakes
 
     def _tokenize(

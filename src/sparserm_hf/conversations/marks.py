@@ -10,12 +10,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SparseRMError
-from .messages import Conversation
+from .messages import Conversation, Messages
 from .rows import common_prefix_length
 from .templates import render
 
-# Stand for contents in a rendering: no template writes these characters itself, and none changes them.
-QUESTION, ANSWER, OTHER = "\U00100001", "\U00100002", "\U00100003"
+# Stand for contents in a rendering: code points that Unicode keeps free of characters, so that no text holds them.
+QUESTION, ANSWER, OTHER = "\ufdd1", "\ufdd2", "\ufdd3"
 REASONING = ("<think>", "</think>")  # where the template has no tags of its own
 WHITESPACE = " \t\n\r\v\f"  # each is one byte, so that tokens of it are told from others
 TAG = re.compile(r"[<\[][^<>\[\]\s]+[>\]]$")
@@ -84,13 +84,18 @@ class ChatFormat:
         if not header[len(before) :].strip():  # Mistral's generation prompt is what ends the question
             before = ""
         tail = whole.partition(ANSWER)[2]
-        again = render(tokenizer, [user, assistant, user | {"content": OTHER}]) if _takes_turns(tokenizer) else ""
-        user_header = _without(again.partition(ANSWER)[2].partition(OTHER)[0], tail, added)
+        user_header, system_header = (
+            _turn_header(tokenizer, [user, assistant], role, tail, added) for role in ("user", "system")
+        )
         tool_header, after_tool = _tool_headers(tokenizer, user, user_header)
-        others = [text for text in (user_header, tool_header) if text.strip()]
         header = header[len(before) :]
         if header.strip() in ("", user_header.strip()):
             header = ""
+        if (
+            not header or header.strip() in system_header
+        ):  # the template writes any role but the user's as the assistant
+            system_header = ""
+        others = dict.fromkeys(text for text in (user_header, system_header, tool_header) if text.strip())
         after_header = between[len(before + header) :]
         after_tool = "" if not header or header.strip() in after_tool else after_tool[_last_token(after_tool, added) :]
         return cls(before, header, after_tool, after_header, tuple(others), tail, begin, end)
@@ -124,12 +129,16 @@ def _last_token(text: str, added: list[str]) -> int:
     return max((text.rindex(token) for token in added if token in text), default=len(text))
 
 
-def _takes_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
-    messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+def _turn_header(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, role: str, tail: str, added: list[str]
+) -> str:
+    """What stands before a turn after an answer; empty where the template takes none, or writes it elsewhere."""
     try:
-        return bool(render(tokenizer, messages))
+        again = render(tokenizer, [*messages, {"role": role, "content": OTHER}])
     except SparseRMError:
-        return False
+        return ""
+    before, found, _ = again.partition(ANSWER)[2].partition(OTHER)
+    return _without(before, tail, added) if found else ""
 
 
 def _tool_headers(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], user_header: str) -> tuple[str, str]:

@@ -124,8 +124,8 @@ def _shorten(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder)
     if isinstance(pair.prompt, str) and pair.prompt.strip() and not texts[0].turn:
         prompt = encoder.encode(pair.prompt, pair.where).ids
     for text in texts:
-        own = len(text.ids) - (text.turn or common_prefix_length(prompt, text.ids))
-        if len(text.ids) > limit and own > limit - (text.ids[0] == bos):
+        own = text.stop - (text.turn or common_prefix_length(prompt, text.ids))
+        if text.stop > limit and own > limit - (text.ids[0] == bos):
             return []
     return [text.keep_end(limit, bos) for text in texts]
 
@@ -169,12 +169,12 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
             left_out["empty response"] += 1
             continue
         prompt = _prompt_of(pair, texts, encoder)
-        if max(len(text.ids) for text in texts) > encoder.max_length:
-            texts = _shorten(pair, texts, encoder)
-            if not texts:
-                left_out[f"response longer than max_length = {encoder.max_length}"] += 1
-                continue
-            truncated += 1
+        is_long = max(text.stop for text in texts) > encoder.max_length
+        texts = _shorten(pair, texts, encoder)
+        if not texts:
+            left_out[f"response longer than max_length = {encoder.max_length}"] += 1
+            continue
+        truncated += is_long
         chosen, rejected = (index.setdefault(text, len(index)) for text in texts)
         sides.append((chosen, rejected))
         prompts.append(prompt)
