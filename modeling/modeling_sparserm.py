@@ -134,13 +134,11 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             ValueError: See `forward`.
         """
         attention_mask = self._mask(input_ids, attention_mask)
-        if responses is not None:
-            pass
-        elif input_ids is not None:
+        if responses is None and input_ids is not None:
             input_ids, attention_mask, responses = self.locate(input_ids, attention_mask)
-        elif self.config.pooling == "response_mean":
-            raise ValueError("pooling='response_mean' finds the response by its token ids: pass input_ids.")
-        else:
+        elif responses is None:
+            if self.config.pooling == "response_mean":
+                raise ValueError("pooling='response_mean' finds the response by its token ids: pass input_ids.")
             responses = [(0, length) for length in attention_mask.bool().sum(-1).tolist()]
         hidden = residual_stream(self.model, input_ids, attention_mask, inputs_embeds)  # (B, T, d_model)
         return self.features_of(
@@ -204,7 +202,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         }
         raw = torch.cat([read[name]() for name in self.config.readings], dim=-1)  # (B, F)
         mean = self.feature_mean.to(raw)
-        raw = torch.where(texts.has_tokens, raw, getattr(self, "empty_features", mean).to(raw))
+        empty = mean if self.config.response_marks is None else self.empty_features.to(raw)
+        raw = torch.where(texts.has_tokens, raw, empty)
         return mean + self.steering_factors().to(raw) * (raw - mean) if steered and self.config.steering else raw
 
     def steering_factors(self) -> torch.Tensor:

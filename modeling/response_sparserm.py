@@ -57,8 +57,8 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
 
     The response starts at the first assistant header after the last header of another role, so that a response cannot
     move its own start by writing a header. It ends at the first end of turn, or at any other special token that the
-    template does not write inside an assistant's turn. A reasoning block before the answer is
-    left out; where there is nothing but reasoning, that is the response. Whitespace around the content is left out.
+    template does not write inside an assistant's turn. A reasoning block before the answer is left out; where there is
+    nothing but reasoning, that is the response. Whitespace around the content is left out.
 
     Args:
         ids: Token ids of a text, without padding.
@@ -97,9 +97,11 @@ def is_conversation(ids: Sequence[int], marks: dict[str, Any]) -> bool:
 
 def count_bos(ids: Sequence[int], bos: int | None, marks: dict[str, Any]) -> tuple[int, int]:
     """How many begin-of-text tokens a text begins with, and with how many it is scored."""
+    if bos is None:
+        return 0, 0
     found = next((i for i, token in enumerate(ids) if token != bos), len(ids))
-    if bos is None or is_conversation(ids, marks):
-        return found, marks["bos_in_conversation"] if bos is not None else found
+    if is_conversation(ids, marks):
+        return found, marks["bos_in_conversation"]
     return found, max(marks["bos_in_text"], min(found, 1))
 
 
