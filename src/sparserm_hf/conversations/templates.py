@@ -6,7 +6,7 @@ import logging
 from datetime import datetime
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import SparseRMError, reason
 from .messages import Conversation, Messages
@@ -78,7 +78,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
         SparseRMError: It has neither a pad nor an end-of-text token, or it does not tell where its tokens stand in a
             text.
     """
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise SparseRMError(
             f"The tokenizer is a {type(tokenizer).__name__}, which does not tell where its tokens stand in a text, so "
             "that the response cannot be found: use the fast tokenizer of this base model (a tokenizer.json)."
