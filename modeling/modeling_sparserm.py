@@ -202,9 +202,10 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         }
         raw = torch.cat([read[name]() for name in self.config.readings], dim=-1)  # (B, F)
         mean = self.feature_mean.to(raw)
-        empty = mean if self.config.response_marks is None else self.empty_features.to(raw)
-        raw = torch.where(texts.has_tokens, raw, empty)
-        return mean + self.steering_factors().to(raw) * (raw - mean) if steered and self.config.steering else raw
+        if steered and self.config.steering:
+            raw = mean + self.steering_factors().to(raw) * (raw - mean)
+        empty = mean if self.config.response_marks is None else self.empty_features.to(raw)  # never steered
+        return torch.where(texts.has_tokens, raw, empty)
 
     def steering_factors(self) -> torch.Tensor:
         """(F,) what the distance of each feature from its training mean is multiplied by."""

@@ -67,7 +67,8 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
         old_header: `SparseRMConfig.response_marker_ids`.
 
     Returns:
-        The response: all of the text where no header stands in it. None where the last turn is not the assistant's.
+        The response: all of the text where no header stands in it; empty where another role has the last turn. None
+        where the assistant has no turn at all.
     """
     if marks is None:
         found = max(occurrences(ids, [old_header], 0, len(ids)), default=(0, 0))
@@ -77,7 +78,9 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
     last_other = max((start for start, _ in others), default=-1)
     headers = list(occurrences(ids, marks["assistant_header"], last_other + 1, stop))
     if not headers:
-        if is_conversation(ids, marks):
+        if any(True for _ in occurrences(ids, marks["assistant_header"], 0, stop)):
+            return Response(stop, stop, stop, stop)  # after the last answer somebody else has spoken
+        if others:
             return None
         start, stop = trim(ids, marks, 0, stop, ends=True)
         return Response(0, 0, start, stop)

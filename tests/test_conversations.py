@@ -485,10 +485,34 @@ def test_text_parts_are_joined_and_calls_need_no_content():
     assert [encoder.tokenizer.decode(text.response) for text in texts] == ["w2 w3", "w2 w3"]
 
 
-def test_the_user_last_in_rendered_text_is_refused():
-    """A reward of the question instead of the answer was once given without a word."""
-    with pytest.raises(SparseRMError, match=r"^Row 1.* ends with a turn that is not the assistant's"):
-        tiny_encoder()("<|user|> w1 <|end|> <|assistant|> w2 <|end|> <|user|> w3 <|end|>", "Row 1")
+def test_rendered_text_without_a_last_answer(caplog):
+    """A reward of the question instead of the answer was once given without a word.
+
+    Where an answer stands before, a policy may have written the last turn: that must not end a training run.
+    """
+    encoder = tiny_encoder()
+    with pytest.raises(SparseRMError, match=r"^Row 1 is a prompt without a response"):
+        encoder("<|user|> w1 <|end|>", "Row 1")
+    text = encoder("<|user|> w1 <|end|> <|assistant|> w2 <|end|> <|user|> w3 <|end|>", "Row 2")
+    assert text.response == () and "Row 2 ends with a turn of another role than the assistant" in caplog.text
+
+
+def test_a_prompt_is_taken_off_each_side_that_repeats_it():
+    """Off both or none it was taken once: a question stood twice in one response."""
+    whole, answer = [user("w1"), assistant("w2")], [assistant("w3")]
+    for prompt in ([user("w1")], "w1"):
+        pair = read_preference({"prompt": prompt, "chosen": whole, "rejected": answer}, "Row 1")
+        assert (pair.prompt, pair.chosen, pair.rejected) == ([user("w1")], [assistant("w2")], answer)
+    for completion in (whole, whole[1:]):
+        texts = texts_of_row({"prompt": [user("w1")], "completion": completion}, "Row 1")
+        assert texts["reward"].messages == whole
+
+
+def test_a_slice_beyond_the_file_is_told(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("chosen,rejected\nw1,w2\n")
+    with pytest.raises(SparseRMError, match=r"has 1 rows, so that the split 'train\[5:\]' holds none"):
+        load_preferences(str(path), "train[5:]")
 
 
 @pytest.mark.parametrize("change", ["upper", "trim", "trim | upper", "replace('w2', 'w5 w6')"])

@@ -167,9 +167,10 @@ def test_the_command_explains_texts_and_pairs(trained, tmp_path, capsys, monkeyp
     assert next(iter(pair["difference"].values())) == max(pair["difference"].values(), key=abs)
     assert main(["explain", str(trained), source, "--output", str(out)]) == 2, "nothing is overwritten"
     bad = write_jsonl(tmp_path / "bad.jsonl", [row, {"nothing": 1}])
-    assert main(["explain", str(trained), bad, "--output", str(tmp_path / "none.jsonl")]) == 2
+    assert main(["explain", str(trained), bad, "--output", str(tmp_path / "some.jsonl")]) == 2
     assert f"{bad}, row 2 has the columns nothing" in capsys.readouterr().err
-    assert not (tmp_path / "none.jsonl").exists()
+    first, second = map(json.loads, (tmp_path / "some.jsonl").read_text().splitlines())
+    assert first["difference"] and "row 2 has the columns nothing" in second["reward_error"]
 
 
 def test_it_explains_without_this_package(reward_model):

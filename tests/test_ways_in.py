@@ -88,6 +88,7 @@ def test_a_response_of_messages_pools_all_of_its_text_whatever_structure_it_spel
 
 
 UNUSUAL = {
+    "a call beside an answer": ([assistant("Let me look.", tool_calls=tool_use(1)[0]["tool_calls"])], None),
     "nothing": ([assistant("")], ""),
     "whitespace": ([assistant(" \n\n ")], ""),
     "reasoning that never ends": ([assistant("<think>\nI think it is")], "I think it is"),
@@ -105,12 +106,14 @@ def test_unusual_conversations_pool_the_same_as_messages_and_as_text(name, case)
     """After a tool, Mistral and DeepSeek R1 write no assistant header: such a text was refused."""
     messages, pooled = UNUSUAL[case]
     tools = [TOOL] if messages[0].get("tool_calls") else None
+    if pooled is None and name in ("Gemma 2", "Gemma 3", "Phi-3", "Zephyr"):
+        pytest.skip("it writes no calls")
     if tools and TOOLS not in TEMPLATES[name].shapes:
         pytest.skip("it takes no tools")
     encoder = encoder_of(name)
     conversation = Conversation([user("How warm is it?"), *messages], tools)
     found = encoder(conversation)
-    assert text_of(encoder, found) == pooled
+    assert pooled is None or text_of(encoder, found) == pooled
     assert encoder(render(encoder.tokenizer, conversation)) == found
 
 

@@ -18,7 +18,7 @@ from .align_cli import add_align_command
 from .checkpoints import check_output_file
 from .conversations.files import iterate_rows, load_preferences
 from .demo.run import run_demo
-from .errors import SparseRMError, without_extra
+from .errors import SparseRMError, tell_errors, without_extra
 from .evaluation.benchmarks import BENCHMARKS, run_benchmark
 from .evaluation.evaluate import evaluate_checkpoint
 from .evaluation.tables import print_benchmark, print_evaluation
@@ -27,11 +27,9 @@ from .integrations.stock import export_stock
 from .processes import process_state
 from .sae.presets import model_and_sae
 from .sae_cli import ModelAndSAE, add_sae_commands, given
-from .scoring import ROW_ERROR, json_line, load_reward_model, row_errors, score_rows, score_to_file
+from .scoring import json_line, load_reward_model, row_errors, score_rows, score_to_file
 from .trainer import SparseRMTrainer
 from .training_config import MIN_LENGTH, SparseRMTrainingConfig
-
-MOST_ERRORS = 10  # rows that could not be scored, of which each gets its own line
 
 
 @dataclass(kw_only=True)
@@ -213,15 +211,6 @@ def score_on_ray(args: argparse.Namespace) -> int:
     )
     print_written(args.output, scored.kept)
     return tell_errors(scored.errors)
-
-
-def tell_errors(errors: list[str]) -> int:
-    """Say which rows were not scored; returns the exit code."""
-    for error in errors[:MOST_ERRORS]:
-        print(f"sparserm: error: {error}", file=sys.stderr)
-    if len(errors) > MOST_ERRORS:
-        print(f"sparserm: error: and {len(errors) - MOST_ERRORS} rows more, see `{ROW_ERROR}`.", file=sys.stderr)
-    return 2 if errors else 0
 
 
 def print_written(output: Path, before: int) -> None:

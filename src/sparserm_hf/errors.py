@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+MOST_ERRORS = 10  # rows that could not be used, of which each gets its own line
 
 
 class SparseRMError(ValueError):
@@ -30,3 +33,12 @@ def full_disk_as_os_error(path: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def tell_errors(errors: Sequence[str]) -> int:
+    """Say which rows were not scored; returns the exit code."""
+    for error in errors[:MOST_ERRORS]:
+        print(f"sparserm: error: {error}", file=sys.stderr)
+    if len(errors) > MOST_ERRORS:
+        print(f"sparserm: error: and {len(errors) - MOST_ERRORS} rows more, see `reward_error`.", file=sys.stderr)
+    return 2 if errors else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .conversations.files import iterate_rows, load_preferences
 from .conversations.messages import row_name
 from .conversations.rows import texts_of_row
 from .drift import ALARM, load_reference, read_texts
-from .errors import SparseRMError
+from .errors import SparseRMError, tell_errors
 from .evaluation.evaluate import SavedRewardModel
 from .explain.editing import edit_model, save_edited
 from .explain.latents import report_latents
@@ -22,7 +23,7 @@ from .explain.report import check_report, write_report
 from .explain.rows import as_json, explain_rows
 from .explain.terminal import print_drift, print_effect, print_explanation, print_latents
 from .processes import process_state
-from .scoring import encoder_of, json_line, load_reward_model
+from .scoring import ROW_ERROR, encoder_of, json_line, load_reward_model
 
 
 def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
@@ -111,20 +112,29 @@ def _factor(latent: int, text: str) -> float:
         raise SparseRMError(f"Latent {latent} has the factor {text!r}, but it must be a number.") from None
 
 
-def explain_command(args: argparse.Namespace) -> None:
-    """`sparserm explain`."""
+def explain_command(args: argparse.Namespace) -> int:
+    """`sparserm explain`; returns 2 where rows could not be explained."""
     if process_state().num_processes > 1:
         raise SparseRMError("sparserm explain runs in one process: start it without a launcher.")
     check_output_file(args.output)
     model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
     rows: Any = tqdm(iterate_rows(args.input), desc="Explaining", unit="row", delay=2, disable=args.output is None)
-    explained = explain_rows(model, encoder_of(model, tokenizer, args.max_length), rows, args.input)
-    if args.output:
-        with replacing_file(args.output) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json_line(as_json(row, texts)) for row, texts in explained)
-        return
-    for number, (_, texts) in enumerate(explained, 1):
-        print_explanation(texts, model.config, f"Row {number}", args.top)
+    encoder, errors = encoder_of(model, tokenizer, args.max_length), []
+    with ExitStack() as stack:
+        file = None
+        if args.output:
+            file = stack.enter_context(stack.enter_context(replacing_file(args.output)).open("w", encoding="utf-8"))
+        for number, row in enumerate(rows, 1):
+            try:
+                ((_, texts),) = explain_rows(model, encoder, [row], args.input, number)
+            except SparseRMError as error:  # the other rows are explained all the same
+                errors.append(str(error))
+                texts = {}
+            if file:
+                file.write(json_line(as_json(row, texts) if texts else {**row, ROW_ERROR: errors[-1]}))
+            elif texts:
+                print_explanation(texts, model.config, f"Row {number}", args.top)
+    return tell_errors(errors)
 
 
 def features_command(args: argparse.Namespace) -> None:

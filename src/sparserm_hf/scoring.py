@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,8 +86,18 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
 
 def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Cut rows into chunks; each is scored by itself, so that it gets the same bits wherever that happens."""
-    remaining = iter(rows)
-    while chunk := list(islice(remaining, CHUNK_ROWS)):
+    chunk: list[dict[str, Any]] = []
+    try:
+        for row in rows:
+            chunk.append(row)
+            if len(chunk) == CHUNK_ROWS:
+                yield chunk
+                chunk = []
+    except SparseRMError:  # a broken line: what was read before it is not lost
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
         yield chunk
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import SparseRMError
 from ..modeling.response_sparserm import count_bos, find_response, occurrences, trim
-from .marks import ANSWER, TAG, WHITESPACE, ChatFormat
+from .marks import ANSWER, REASONING_FIELDS, TAG, WHITESPACE, ChatFormat
 from .messages import Conversation, GivenText, Text, given_text
 from .templates import render
 
@@ -88,7 +88,7 @@ class ChatEncoder:
     ):
         self.tokenizer, self.marks, self.old_header = tokenizer, marks, old_header or []
         self.max_length = max_length or sys.maxsize
-        self.told_of_plain_text = False
+        self.told_of_plain_text = self.told_of_last_turn = False
         chat = ChatFormat.of(tokenizer) if marks is not None else None
         self.tags = (chat.begin_of_reasoning, chat.end_of_reasoning) if chat else ("", "")
         template = str(tokenizer.chat_template)
@@ -136,7 +136,8 @@ class ChatEncoder:
         found = find_response(ids, self.marks, self.old_header)
         if found is None:
             raise SparseRMError(
-                f"{where} ends with a turn that is not the assistant's, but a reward is that of a response: add it."
+                f"{where} is a prompt without a response, but a reward is that of a response: end the text with the "
+                "assistant's turn."
             )
         return TokenizedText(ids, found.header, found.start, found.stop)
 
@@ -148,6 +149,9 @@ class ChatEncoder:
             found, wanted = count_bos(ids, self.tokenizer.bos_token_id, self.marks)
             ids = ids[found - wanted :] if found > wanted else (self.tokenizer.bos_token_id,) * (wanted - found) + ids
         encoded = self._find(ids, where)
+        if encoded.turn == len(ids) and not self.told_of_last_turn:
+            self.told_of_last_turn = True
+            logger.warning("%s ends with a turn of another role than the assistant: its response is empty.", where)
         headers = [self.old_header] if self.marks is None else self.marks["assistant_header"]
         if encoded.turn == 0 and not self.told_of_plain_text and not any(occurrences(ids, headers, 0, len(ids))):
             self.told_of_plain_text = True
@@ -160,7 +164,7 @@ class ChatEncoder:
 
     def _encode_conversation(self, conversation: Conversation, where: str) -> TokenizedText:
         last = conversation.messages[-1]
-        answer = len(last["content"]) - len(self._answer(last["content"]))  # where it starts, behind any reasoning
+        answer = len(last["content"]) - len(self._answer(last))  # where it starts, behind any reasoning
         guarded = [self._guard(message) for message in conversation.messages]
         tools, kwargs = self._hide(conversation.tools), self._hide(conversation.template_kwargs)
         written = render(self.tokenizer, Conversation(guarded, tools, kwargs), where=where)
@@ -174,7 +178,7 @@ class ChatEncoder:
         text, region, fakes = self._spell(written, region)
         region = without_whitespace(text, region)  # a token of what is before it may take in the space between
         ids, spans = self._tokenize(text, region, fakes)
-        if self.marks is None:
+        if self.marks is None or last.get("tool_calls"):  # a call belongs to the response
             return self._find(ids, where)
         inside = [i for i, (left, right) in enumerate(spans) if max(left, region[0]) < min(right, region[1])]
         start, stop = trim(ids, self.marks, inside[0], inside[-1] + 1) if inside else (0, 0)
@@ -183,9 +187,10 @@ class ChatEncoder:
         turn = max(occurrences(ids, self.marks["assistant_header"], 0, start), default=(start, start))[0]
         return TokenizedText(ids, turn, start, stop)
 
-    def _answer(self, content: str) -> str:
+    def _answer(self, message: Mapping[str, Any]) -> str:
         """A content without the reasoning block that it begins with, or without the opening of one that never ends."""
-        if self.marks is None:
+        content = message["content"]
+        if self.marks is None or any(message.get(name) for name in REASONING_FIELDS):
             return content
         begin, end = self.tags
         block, closed, answer = content.partition(end)
@@ -195,7 +200,7 @@ class ChatEncoder:
         """A message in which no content spells a special token; the tags around an assistant's reasoning stay."""
         guarded = self._hide(message)
         content = message["content"]
-        answer = self._answer(content)
+        answer = self._answer(message)
         if message["role"] != "assistant" or answer == content:
             return guarded
         begin, end = self.tags

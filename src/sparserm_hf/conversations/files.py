@@ -128,8 +128,11 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
             raise SparseRMError(f"{source}: the rows are not of one form ({reason(error)}). {FORMATS}") from error
     if len(dataset) == 0:
         raise SparseRMError(f"{source} is empty. {FORMATS}")
+    rows_of_split = range(len(dataset))[start:stop]
+    if not rows_of_split:
+        raise SparseRMError(f"{source} has {len(dataset)} rows, so that the split {split!r} holds none.")
     dataset.info.dataset_name = source_name(source, split)  # what errors about its rows name
-    return dataset.select(range(len(dataset))[start:stop])
+    return dataset.select(rows_of_split)
 
 
 def _from_table(path: Path, suffix: str) -> Dataset:

@@ -16,6 +16,7 @@ from .templates import render
 
 # Stand for contents in a rendering: code points that Unicode keeps free of characters, so that no text holds them.
 QUESTION, ANSWER, OTHER = "\ufdd1", "\ufdd2", "\ufdd3"
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message, by various templates
 REASONING = ("<think>", "</think>")  # where the template has no tags of its own
 WHITESPACE = " \t\n\r\v\f"  # each is one byte, so that tokens of it are told from others
 TAG = re.compile(r"[<\[][^<>\[\]\s]+[>\]]$")
@@ -170,7 +171,7 @@ def _tool_headers(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], user
 
 def _reasoning_tags(tokenizer: PreTrainedTokenizerBase, user: dict[str, str]) -> tuple[str, str]:
     """What opens and closes a reasoning block."""
-    thoughts = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), OTHER)
+    thoughts = dict.fromkeys(REASONING_FIELDS, OTHER)
     try:
         whole = render(tokenizer, [user, {"role": "assistant", "content": ANSWER, **thoughts}])
     except SparseRMError:
@@ -202,14 +203,14 @@ def find_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     # With what a template may write between header and answer, such as an empty reasoning block, and without.
     headers = {header + chat.after_header: ANSWERS, header: [chat.after_header + answer for answer in ANSWERS]}
     headers |= {chat.header_after_tool: ANSWERS} if chat.header_after_tool else {}
-    asked = [question + chat.before_header for question in QUESTIONS]
+    asked = [question + chat.before_header for question in QUESTIONS] + [""]
     return {
         "assistant_header": [
             ids for text, answers in headers.items() if header for ids in _variants(tokenizer, text, asked, answers)
         ],
         "other_headers": [
             ids for other in chat.other_headers
-            for ids in _variants(tokenizer, other, [a + chat.end_of_turn for a in ANSWERS], QUESTIONS)
+            for ids in _variants(tokenizer, other, [*(a + chat.end_of_turn for a in ANSWERS), ""], QUESTIONS)
         ],
         "end_of_turn": [ids for end in ends for ids in _variants(tokenizer, end, ANSWERS, ["", "\n", "\n\n"])],
         "specials": _never_inside(tokenizer, chat),

@@ -16,7 +16,8 @@ MOST_NAMES = 8  # columns that an error names
 MOST_NESTED = 100  # lists and objects in each other; Python's own functions give up at a few hundred
 # Arguments of `apply_chat_template` that decide what a tokenizer does, not what the template writes.
 RESERVED = (
-    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "padding",
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "conversations", "max_length",
+    "messages", "padding", "self",
     "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation",
 )  # fmt: skip
 _shorten = reprlib.Repr()

@@ -114,7 +114,8 @@ def read_preference(row: Mapping[str, Any], where: str) -> Preference:
             raise SparseRMError(f"{where} has no `{name}` response. {FORMATS}")
     prompt = row.get("prompt")
     if isinstance(prompt, str) and is_messages(row["chosen"]):  # UltraFeedback has the first question as its prompt
-        whole = any(message.get("role") == "user" for message in row["chosen"])
+        sides = [side for side in (row["chosen"], row["rejected"]) if is_messages(side)]
+        whole = all(any(message.get("role") == "user" for message in side) for side in sides)
         prompt = None if whole else [{"role": "user", "content": prompt}]
     names = [name for name in ("prompt", "chosen", "rejected") if name != "prompt" or prompt is not None]
     found = checked({**row, "prompt": prompt}, names, where)
@@ -123,9 +124,18 @@ def read_preference(row: Mapping[str, Any], where: str) -> Preference:
         shared: str | Messages = chosen[: implicit_prompt(chosen, rejected)]
         return Preference(shared, chosen[len(shared) :], rejected[len(shared) :], row, where)
     given = found["prompt"]
-    if all(len(side) > len(given) and side[: len(given)] == given for side in (chosen, rejected)):
-        chosen, rejected = chosen[len(given) :], rejected[len(given) :]
+    again = [_repeats(given, side) for side in (chosen, rejected)]
+    if isinstance(given, str):  # one response alone may well begin with the words of a short prompt
+        again = [all(again)] * 2
+    chosen, rejected = (
+        side[len(given) :] if twice else side for side, twice in zip((chosen, rejected), again, strict=True)
+    )
     return Preference(given, chosen, rejected, row, where)
+
+
+def _repeats(prompt: str | Messages, response: str | Messages) -> bool:
+    """Whether a response begins with the prompt, and goes on."""
+    return len(response) > len(prompt) and response[: len(prompt)] == prompt
 
 
 def common_prefix_length(a: Any, b: Any) -> int:
@@ -172,6 +182,8 @@ def texts_of_row(row: Mapping[str, Any], where: str, needs_response: bool = True
     columns = columns if columns[0] in row else ("text",)
     if columns[0] in row:
         parts = list(checked(row, columns, where).values())
+        if len(parts) == 2 and not isinstance(parts[0], str) and _repeats(parts[0], parts[1]):
+            parts = parts[1:]  # the completion is the whole conversation
         whole = reduce(add, parts)
         if isinstance(whole, str):
             return {"reward": whole}

@@ -20,6 +20,7 @@ def explain_rows(
     encoder: ChatEncoder,
     rows: Iterable[Mapping[str, Any]],
     source: str = "",
+    first_number: int = 1,
 ) -> Iterator[tuple[Mapping[str, Any], Explained]]:
     """Yield each row with the explanations of its texts.
 
@@ -28,11 +29,12 @@ def explain_rows(
         encoder: Its encoder, see `encoder_of`.
         rows: Rows as `texts_of_row` takes them.
         source: The file that the rows are in, for errors.
+        first_number: Number of the first row, for errors.
 
     Raises:
         SparseRMError: A row is of another form, or empty.
     """
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, first_number):
         where = row_name(number, source)
         texts = {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
         yield row, {name: explain_tokens(model, encoder.tokenizer, text) for name, text in texts.items()}
