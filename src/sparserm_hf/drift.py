@@ -198,8 +198,7 @@ def read_texts(
         for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
             ids, mask = pad_texts([texts[i].ids for i in batch], device)
             hidden = residual_stream(model.model, ids, mask)
-            responses = [(texts[i].start, texts[i].stop) for i in batch]
-            where = pooled_tokens(mask, responses, config.pooling).to(hidden.device)
+            where = pooled_tokens(mask, [texts[i].place for i in batch], config.pooling).to(hidden.device)
             pooled = model.pool(hidden, where)
             read = model.combine_features(pooled, steered=False)
             features[batch] = read.double().cpu().numpy()

@@ -117,6 +117,7 @@ def _compute_shard(
     base_model: PreTrainedModel,
     sae: SparseAutoencoder | None,
     texts: list[TokenizedText],
+    ids_of: list[tuple[int, ...]],
     shard: list[list[Family]],
     how: Pooling,
     packed: bool,
@@ -125,22 +126,19 @@ def _compute_shard(
     counts = [torch.zeros(1, dtype=torch.int64)]
     for batch in shard:
         members = [i for family in batch for i in family.members]
-        ids, mask = pad_texts([texts[i].ids for i in members], base_model.device)
+        ids, mask = pad_texts([ids_of[i] for i in members], base_model.device)
         with torch.inference_mode():
             if packed:
-                hidden = pad_sequence(
-                    run_packed(base_model, [text.ids for text in texts], batch), batch_first=True
-                )  # (B, T, d_model)
+                hidden = pad_sequence(run_packed(base_model, ids_of, batch), batch_first=True)  # (B, T, d_model)
             else:
                 hidden = residual_stream(base_model, ids, mask)
-            responses = [(texts[i].start, texts[i].stop) for i in members]
-            pooled = pooled_tokens(mask, responses, how.pooling)  # (B, T)
+            pooled = pooled_tokens(mask, [texts[i].place for i in members], how.pooling)  # (B, T)
             read = pool_texts(hidden, pooled, how.representation_norm, sae)
             finite = torch.isfinite(read.mean).all(-1) & torch.isfinite(read.max_activation).all(-1)
             if not finite.all():
                 worst = members[int((~finite).nonzero()[0])]
                 raise SparseRMError(
-                    f"The representation of text {worst + 1} ({len(texts[worst].ids)} tokens) is not finite: the base "
+                    f"The representation of text {worst + 1} ({len(ids_of[worst])} tokens) is not finite: the base "
                     f"model overflows in {str(base_model.dtype).removeprefix('torch.')}. Use dtype='float32', or look "
                     "for broken weights."
                 )
@@ -196,8 +194,8 @@ def collect_representations(
     """
     state = process_state()
     max_tokens = max_tokens or batch_tokens(base_model.device)
-    lengths_of_texts = [len(text.ids) for text in texts]
-    packed = can_pack(base_model, max(lengths_of_texts))
+    ids_of = [text.ids for text in texts]
+    packed = can_pack(base_model, max(map(len, ids_of)))
     identity = {
         "format": CACHE_FORMAT,
         "base_model": fingerprint_module(base_model),
@@ -214,8 +212,7 @@ def collect_representations(
     fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16)
     folder = cache_dir / fingerprint.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    alone = [Family((i,), length, length) for i, length in enumerate(lengths_of_texts)]
-    families = find_families([text.ids for text in texts]) if packed else alone
+    families = find_families(ids_of) if packed else [Family((i,), len(x), len(x)) for i, x in enumerate(ids_of)]
     lengths = [family.length for family in families]
     batches = plan_batches(lengths, max_tokens)
     shards = plan_shards(batches, lengths)
@@ -234,7 +231,7 @@ def collect_representations(
         ) as bar:
             for i in todo:
                 shard = [[families[j] for j in batch] for batch in shards[i]]
-                tensors = _compute_shard(base_model, sae, texts, shard, how, packed)
+                tensors = _compute_shard(base_model, sae, texts, ids_of, shard, how, packed)
                 with replacing_file(paths[i]) as temporary:
                     save_file(tensors, temporary)
                 bar.update(size[i])

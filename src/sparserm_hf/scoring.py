@@ -78,7 +78,7 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
     for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
         ids, mask = pad_texts([texts[i].ids for i in batch], device)
         with torch.inference_mode():
-            read = model.extract_features(ids, mask, responses=[(texts[i].start, texts[i].stop) for i in batch])
+            read = model.extract_features(ids, mask, responses=[texts[i].place for i in batch])
             features[batch] = read.double().cpu().numpy()
             rewards[batch] = model.reward(read)[:, 0].double().cpu().numpy()
     return Scores(features, rewards)

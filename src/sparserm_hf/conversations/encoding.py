@@ -39,6 +39,11 @@ class TokenizedText(NamedTuple):
     stop: int
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Where the response stands, as `find_responses` tells it."""
+        return self.start, self.stop
+
+    @property
     def response(self) -> tuple[int, ...]:
         """Token ids of the response's content."""
         return self.ids[self.start : self.stop]
@@ -105,6 +110,7 @@ class ChatEncoder:
         self._stand_ins = {spelling: RESERVED + chr(STAND_IN + i) for i, spelling in enumerate(spellings)}
         self._spelled = {stand_in: spelling for spelling, stand_in in self._stand_ins.items()}
         self._stand_in = re.compile("|".join(self._spelled) or r"(?!)")
+        self._special_ids = set(self.specials.values())
         self._as_text: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, text: GivenText, where: str = "A text", column: str = "text") -> TokenizedText:
@@ -127,6 +133,11 @@ class ChatEncoder:
         if not encoded.ids:
             raise SparseRMError(f"{where} has an empty text: there is nothing to score.")
         return encoded
+
+    @property
+    def headers(self) -> list[list[int]]:
+        """Token id sequences that write the assistant header."""
+        return [self.old_header] if self.marks is None else self.marks["assistant_header"]
 
     def as_text(self, written: str) -> tuple[int, ...]:
         """Token ids of a content in which the spellings of special tokens are ordinary text."""
@@ -152,8 +163,7 @@ class ChatEncoder:
         if encoded.turn == len(ids) and not self.told_of_last_turn:
             self.told_of_last_turn = True
             logger.warning("%s ends with a turn of another role than the assistant: its response is empty.", where)
-        headers = [self.old_header] if self.marks is None else self.marks["assistant_header"]
-        if encoded.turn == 0 and not self.told_of_plain_text and not any(occurrences(ids, headers, 0, len(ids))):
+        if encoded.turn == 0 and not self.told_of_plain_text and not any(occurrences(ids, self.headers, 0, len(ids))):
             self.told_of_plain_text = True
             logger.warning(
                 "%s has no assistant header of the chat template: all of its tokens are read, those of a prompt too. "
@@ -238,13 +248,12 @@ class ChatEncoder:
     ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """Token ids and their places in a text; special tokens spelled by a content become its ordinary tokens."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        special = set(self.specials.values())
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for token, (left, right) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             own: tuple[int, ...] = (token,)
             span = (left, right)
-            if token in special:
+            if token in self._special_ids:
                 if region[0] <= left < right <= region[1] or any(left < end and right > start for start, end in fakes):
                     own = self._ordinary(text[left:right])
                 else:
@@ -257,7 +266,7 @@ class ChatEncoder:
         """Token ids of a special token's spelling as text."""
         if spelling not in self._as_text:
             ids = self.tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            if set(ids) & set(self.specials.values()):
+            if set(ids) & self._special_ids:
                 # It is special to the template alone, or a word of the vocabulary: cut it, so that it is not found.
                 ids = [i for char in spelling for i in self.tokenizer(char, add_special_tokens=False)["input_ids"]]
             self._as_text[spelling] = tuple(ids)

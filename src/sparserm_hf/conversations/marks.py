@@ -192,10 +192,10 @@ def find_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         SparseRMError: The template refuses a question with its answer.
     """
     chat = ChatFormat.of(tokenizer)
-    header, closing = chat.assistant_header, [chat.end_of_turn.strip()]
+    header, end = chat.assistant_header, chat.end_of_turn.strip()
     added = _added_tokens(tokenizer)
     # The first token of a tail is enough: what follows it may differ.
-    ends = [next((content for content in added if end.startswith(content)), end) for end in closing]
+    ends = [next((content for content in added if end.startswith(content)), end)]
     ends += [tokenizer.eos_token] if tokenizer.eos_token and tokenizer.eos_token not in ends else []
     example = Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}])
     rendered = tokenizer(render(tokenizer, example), add_special_tokens=False)["input_ids"]

@@ -89,8 +89,7 @@ def _prompt_of(pair: Preference, texts: list[TokenizedText], encoder: ChatEncode
     if turn:
         # The last header that both texts have: dialogues may part before their last turn.
         shared = common_prefix_length(chosen.ids, rejected.ids)
-        headers = [encoder.old_header] if encoder.marks is None else encoder.marks["assistant_header"]
-        starts = (start for start, _ in occurrences(chosen.ids, headers, 0, shared) if start <= turn)
+        starts = (start for start, _ in occurrences(chosen.ids, encoder.headers, 0, shared) if start <= turn)
         return chosen.ids[: max(starts, default=turn)]
     written = pair.prompt.strip() if isinstance(pair.prompt, str) else pair.prompt
     return json.dumps(written, default=str) if written else None

@@ -116,7 +116,7 @@ def explain_tokens(
     """Say why a tokenised text gets its reward; see `explain_text`."""
     ids = list(text.ids)
     input_ids = torch.tensor([ids], device=model.directions.device)
-    texts = run_texts(model, input_ids, torch.ones_like(input_ids), [(text.start, text.stop)])
+    texts = run_texts(model, input_ids, torch.ones_like(input_ids), [text.place])
     weight = None if model.config.head_type == "linear" else _average_gradient(model, texts)
     found = explain_rewards(model, texts, weight)
     config, k = model.config, len(model.config.latents)

@@ -156,8 +156,7 @@ def _passages(
     for batch in plan_batches([len(texts[n].ids) for n in numbers], batch_tokens(device)):
         ids, mask = pad_texts([texts[numbers[b]].ids for b in batch], device)
         hidden = residual_stream(model.model, ids, mask)
-        responses = [(texts[numbers[b]].start, texts[numbers[b]].stop) for b in batch]
-        pooled = pooled_tokens(mask, responses, config.pooling).to(hidden.device)
+        pooled = pooled_tokens(mask, [texts[numbers[b]].place for b in batch], config.pooling).to(hidden.device)
         read = read_tokens(model, hidden, pooled, activations=model.sae is not None)
         strengths = read.get("activation", read["projection"])  # (B, T, K)
         for row, b in enumerate(batch):
