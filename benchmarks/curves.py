@@ -16,11 +16,21 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from layers import LAYER, REST, RESULTS, TASKS, Texts, find_saes, load, load_pairs, machine, measure, represent_at
-from methods import Data, Method, accuracy, accuracy_cell, data_at, difference_cell, representation, selected, train
+from methods import (
+    READINGS,
+    Data,
+    Method,
+    accuracy,
+    accuracy_cell,
+    data_at,
+    difference_cell,
+    representation,
+    selected,
+    train,
+)
 from tqdm.auto import tqdm
 
 from sparserm_hf.conversations.pairs import TokenizedPreferences
-from sparserm_hf.features import FEATURES
 from sparserm_hf.shards import Representations
 
 matplotlib.use("Agg")
@@ -41,7 +51,7 @@ def curves(saes: dict, layers: int) -> dict[str, list[tuple[str, float | str, Me
     both = {"SparseRM": ours, DENSE: dense}
     points: dict[str, list] = {
         "latents": [("SparseRM", n, selected(sae, k=n // 2), {}) for n in TOTALS]
-        + [("four readings", n, selected(sae, FEATURES["all"], n // 2), {}) for n in TOTALS]
+        + [("four readings", n, selected(sae, READINGS, n // 2), {}) for n in TOTALS]
         + [(DENSE, n, dense, {}) for n in TOTALS],
         "layer": [("SparseRM", layer, selected(saes[layer]), {"layer": layer}) for layer in sorted(saes)]
         + [(DENSE, layer, dense, {"layer": layer}) for layer in range(2, layers + 1, 2)],

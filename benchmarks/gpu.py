@@ -16,11 +16,18 @@ from typing import Any
 import torch
 from layers import RESULTS, machine, seconds
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers, decoder_of, pool_texts
+from sparserm_hf.modeling.backbone_sparserm import (
+    cut_base_model,
+    decoder_layers,
+    decoder_of,
+    pool_representations,
+)
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from sparserm_hf.activations import encode_texts, mean_and_largest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
@@ -161,7 +168,9 @@ def measure(shape: Shape) -> list[dict]:
     sae.W_enc.normal_()
 
     def extract() -> object:
-        return pool_texts(bare(model).last_hidden_state, mask.bool(), "rms", sae)
+        hidden, pooled = bare(model).last_hidden_state, mask.bool()
+        activations = [mean_and_largest(encoded) for encoded in encode_texts(hidden, pooled, sae)]
+        return pool_representations(hidden, pooled, "rms"), activations
 
     row("extraction, SAE on every token", extract, work + 2 * model.config.hidden_size * shape.d_sae)
     return rows

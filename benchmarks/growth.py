@@ -4,8 +4,9 @@
 
 Each row is measured in a process of its own, so that its peak memory is its own; importing everything takes 0.6 GB of
 it. `extraction` runs a tiny random model over random texts. `pairs` and `width` simulate the cache: a few shards as
-extraction leaves them, listed again and again, then selection and the cross-validated fit as in training. Writes
-`results/growth.json` and `results/growth.md`; a stage that is left out keeps what was measured before.
+extraction leaves them, listed again and again, then selection and the cross-validated fit of `sparserm train` with
+`--k 128`. Writes `results/growth.json` and `results/growth.md`; a stage that is left out keeps what was measured
+before.
 """
 
 import argparse
@@ -21,16 +22,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from layers import FITTED, RESULTS, load_pairs, machine
-from methods import Data, selected, train
 from safetensors.torch import save_file
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from sparserm_hf import SparseRMTrainingConfig
 from sparserm_hf.base_models import load_base_model, unpacked
 from sparserm_hf.conversations.encoding import TokenizedText
+from sparserm_hf.conversations.pairs import TokenizedPreferences
 from sparserm_hf.demo.run import find_base_model
+from sparserm_hf.fitting import HeadFitter
 from sparserm_hf.representations import Pooling, collect_representations, preferred_dtype
 from sparserm_hf.shards import Representations, StoredShard
 
@@ -66,14 +69,20 @@ def extraction(texts: int) -> dict[str, float]:
 
 
 def synthetic_cache(folder: Path, texts: int, d_sae: int) -> Representations:
-    """Shards as extraction leaves them, of random texts; a few files, listed as often as it takes."""
+    """Shards of random texts as extraction leaves them, but for the activations of single tokens.
+
+    They are a few files, listed as often as it takes.
+    """
     generator = torch.Generator().manual_seed(0)
     paths = []
     for i in range(SHARDS):
         columns = [torch.randperm(d_sae, generator=generator)[:FIRING].sort()[0].int() for _ in range(SHARD_TEXTS)]
-        tensors = {name: torch.randn(SHARD_TEXTS, D_MODEL, generator=generator) for name in ("mean", "last")}
-        tensors |= {name: torch.rand(SHARD_TEXTS * FIRING, generator=generator) for name in ("values", "max_values")}
-        tensors |= {"columns": torch.cat(columns), "row_starts": torch.arange(SHARD_TEXTS + 1) * FIRING}
+        tensors = {
+            "mean": torch.randn(SHARD_TEXTS, D_MODEL, generator=generator),
+            "pooled_values": torch.rand(SHARD_TEXTS * FIRING, generator=generator),
+            "pooled_columns": torch.cat(columns),
+            "pooled_starts": torch.arange(SHARD_TEXTS + 1) * FIRING,
+        }
         paths.append(folder / f"{i}.safetensors")
         save_file(tensors, paths[-1])
     needed = texts // SHARD_TEXTS
@@ -84,15 +93,17 @@ def pairs(count: int, d_sae: int) -> dict[str, float]:
     """Selection, features and the cross-validated fit of the linear head to pairs of synthetic texts."""
     with tempfile.TemporaryDirectory() as folder:
         texts = synthetic_cache(Path(folder), 2 * count, d_sae)
-        sae = SparseAutoencoder(D_MODEL, d_sae)
-        sae.W_dec = torch.randn(d_sae, D_MODEL)
-        numbers = np.arange(2 * count)
+        decoder = torch.randn(d_sae, D_MODEL).double().numpy()
+        chosen, rejected = range(0, 2 * count, 2), range(1, 2 * count, 2)
         started = time.perf_counter()
-        texts.count_firing(numbers[::2], numbers[1::2])
+        texts.count_firing(np.array(chosen), np.array(rejected))
         once = time.perf_counter() - started
-        data = Data(texts, np.ones(2 * count), numbers[::2], numbers[1::2], np.arange(count))
-        run = train(selected(sae), data, 0, loss="bradley_terry")
-        return {"pairs": count, "d_sae": d_sae, "seconds of one selection": once, "seconds of the fit": run.seconds}
+        numbered = TokenizedPreferences([], list(chosen), list(rejected), [0.0] * count, list(range(count)), {}, 0)
+        fitter = HeadFitter(SparseRMTrainingConfig(folder, k=128, loss="bradley_terry"), numbered, texts, decoder)
+        started = time.perf_counter()
+        fitter.fit(fitter.read_selected)
+        fit = time.perf_counter() - started
+        return {"pairs": count, "d_sae": d_sae, "seconds of one selection": once, "seconds of the fit": fit}
 
 
 @torch.inference_mode()

@@ -24,17 +24,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import (
-    cut_base_model,
-    decoder_layers,
-    pool_activations,
-)
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers
 from sparserm_hf.modeling.configuration_sparserm import POOLINGS
 from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparserm_hf import load_preferences
+from sparserm_hf.activations import encode_texts, mean_and_largest
 from sparserm_hf.base_models import load_base_model, unpacked
 from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
 from sparserm_hf.conversations.marks import find_marks
@@ -147,8 +144,9 @@ def represent_batch(
     kept = {name: torch.stack(by_layer, 1) for name, by_layer in parts.items()}
     pooled = pooled_tokens(mask, responses, "response_mean")
     for layer, sae in saes.items():
-        for name, values in zip(ACTIVATION_POOLINGS, pool_activations(states[layer - 1], pooled, sae), strict=True):
-            matrix = sparse.csr_matrix(values.numpy())
+        by_text = [mean_and_largest(encoded) for encoded in encode_texts(states[layer - 1], pooled, sae)]
+        for name, values in zip(ACTIVATION_POOLINGS, zip(*by_text, strict=True), strict=True):
+            matrix = sparse.csr_matrix(torch.stack(values).numpy())
             kept[f"{name} {layer} values"] = torch.from_numpy(matrix.data).half()
             kept[f"{name} {layer} columns"] = torch.from_numpy(matrix.indices)
             kept[f"{name} {layer} counts"] = torch.from_numpy(np.diff(matrix.indptr))
@@ -207,14 +205,14 @@ def load(data: Path, work: Path) -> dict[tuple[str, str], Texts]:
 
 @cache
 def represent_at(
-    data: Path, split: str, rows: str = "train", source: Path = SHIPPED_SAE
+    data: Path, split: str, rows: str = "train", pooling: str = "response_mean"
 ) -> dict[str, tuple[TokenizedPreferences, Representations]]:
-    """Some pairs of each task as the package represents them by default, at the layer of an SAE and nowhere else."""
+    """Some pairs of each task as the package represents them, at the layer of the shipped SAE and nowhere else."""
     base = unpacked(find_base_model())
-    loaded = load_sae(str(source))
+    loaded = load_sae(str(SHIPPED_SAE))
     assert loaded.layer is not None
     model = cut_base_model(load_base_model(base), loaded.layer).eval()
-    how = Pooling("response_mean", "rms")
+    how = Pooling(pooling, "rms")
     represented = {}
     for task in TASKS:
         pairs = load_pairs(data, task, split, rows)

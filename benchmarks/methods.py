@@ -15,14 +15,14 @@ from scipy.stats import t as student
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 
 from sparserm_hf.conversations.pairs import TokenizedPreferences
-from sparserm_hf.evaluation.controls import dense, random_directions
+from sparserm_hf.directions import make_directions, random_directions
 from sparserm_hf.evaluation.metrics import pair_metrics
-from sparserm_hf.features import FEATURES, read_features
 from sparserm_hf.head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
-from sparserm_hf.selection import select_latents
+from sparserm_hf.selection import K_CANDIDATES, fewest_latents, select_latents
 from sparserm_hf.shards import Representations
 
 K = 128
+READINGS = ("mean_projection", "last_projection", "mean_activation", "max_activation")  # of a latent
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Data:
 
 @dataclass(frozen=True)
 class InMemory:
-    """All texts as one `Shard`."""
+    """All texts as one `Shard`, without the activations of single tokens, but with the `last` token of each."""
 
     mean: np.ndarray
     last: np.ndarray
@@ -79,27 +79,95 @@ def data_at(texts: Texts, layer: int, pooling: str = "response_mean") -> Data:
     return data_of(Representations([InMemory(mean, last, *activations)], np.arange(len(mean))), texts.pairs)
 
 
+def with_last(texts: Representations, last: Representations) -> Representations:
+    """The package's representations of texts, with those of the same texts that pool the last token beside them."""
+    mean, of_last = dense(texts, "mean"), dense(last, "mean")
+    shard = InMemory(mean, of_last, *(activations(texts, reading) for reading in READINGS[2:]))
+    return Representations([shard], np.arange(len(mean)))
+
+
+def dense(texts: Representations, *poolings: str) -> np.ndarray:
+    """(N, poolings x d_model) representations side by side, in float64."""
+    return texts.read(lambda shard: np.concatenate([getattr(shard, name) for name in poolings], 1).astype(np.float64))
+
+
+def activations(texts: Representations, reading: str) -> sparse.csr_matrix:
+    """(N, d_sae) `mean_activation` or `max_activation` of all latents."""
+    return sparse.vstack([getattr(shard, reading) for shard in texts.shards], "csr")[np.argsort(texts.order)]
+
+
 Reader = Callable[[Data], np.ndarray]  # (N, F) features of all texts
 Method = Callable[[Data, np.ndarray, int], Reader]  # from data, the pairs that may be looked at, and a seed
 
 
-def selected(sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["projection"], k: int = K) -> Method:
-    """SparseRM: what is read of the latents that fire more on one side."""
+def directions_for(data: Data, given: np.ndarray, kind: str, pooling: str = "mean") -> np.ndarray:
+    """(K, d_model) directions that the package makes of given ones, from the average over the texts of all pairs."""
+    texts = np.unique([data.chosen, data.rejected])
+    return make_directions(given, kind, dense(data.texts, pooling)[texts].mean(0)).rows
+
+
+def read_features(data: Data, readings: dict[str, np.ndarray], decoder: np.ndarray, directions: str) -> Reader:
+    """Features of latents, (N, F) in float64: the readings side by side.
+
+    The package's model reads projections alone. Activations, and projections of the last token beside those of the
+    mean, are controls.
+
+    Args:
+        data: What directions are made from.
+        readings: Some of `READINGS`, each with the (K,) ids of the latents that it is read of.
+        decoder: (d_sae, d_model) decoder directions of all latents.
+        directions: `orthogonal` or `raw`.
+    """
+    poolings = {name: name.removesuffix("_projection") for name in readings if name.endswith("projection")}
+    made = {
+        name: directions_for(data, decoder[readings[name]], directions, pooling) for name, pooling in poolings.items()
+    }
+
+    def read(other: Data) -> np.ndarray:
+        features = []
+        for name, latents in readings.items():
+            if name in poolings:
+                features.append(dense(other.texts, poolings[name]) @ made[name].T)
+            else:
+                features.append(activations(other.texts, name)[:, latents].toarray().astype(np.float64))
+        return np.concatenate(features, axis=1)
+
+    return read
+
+
+def selected(
+    sae: SparseAutoencoder, readings: Sequence[str] = READINGS[:1], k: int = K, directions: str = "orthogonal"
+) -> Method:
+    """SparseRM: what is read of the latents that fire more on one side; by default what the package's model reads."""
     decoder = sae.W_dec.double().numpy()
 
     def method(data: Data, train: np.ndarray, seed: int) -> Reader:
         counts = data.texts.count_firing(data.chosen[train], data.rejected[train])
         latents = select_latents(*counts, len(train), k).latents
-        return lambda other: read_features(other.texts, decoder[latents], latents, readings)
+        return read_features(data, dict.fromkeys(readings, latents), decoder, directions)
 
     return method
 
 
-def selected_by_effect(sae: SparseAutoencoder, readings: Sequence[str] = FEATURES["all"], k: int = K) -> Method:
+def chosen(sae: SparseAutoencoder) -> Method:
+    """SparseRM by default: as few latents as the pairs ask for, by the cross-validated accuracy of a linear head."""
+    numbers: dict[tuple[int, int], int] = {}
+
+    def method(data: Data, pairs: np.ndarray, seed: int) -> Reader:
+        if (key := (id(data), seed)) not in numbers:
+            heads = {k: train(selected(sae, k=k), data, seed).head for k in K_CANDIDATES}
+            accuracies = {k: head.validation_accuracy or 0.5 for k, head in heads.items()}
+            numbers[key] = fewest_latents(accuracies, len(data.chosen))
+        return selected(sae, k=numbers[key])(data, pairs, seed)
+
+    return method
+
+
+def selected_by_effect(sae: SparseAutoencoder, readings: Sequence[str] = READINGS, k: int = K) -> Method:
     """Not in the package: the 2K latents and readings whose paired differences have the largest effect.
 
     The effect is the mean over the standard deviation, the paired t statistic over sqrt(N). The K largest and the K
-    smallest over all readings at once: 2K features.
+    smallest over all readings at once: 2K features. Projections are on the decoder directions as they are.
     """
     decoder = sae.W_dec.double().numpy()
 
@@ -108,12 +176,11 @@ def selected_by_effect(sae: SparseAutoencoder, readings: Sequence[str] = FEATURE
         effects = []
         for reading in readings:
             if reading.endswith("projection"):
-                z = dense(data.texts, [reading.removesuffix("_projection")])
+                z = dense(data.texts, reading.removesuffix("_projection"))
                 differences = (z[chosen] - z[rejected]) @ decoder.T
                 mean, square = differences.mean(0), (differences**2).mean(0)
             else:
-                f = sparse.vstack([getattr(shard, reading) for shard in data.texts.shards], "csr")
-                f = f[np.argsort(data.texts.order)]
+                f = activations(data.texts, reading)
                 sparse_differences = f[chosen] - f[rejected]
                 mean = np.asarray(sparse_differences.mean(0)).ravel()
                 square = np.asarray(sparse_differences.multiply(sparse_differences).mean(0)).ravel()
@@ -122,41 +189,28 @@ def selected_by_effect(sae: SparseAutoencoder, readings: Sequence[str] = FEATURE
         order = np.argsort(-np.concatenate(effects), kind="stable")
         picked = np.concatenate([order[:k], order[-k:]])
         parts = [picked[picked // sae.d_sae == i] % sae.d_sae for i in range(len(readings))]
-        return lambda other: np.concatenate(
-            [
-                read_features(other.texts, decoder[latents], latents, [reading])
-                for latents, reading in zip(parts, readings, strict=True)
-            ],
-            axis=1,
-        )
+        return read_features(data, dict(zip(readings, parts, strict=True)), decoder, "raw")
 
     return method
 
 
 def representation(*poolings: str) -> Method:
     """The dense representation."""
-    return lambda data, train, seed: lambda other: dense(other.texts, poolings)
+    return lambda data, train, seed: lambda other: dense(other.texts, *poolings)
 
 
-def random(*poolings: str, count: int = 2 * K) -> Method:
-    """Projections of each pooling on the same random directions."""
-
-    def method(data: Data, train: np.ndarray, seed: int) -> Reader:
-        directions = random_directions(data.texts.shards[0].mean.shape[1], count, seed)
-        return lambda other: np.concatenate([dense(other.texts, [name]) @ directions.T for name in poolings], axis=1)
-
-    return method
+def random(data: Data, train: np.ndarray, seed: int) -> Reader:
+    """Projections on random directions, made orthogonal as those of SparseRM are."""
+    drawn = random_directions(data.texts.shards[0].mean.shape[1], 2 * K, seed)
+    directions = directions_for(data, drawn, "orthogonal")
+    return lambda other: dense(other.texts, "mean") @ directions.T
 
 
-def difference_of_means(*poolings: str) -> Method:
+def difference_of_means(data: Data, train: np.ndarray, seed: int) -> Reader:
     """One feature: the projection on the mean difference of chosen and rejected representations."""
-
-    def method(data: Data, train: np.ndarray, seed: int) -> Reader:
-        z = dense(data.texts, poolings)
-        direction = (z[data.chosen[train]] - z[data.rejected[train]]).mean(0)
-        return lambda other: dense(other.texts, poolings) @ direction[:, None]
-
-    return method
+    z = dense(data.texts, "mean")
+    direction = (z[data.chosen[train]] - z[data.rejected[train]]).mean(0)
+    return lambda other: dense(other.texts, "mean") @ direction[:, None]
 
 
 def length(data: Data, train: np.ndarray, seed: int) -> Reader:

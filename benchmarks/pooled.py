@@ -19,12 +19,13 @@ from layers import FITTED, RESULTS, TASKS, load_pairs, machine, measure
 from methods import Data, InMemory, Method, accuracy_cell, data_of, difference_cell, representation, selected, train
 from safetensors.torch import load_file, save_file
 from scipy import sparse
-from sparserm_hf.modeling.backbone_sparserm import cut_base_model, pool_texts
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, pool_representations
 from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from sparserm_hf.activations import encode_texts, mean_and_largest
 from sparserm_hf.base_models import load_base_model, unpacked
 from sparserm_hf.conversations.encoding import TokenizedText
 from sparserm_hf.demo.run import find_base_model
@@ -54,11 +55,18 @@ def represent(model: PreTrainedModel, sae: LoadedSAE, texts: list[TokenizedText]
             padded = pad_sequence(hidden, batch_first=True)
             _, mask = pad_texts([texts[i].ids for i in members], model.device)
             for name, stop in STOPS.items():
-                where = pooled_tokens(mask, [(texts[i].start, stop(texts[i])) for i in members], "response_mean")
-                read = pool_texts(padded, where, "rms", sae.autoencoder)
-                for part in ("mean", "last", "mean_activation"):
-                    whole = kept.setdefault(f"{name}/{part}", torch.zeros(len(texts), getattr(read, part).shape[1]))
-                    whole[members] = getattr(read, part)
+                places = [(texts[i].start, stop(texts[i])) for i in members]
+                where, at_end = (pooled_tokens(mask, places, pooling) for pooling in ("response_mean", "last"))
+                read = {
+                    "mean": pool_representations(padded, where, "rms"),
+                    "last": pool_representations(padded, at_end, "rms"),
+                    "mean_activation": torch.stack(
+                        [mean_and_largest(encoded)[0] for encoded in encode_texts(padded, where, sae.autoencoder)]
+                    ),
+                }
+                for part, rows in read.items():
+                    whole = kept.setdefault(f"{name}/{part}", torch.zeros(len(texts), rows.shape[1]))
+                    whole[members] = rows
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(kept, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from layers import FITTED, RESULTS, load_pairs, machine, seconds
-from sparserm_hf.modeling.backbone_sparserm import pool_texts, residual_stream
+from sparserm_hf.modeling.backbone_sparserm import residual_stream
 from sparserm_hf.modeling.response_sparserm import find_responses, pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -97,7 +97,7 @@ def refit(data: Path, work: Path) -> dict[str, float]:
     """Seconds of another fit from the cache."""
     found = {}
     trainer(data, work).train()  # so that the cache is there
-    for settings in ({"k": 64}, {"loss": "bradley_terry"}, {"head_type": "mlp"}, {"features": "all"}):
+    for settings in ({"k": 64}, {"k": "auto"}, {"loss": "bradley_terry"}, {"head_type": "mlp"}):
         run = trainer(data, work, check_sae=False, **settings)
         found[", ".join(f"{k} = {v}" for k, v in settings.items())] = seconds(run.train)
     return found
@@ -131,8 +131,7 @@ def scoring(data: Path, work: Path) -> dict[str, float]:
     def pool_and_score() -> None:
         for hidden, (ids, mask) in zip(states, batches, strict=True):
             pooled = pooled_tokens(mask, find_responses(ids, mask, config), config.pooling)
-            read = pool_texts(hidden, pooled, config.representation_norm, None)
-            model.reward(model.combine_features(read))
+            model.reward(model.features_of(hidden, pooled))
 
     runs = {
         "reward model": lambda: [model(ids, mask) for ids, mask in batches],

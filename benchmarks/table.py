@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from layers import LAYER, RESULTS, TASKS, find_saes, load, machine, measure
 from methods import (
+    READINGS,
     Data,
-    K,
     Method,
+    Trained,
     accuracy_cell,
+    chosen,
     correct,
     data_at,
     difference_cell,
@@ -33,19 +35,16 @@ from methods import (
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from tqdm.auto import tqdm
 
-from sparserm_hf.features import FEATURES
-
 SEEDS = range(5)
 REFERENCE = "SparseRM: linear, margin"
-ACTIVATIONS = ("mean_activation", "max_activation")
 TRL = {"TRL RewardTrainer, LoRA": "lora", "TRL RewardTrainer, full": "full"}
 
 
 def rows(sae: SparseAutoencoder) -> dict[str, tuple[Method, str, str]]:
     """By name: method, loss and head."""
     read = {
-        "SparseRM": selected(sae),
-        "SparseRM, four readings": selected(sae, FEATURES["all"]),
+        "SparseRM": chosen(sae),
+        "SparseRM, K = 128": selected(sae),
         "dense": representation("mean"),
         "dense, mean and last": representation("mean", "last"),
     }
@@ -58,22 +57,22 @@ def rows(sae: SparseAutoencoder) -> dict[str, tuple[Method, str, str]]:
     }
     others = {
         "256 features by paired effect": selected_by_effect(sae),
-        "random directions": random("mean"),
-        "SAE activations, mean": selected(sae, ("mean_activation",)),
-        "SAE activations, mean and largest": selected(sae, ACTIVATIONS),
-        "difference of means": difference_of_means("mean"),
+        "decoder directions as they are (paper)": selected(sae, directions="raw"),
+        "random directions": random,
+        "SAE activations, mean": selected(sae, READINGS[2:3]),
+        "SAE activations, mean and largest": selected(sae, READINGS[2:]),
+        "difference of means": difference_of_means,
         "length alone": length,
     }
     return methods | {name: (method, "margin", "linear") for name, method in others.items()}
 
 
-def shipped_bytes(name: str, d_model: int, parameters: int) -> int:
-    """What has to be shipped beside the base model: the head, and the directions that it reads, in float32."""
+def shipped_bytes(name: str, d_model: int, run: Trained) -> int:
+    """What has to be shipped beside the base model: the head, and what its features are read with, in float32."""
     if name.startswith(("dense", "difference", "length")):
-        return 4 * parameters
-    # The encoder's rows and the decoder's twice, or the decoder's alone.
-    rows = 3 if name.startswith(("SparseRM, four", "SAE", "256")) else 1
-    return 4 * (parameters + rows * 2 * K * d_model)
+        return 4 * run.parameters
+    features = run.head.layers[0][0].shape[1]  # a direction for each projection, an encoder column for each activation
+    return 4 * (run.parameters + features * d_model)
 
 
 def fit(name: str, method: Method, loss: str, head_type: str, fitted: Data, test: Data) -> dict:
@@ -83,7 +82,7 @@ def fit(name: str, method: Method, loss: str, head_type: str, fitted: Data, test
         "margins": [run.margins(test).tolist() for run in runs],
         "trainable_parameters": runs[0].parameters,
         "seconds": float(np.mean([run.seconds for run in runs])),
-        "bytes": shipped_bytes(name, fitted.texts.shards[0].mean.shape[1], runs[0].parameters),
+        "bytes": shipped_bytes(name, fitted.texts.shards[0].mean.shape[1], runs[0]),
     }
 
 
@@ -106,6 +105,12 @@ def main(data: Path, work: Path) -> None:
     write(results)
 
 
+def _sizes(by_task: dict[str, dict], what: str) -> str:
+    """A size, by task where it is not the same for all."""
+    sizes = [f"{row[what]:,}" for row in by_task.values()]
+    return sizes[0] if len(set(sizes)) == 1 else " / ".join(sizes)
+
+
 def write(results: dict[str, dict[str, dict]]) -> None:
     """Print the table and write it, with the margins of every pair."""
     columns = ["", *TASKS, *(f"{task}, minus SparseRM" for task in TASKS), "runs", "parameters", "seconds", "bytes"]
@@ -118,11 +123,11 @@ def write(results: dict[str, dict[str, dict]]) -> None:
             reference = np.array(results[REFERENCE][task]["margins"])
             differences.append("" if margins is None or name == REFERENCE else difference_cell(margins, reference))
         if by_task:
-            some = next(iter(by_task.values()))
             timed = [by_task[task]["seconds"] if task in by_task else None for task in TASKS]
             seconds = " / ".join("-" if one is None else f"{one:.0f}" for one in timed)
             runs = " / ".join(str(len(by_task[task]["margins"])) if task in by_task else "-" for task in TASKS)
-            cost = [runs, f"{some['trainable_parameters']:,}", seconds, f"{some['bytes']:,}"]
+            sizes = [_sizes(by_task, what) for what in ("trainable_parameters", "bytes")]
+            cost = [runs, sizes[0], seconds, sizes[1]]
             lines.append(f"| {' | '.join([name, *cells, *differences, *cost])} |")
     text = (
         "Accuracy in % on the whole test set (95% interval, Wilson; mean over the runs), then the difference to "

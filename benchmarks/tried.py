@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from layers import LAYER, REST, RESULTS, TASKS, find_saes, load, machine, measure, represent_at
 from methods import (
+    READINGS,
     Data,
     Method,
     data_at,
@@ -24,10 +25,10 @@ from methods import (
     selected,
     selected_by_effect,
     train,
+    with_last,
 )
 from tqdm.auto import tqdm
 
-from sparserm_hf.features import FEATURES
 from sparserm_hf.head import pair_accuracy
 
 SEEDS = range(3)
@@ -35,25 +36,26 @@ SEEDS = range(3)
 
 def variants(sae) -> dict[str, tuple[Method, dict[str, str]]]:
     """By name: what is read, and how the head is fitted where not by default."""
-    mean, last, mean_activation, max_activation = FEATURES["all"]
+    mean, last, mean_activation, max_activation = READINGS
     readings = {
-        "projection of the mean (the default, and the paper's)": (mean,),
+        "projection of the mean (the default)": (mean,),
         "projections of mean and last token": (mean, last),
         "projection of the mean, mean activation": (mean, mean_activation),
         "projection of the mean, largest activation": (mean, max_activation),
         "projections of mean and last token, largest activation": (mean, last, max_activation),
         "mean and largest activation": (mean_activation, max_activation),
-        "all four readings": FEATURES["all"],
+        "all four readings": READINGS,
     }
     linear = {
         **{name: selected(sae, what) for name, what in readings.items()},
-        "all four readings of 128 latents": selected(sae, FEATURES["all"], 64),
-        "all four readings of 512 latents": selected(sae, FEATURES["all"], 256),
+        "projection of the mean, decoder directions as they are (the paper's)": selected(sae, directions="raw"),
+        "all four readings of 128 latents": selected(sae, READINGS, 64),
+        "all four readings of 512 latents": selected(sae, READINGS, 256),
         "256 projections of the mean by paired effect": selected_by_effect(sae, (mean,)),
         "256 features by paired effect, of all readings": selected_by_effect(sae),
         "control: dense, mean": representation("mean"),
         "control: dense, mean and last": representation("mean", "last"),
-        "control: random directions": random("mean"),
+        "control: random directions": random,
     }
     found: dict[str, tuple[Method, dict[str, str]]] = {}
     for name, method in linear.items():
@@ -80,8 +82,8 @@ def main(data: Path, work: Path) -> None:
     texts, sae = load(data, work), find_saes(work)[LAYER]
     fitted = {task: data_at(texts[task, "train"], LAYER) for task in TASKS}
     del texts
-    left = represent_at(data, "train", REST)
-    rest = {task: data_of(representations, pairs) for task, (pairs, representations) in left.items()}
+    left, last = (represent_at(data, "train", REST, pooling) for pooling in ("response_mean", "last"))
+    rest = {task: data_of(with_last(texts, last[task][1]), pairs) for task, (pairs, texts) in left.items()}
     found: dict[str, dict] = {}
     for name, (method, how) in tqdm(variants(sae).items()):
         found[name] = measure(work / "tried" / f"{name}.json", partial(judge, method, how, fitted, rest))

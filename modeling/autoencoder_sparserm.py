@@ -65,11 +65,6 @@ class SparseAutoencoder(nn.Module):
             return ("b_gate", "b_mag", "r_mag")
         return ("b_enc", "threshold") if self.architecture == "jumprelu" else ("b_enc",)
 
-    @property
-    def elementwise(self) -> bool:
-        """Whether each latent can be computed without the others: not so where they compete for k places."""
-        return self.architecture != "topk"
-
     def normalize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Normalise x (..., d_in); also returns the (..., 1) scale and shift that undo it."""
         if self.normalization == "constant_norm_rescale":
@@ -111,26 +106,6 @@ class SparseAutoencoder(nn.Module):
         if self.rescale_acts_by_decoder_norm:
             f = f / self.W_dec.norm(dim=-1)
         return (f @ self.W_dec + self.b_dec) * scale + shift
-
-    def keep(self, latents: list[int]) -> "SparseAutoencoder":
-        """A smaller SAE that holds only the given latents, in the given order.
-
-        Raises:
-            ValueError: The latents compete with those left out (``topk``), so they cannot be computed alone.
-        """
-        if not self.elementwise:
-            raise ValueError(
-                f"The {self.architecture} SAE cannot be reduced to {len(latents)} of its {self.d_sae} latents: they "
-                "compete with the rest. Use features='projection', or save the model self-contained."
-            )
-        smaller = SparseAutoencoder(self.d_in, len(latents), self.architecture, None, self.normalization)
-        smaller.apply_b_dec_to_input = self.apply_b_dec_to_input
-        smaller.W_enc = self.W_enc[:, latents].clone()
-        smaller.W_dec = self.W_dec[latents].clone()
-        smaller.b_dec = self.b_dec.clone()
-        for name in self.bias_names:
-            smaller.register_buffer(name, getattr(self, name)[latents].clone())
-        return smaller
 
     def spec(self) -> dict[str, int | str | bool | None]:
         """The arguments that make an empty SAE of this shape; `SparseRMConfig.sae` holds them."""

@@ -1,14 +1,12 @@
 """The frozen base model: cut it after one layer, run it, pool its residual stream to one vector per sequence."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
-
-from .autoencoder_sparserm import SparseAutoencoder
 
 # Where the decoder layers and the final norm are found: Llama and its many kin, GPT-2, GPT-NeoX.
 LAYER_NAMES = ("layers", "h")
@@ -191,77 +189,28 @@ def residual_stream(
     ).last_hidden_state
 
 
-class PooledTexts(NamedTuple):
-    """What is read of B texts, in float32.
-
-    Attributes:
-        mean: (B, d_model) mean of the pooled tokens.
-        last: (B, d_model) the last of them.
-        mean_activation: (B, K) mean SAE activation over the pooled tokens; K = 0 without an SAE.
-        max_activation: (B, K) largest one.
-        has_tokens: (B, 1) bool: whether any token was pooled; if not, all else is zero.
-    """
-
-    mean: torch.Tensor
-    last: torch.Tensor
-    mean_activation: torch.Tensor
-    max_activation: torch.Tensor
-    has_tokens: torch.Tensor
-
-
-def pool_texts(hidden: torch.Tensor, pooled: torch.Tensor, norm: str, sae: SparseAutoencoder | None) -> PooledTexts:
-    """Read (B, T, d_model) residual streams at their pooled tokens, (B, T) bool.
-
-    Args:
-        hidden: The residual streams.
-        pooled: What `pooled_tokens` returns.
-        norm: With `rms`, each token is divided by its root mean square, which takes the attention sinks inside a text
-            down to the size of any other token. The SAE reads the tokens as they are.
-        sae: With the latents whose activations are read.
-    """
-    rows, index = (torch.arange(size, device=pooled.device) for size in pooled.shape)
-    last = (pooled * index).amax(-1)  # (B,)
-    has_tokens = pooled.any(-1, keepdim=True)
-    mean_activation = max_activation = hidden.new_zeros((len(hidden), 0), dtype=torch.float32)
-    if sae is not None:
-        mean_activation, max_activation = pool_activations(hidden, pooled, sae)
-    return PooledTexts(
-        pool_representations(hidden, pooled, norm),
-        pool_representations(hidden[rows, last].unsqueeze(1), has_tokens, norm),
-        mean_activation,
-        max_activation,
-        has_tokens,
-    )
-
-
 def root_mean_square(tokens: torch.Tensor) -> torch.Tensor:
     """Of each token (..., d_model), never zero: (...)."""
     return tokens.pow(2).mean(-1).sqrt().clamp(min=1e-6)
 
 
-def pool_representations(hidden: torch.Tensor, pooled: torch.Tensor, norm: str) -> torch.Tensor:
-    """Mean over the pooled tokens, in float32: (B, T, d_model) and (B, T) bool to (B, d_model)."""
+def normalised_tokens(hidden: torch.Tensor, where: torch.Tensor, norm: str) -> torch.Tensor:
+    """Tokens in float32 as they are averaged, (B, T, d_model); zero elsewhere.
+
+    Args:
+        hidden: (B, T, d_model) residual streams.
+        where: (B, T) bool: the tokens.
+        norm: With `rms`, each token is divided by its root mean square, which takes the attention sinks inside a text
+            down to the size of any other token.
+    """
     # Masked, not multiplied by zero: a padded position may hold an infinity.
-    tokens = torch.where(pooled.unsqueeze(-1), hidden, 0.0).float()
+    tokens = torch.where(where.unsqueeze(-1), hidden, 0.0).float()
+    return tokens / root_mean_square(tokens).unsqueeze(-1) if norm == "rms" else tokens
+
+
+def pool_representations(hidden: torch.Tensor, pooled: torch.Tensor, norm: str) -> torch.Tensor:
+    """Average the pooled tokens, in float32: (B, T, d_model) and (B, T) bool to (B, d_model), zero without any."""
+    tokens = normalised_tokens(hidden, pooled, norm)
     weight = pooled.float()  # (B, T)
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1.0)
-    if norm == "rms":
-        weight = weight / root_mean_square(tokens)
     return (weight.unsqueeze(1) @ tokens).squeeze(1)
-
-
-def pool_activations(
-    hidden: torch.Tensor, pooled: torch.Tensor, sae: SparseAutoencoder
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and largest SAE activation over the pooled tokens: (B, T, d_model), (B, T) bool to (B, d_sae) each.
-
-    An SAE is trained on single tokens, so each token is encoded and the activations are pooled, never the other way
-    round. One sequence at a time: (tokens, d_sae) is the largest tensor here.
-    """
-    nothing = hidden.new_zeros((1, sae.d_sae), dtype=torch.float32)  # not encoded: normalising zero gives NaN
-    means, largest = [], []
-    for tokens, where in zip(hidden, pooled, strict=True):
-        f = sae.encode(tokens[where].float()) if where.any() else nothing  # (tokens, d_sae)
-        means.append(f.mean(0))
-        largest.append(f.amax(0))
-    return torch.stack(means), torch.stack(largest)

@@ -9,10 +9,9 @@ from .response_sparserm import MARKS
 
 POOLINGS = ("last", "mean", "response_mean")
 REPRESENTATION_NORMS = ("none", "rms")
-# What a feature is of its latent: the projection on its decoder direction of the mean pooled token or of the last one,
-# or its activation, mean or largest over the pooled tokens.
-READINGS = ("mean_projection", "last_projection", "mean_activation", "max_activation")
+DIRECTIONS = ("orthogonal", "raw")
 HEAD_TYPES = ("linear", "mlp")
+CLEAR_F1, CLEAR_PRECISION = 0.1, 0.2  # below, a name says hardly anything of where its latent fires
 
 AUTO_MAP = {
     "AutoConfig": "configuration_sparserm.SparseRMConfig",
@@ -66,12 +65,18 @@ class SparseRMConfig(PretrainedConfig):
         response_marker_ids: Token ids of the chat template's assistant header, in a checkpoint of version 0.1.
         representation_norm: `rms` divides each token by its root mean square before pooling; `none` does not.
         latents: Ids, in the SAE, of the selected latents, those that fire more on chosen responses first.
-        readings: What is read of each selected latent: some of ``READINGS``. Each is a feature of its own; those of
-            the first reading come first.
+        directions: What the features are projections on. `orthogonal`: the orthonormal directions that are closest to
+            the decoder directions of the selected latents. `raw`: these decoder directions themselves, as in the
+            paper and in every checkpoint before version 0.3.
         latent_sides: For each selected latent, `chosen` or `rejected`: the side that it was selected for.
         latent_separations: For each selected latent, its share of chosen minus its share of rejected responses.
         latent_stabilities: For each selected latent, the share of cross-validation folds that select it for its side,
             or None where that is not known.
+        latent_purities: For each selected latent, the cosine between its direction and its decoder direction.
+        latent_names: For each selected latent, a name made from what it fires on, with how well the name predicts the
+            firing on held-out responses: `name`, `precision`, `recall`, `f1`; None where there is none.
+        latent_descriptions: What the SAE's publisher says of a latent, by its id as a string.
+        k_accuracies: Cross-validated accuracy by number of latents on either side, where that number was chosen.
         head_type: `linear` or `mlp`.
         head_hidden_size: Width of the hidden layer of the `mlp` head.
         sae: Shape of the embedded SAE: the arguments of `SparseAutoencoder`. None where it holds none.
@@ -88,7 +93,8 @@ class SparseRMConfig(PretrainedConfig):
         slim: Whether the checkpoint leaves out the base model, to be loaded from `base_model_name_or_path`.
 
     Raises:
-        ValueError: An unknown pooling, norm, reading or head, or marks that are not those of ``MARKS``.
+        ValueError: An unknown pooling, norm, kind of directions or head, marks that are not those of ``MARKS``, or a
+            checkpoint whose features are not projections alone.
     """
 
     model_type = "sparserm"
@@ -106,10 +112,14 @@ class SparseRMConfig(PretrainedConfig):
         response_marker_ids: list[int] | None = None,
         representation_norm: str = "rms",
         latents: list[int] | None = None,
-        readings: list[str] | None = None,
+        directions: str = "raw",
         latent_sides: list[str] | None = None,
         latent_separations: list[float] | None = None,
         latent_stabilities: list[float | None] | None = None,
+        latent_purities: list[float] | None = None,
+        latent_names: list[dict[str, Any] | None] | None = None,
+        latent_descriptions: dict[str, str] | None = None,
+        k_accuracies: dict[str, float] | None = None,
         head_type: str = "linear",
         head_hidden_size: int = 512,
         sae: dict[str, Any] | None = None,
@@ -127,13 +137,17 @@ class SparseRMConfig(PretrainedConfig):
         for value, known, what in (
             (pooling, POOLINGS, "pooling"),
             (representation_norm, REPRESENTATION_NORMS, "representation_norm"),
+            (directions, DIRECTIONS, "directions"),
             (head_type, HEAD_TYPES, "head_type"),
         ):
             if value not in known:
                 raise ValueError(f"{what} is {value!r}, but must be one of {', '.join(known)}.")
-        readings = list(READINGS[:1]) if readings is None else readings
-        if not readings or not set(readings) <= set(READINGS):
-            raise ValueError(f"readings is {readings!r}, but must be some of {', '.join(READINGS)}.")
+        readings = kwargs.pop("readings", None) or ["mean_projection"]  # a field until version 0.3
+        if readings != ["mean_projection"]:
+            raise ValueError(
+                f"This checkpoint was trained before version 0.3 to read {', '.join(readings)} of its latents; since "
+                "then a feature is a projection. Load it with sparserm-hf 0.2, or train it anew."
+            )
         if response_marks is not None and set(response_marks) != set(MARKS):
             raise ValueError(f"response_marks has {sorted(response_marks)}, but must have {', '.join(MARKS)}.")
         if isinstance(base_config, dict):
@@ -161,10 +175,14 @@ class SparseRMConfig(PretrainedConfig):
         self.response_marker_ids = response_marker_ids or []
         self.representation_norm = representation_norm
         self.latents = latents or []
-        self.readings = readings
+        self.directions = directions
         self.latent_sides = latent_sides or []
         self.latent_separations = latent_separations or []
         self.latent_stabilities = latent_stabilities or [None for _ in self.latents]
+        self.latent_purities = latent_purities or [1.0 for _ in self.latents]
+        self.latent_names = latent_names or [None for _ in self.latents]
+        self.latent_descriptions = latent_descriptions or {}
+        self.k_accuracies = dict(sorted((k_accuracies or {}).items(), key=lambda item: int(item[0])))
         self.head_type = head_type
         self.head_hidden_size = head_hidden_size
         self.sae = sae
@@ -179,15 +197,24 @@ class SparseRMConfig(PretrainedConfig):
         self.slim = slim
         super().__init__(**kwargs)
 
-    @property
-    def num_features(self) -> int:
-        """Number of features that the head reads: one for each selected latent and reading."""
-        return len(self.latents) * len(self.readings)
+    def latent_name(self, i: int) -> str:
+        """The name of the i-th selected latent.
 
-    @property
-    def reads_activations(self) -> bool:
-        """Whether the SAE has to encode anything."""
-        return any(reading.endswith("activation") for reading in self.readings)
+        It is the user's label, or else the description of the SAE's publisher, the tested name, the words that its
+        direction promotes, or nothing.
+        """
+        latent, tested, words = str(self.latents[i]), self.latent_names[i], self.latent_promotes[i][:3]
+        given = self.latent_labels.get(latent) or self.latent_descriptions.get(latent)
+        if given or not tested:
+            return given or (f"promotes {', '.join(words)}" if words else "")
+        clear = tested["f1"] >= CLEAR_F1 and tested["precision"] >= CLEAR_PRECISION
+        return tested["name"] if clear else f"unclear: {tested['name']}"
+
+    def latent_name_f1(self, i: int) -> float | None:
+        """How well the name of the i-th selected latent predicts its firing (F1); None if it was not tested."""
+        latent, tested = str(self.latents[i]), self.latent_names[i]
+        others = self.latent_labels.get(latent) or self.latent_descriptions.get(latent)
+        return tested["f1"] if tested and not others else None
 
     def latent_link(self, latent: int) -> str | None:
         """A latent's page on Neuronpedia, where the SAE is there."""

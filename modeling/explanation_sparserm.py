@@ -1,4 +1,4 @@
-"""Why a text got its reward: an exact sum over features and tokens, and what it would be without a direction."""
+"""Why a text got its reward: an exact sum over latents and tokens, and the reward without what a latent adds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,28 +7,28 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .backbone_sparserm import residual_stream, root_mean_square
+from .backbone_sparserm import normalised_tokens, residual_stream, root_mean_square
 from .response_sparserm import pooled_tokens
 
 
 class Explanation(NamedTuple):
     """Why B texts got their rewards.
 
-    With a linear head exactly, but for rounding: `reward = bias + (weight * features).sum(-1)`. What a feature adds is
-    told against the average training response, as a value alone says nothing of a feature that is never zero:
-    `reward = base + contributions.sum(-1)`, and `contributions = token_contributions.sum(1)` but for an empty
-    response, which has no tokens.
+    With a linear head exactly, but for rounding: `reward = bias + (weight * features).sum(-1)`. A feature is never
+    zero, so what a latent adds is told against the average training response: `reward = base + contributions.sum(-1)`,
+    and `contributions = token_contributions.sum(1)` but for an empty response, which has no tokens.
 
     Attributes:
         reward: (B,) as `forward` gives it.
         bias: (B,)
-        weight: (B, F)
-        features: (B, F), steered.
+        weight: (B, K)
+        features: (B, K), steered.
         base: () reward of the average training response.
-        contributions: (B, F) `weight * (features - feature_mean)`.
-        token_contributions: (B, T, F) what each token adds; zero for tokens that are not read.
+        contributions: (B, K) `weight * (features - feature_mean)`: what the reward loses if the latent's feature is
+            set to its training average.
+        token_contributions: (B, T, K) what each token adds; zero for tokens that are not pooled.
         running_reward: (B, T) the reward if the text had ended after each token of the response; `base` elsewhere.
-        response: (B, T) bool: the tokens that the reward runs over.
+        response: (B, T) bool: the tokens of the response.
     """
 
     reward: torch.Tensor
@@ -47,8 +47,8 @@ class RunTexts(NamedTuple):
 
     Attributes:
         hidden: (B, T, d_model) their residual streams.
-        pooled: (B, T) bool: the tokens that are read.
-        response: (B, T) bool: the tokens that the reward runs over, among them those that are read.
+        pooled: (B, T) bool: the tokens that are averaged.
+        response: (B, T) bool: the tokens of the response, among them those that are averaged.
     """
 
     hidden: torch.Tensor
@@ -80,66 +80,6 @@ def run_texts(
     return RunTexts(hidden, pooled, pooled | response)
 
 
-def token_shares(reading: str, values: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-    """How much of a text's feature each token makes, (B, T, K): the feature is the sum of share times value.
-
-    Args:
-        reading: One of ``configuration_sparserm.READINGS``.
-        values: (B, T, K) what is read of each token alone.
-        pooled: (B, T) bool: the tokens that are read.
-    """
-    where = pooled.unsqueeze(-1)
-    if reading.startswith("mean"):
-        return (where / where.sum(1, keepdim=True).clamp(min=1)).expand_as(values).float()
-    if reading.startswith("max"):
-        chosen = values.masked_fill(~where, -torch.inf).argmax(1)
-    else:
-        index = torch.arange(pooled.shape[1], device=pooled.device)
-        chosen = (pooled * index).amax(-1, keepdim=True).expand(-1, values.shape[-1])
-    return nn.functional.one_hot(chosen, pooled.shape[1]).transpose(1, 2) * where.float()
-
-
-def running_values(reading: str, values: torch.Tensor, response: torch.Tensor, alone: bool) -> torch.Tensor:
-    """A feature as it would be if the text ended after each token, (B, T, K).
-
-    Args:
-        reading: One of ``configuration_sparserm.READINGS``.
-        values: (B, T, K) what is read of each token alone.
-        response: (B, T) bool: the tokens that the reward runs over.
-        alone: Whether one token is read of each text, its last.
-    """
-    where = response.unsqueeze(-1)
-    if alone or reading.startswith("last"):
-        return values
-    if reading.startswith("max"):
-        return values.masked_fill(~where, 0.0).cummax(1).values  # activations are never below zero
-    return (values * where).cumsum(1) / where.cumsum(1).clamp(min=1)
-
-
-def read_tokens(
-    model: PreTrainedModel, hidden: torch.Tensor, where: torch.Tensor, activations: bool
-) -> dict[str, torch.Tensor]:
-    """What is read of single tokens, (B, T, K) each: the `projection` and, where it is asked for, the `activation`.
-
-    Args:
-        model: The reward model.
-        hidden: (B, T, d_model) residual streams.
-        where: (B, T) bool: the tokens that are wanted.
-        activations: Whether the SAE is to encode them.
-    """
-    z = tokens = torch.where(where.unsqueeze(-1), hidden, 0.0).float()
-    if model.config.representation_norm == "rms":
-        z = tokens / root_mean_square(tokens).unsqueeze(-1)
-    read = {"projection": z @ model.directions.to(z).T}
-    if activations:
-        sae, latents = model.sae_for_latents(), model.config.latents
-        read["activation"] = torch.zeros_like(read["projection"])
-        for activation, row, wanted in zip(read["activation"], tokens, where, strict=True):  # (T, d_sae) is large
-            encoded = sae.encode(row[wanted])
-            activation[wanted] = (encoded[:, latents] if model.encodes_all else encoded).to(z)
-    return read
-
-
 @torch.no_grad()
 def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tensor | None = None) -> Explanation:
     """Say why texts get their rewards.
@@ -147,7 +87,7 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
     Args:
         model: The reward model.
         texts: B texts.
-        weight: (B, F) what a unit of each feature is taken to add; by default the weights of a linear head.
+        weight: (B, K) what a unit of each feature is taken to add; by default the weights of a linear head.
 
     Raises:
         ValueError: No weight, where the head is an MLP.
@@ -162,16 +102,16 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
         weight = model.score.weight.detach().expand(len(texts.hidden), -1)
     hidden, pooled, response = texts
     with torch.autocast(hidden.device.type, enabled=False):
-        of_tokens = read_tokens(model, hidden, response, config.reads_activations)
-        average, factors = (x.to(of_tokens["projection"]) for x in (model.feature_mean, model.steering_factors()))
+        tokens = normalised_tokens(hidden, response, config.representation_norm)
+        projections = tokens @ model.directions.to(tokens).T  # (B, T, K)
+        average, factors = (x.to(projections) for x in (model.feature_mean, model.steering_factors()))
         weight = weight.to(average)
-        parts, running = [], []
-        for reading, mean in zip(config.readings, average.split(len(config.latents)), strict=True):
-            values = of_tokens[reading.rpartition("_")[2]]  # (B, T, K)
-            parts.append(token_shares(reading, values, pooled) * (values - mean))
-            running.append(running_values(reading, values, response, config.pooling == "last") - mean)
-        so_far = average + factors * torch.where(response.unsqueeze(-1), torch.cat(running, -1), 0.0)  # (B, T, F)
-        token_contributions = weight.unsqueeze(1) * factors * torch.cat(parts, -1)
+        share = pooled / pooled.sum(1, keepdim=True).clamp(min=1)  # (B, T) of each token in the average
+        token_contributions = weight.unsqueeze(1) * factors * share.unsqueeze(-1) * (projections - average)
+        so_far = projections  # (B, T, K) the features if the text had ended after each token
+        if config.pooling != "last":
+            so_far = projections.cumsum(1) / response.cumsum(1).clamp(min=1).unsqueeze(-1)
+        so_far = average + factors * torch.where(response.unsqueeze(-1), so_far - average, 0.0)
         features = model.features_of(hidden, pooled)
         base = model.reward(average[None])[0, 0]
         return Explanation(
@@ -180,9 +120,7 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
             weight=weight,
             features=features,
             base=base,
-            contributions=torch.where(
-                pooled.any(-1, keepdim=True), token_contributions.sum(1), weight * (features - average)
-            ),
+            contributions=weight * (features - average),
             token_contributions=token_contributions,
             running_reward=model.reward(so_far.flatten(0, 1)).view(response.shape),
             response=response,
@@ -190,23 +128,30 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
 
 
 @torch.no_grad()
-def remove_directions(model: PreTrainedModel, latents: list[int], texts: RunTexts) -> torch.Tensor:
-    """Rewards (B, len(latents)) with the decoder direction of one latent after the other taken out.
+def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTexts) -> torch.Tensor:
+    """Rewards (B, len(latents)) with one latent after the other set to its training average, in the residual stream.
 
-    It is taken out of the residual stream of every token, h - (h . d) d for the unit vector d, before anything is read
-    of it. Selected directions that overlap lose a part of theirs too, so that the reward need not change by what the
-    latent itself contributes.
+    With u the unit vector along the latent's direction, the part h . u of every pooled token h is replaced by the
+    average of the latent's feature, times the token's root mean square where that is divided by. Only then is the
+    token read again, from its norm on. So the reward may change by something else than what the latent adds: where
+    directions overlap, the features of others change too, and in any case the token's root mean square does.
 
     Args:
         model: The reward model.
         latents: Ids of selected latents.
         texts: B texts.
     """
-    hidden, rewards = texts.hidden.float(), []
+    hidden, rewards = torch.where(texts.pooled.unsqueeze(-1), texts.hidden, 0.0).float(), []
     with torch.autocast(hidden.device.type, enabled=False):
+        size = torch.ones_like(hidden[..., 0])  # (B, T)
+        if model.config.representation_norm == "rms":
+            size = root_mean_square(hidden)
         for latent in latents:
-            direction = model.directions[model.config.latents.index(latent)].to(hidden)
+            number = model.config.latents.index(latent)
+            direction = model.directions[number].to(hidden)
+            average = model.feature_mean[number].to(hidden) / direction.norm()
             direction = nn.functional.normalize(direction, dim=0)
-            without = hidden - (hidden @ direction).unsqueeze(-1) * direction
-            rewards.append(model.reward(model.features_of(without, texts.pooled))[:, 0])
+            change = average * size - hidden @ direction  # (B, T)
+            at_average = hidden + change.unsqueeze(-1) * direction
+            rewards.append(model.reward(model.features_of(at_average, texts.pooled))[:, 0])
     return torch.stack(rewards, 1)

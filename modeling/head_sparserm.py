@@ -6,21 +6,21 @@ from .configuration_sparserm import SparseRMConfig
 
 
 class LinearHead(nn.Linear):
-    """The linear reward head, (B, F) to (B, 1).
+    """The linear reward head, (B, K) to (B, 1).
 
     A class of its own, so that FSDP takes it as a unit: it is in float32 whatever the base model is in.
     """
 
     def __init__(self, config: SparseRMConfig):
-        super().__init__(config.num_features, 1)
+        super().__init__(len(config.latents), 1)
 
 
 class MLPHead(nn.Sequential):
-    """The reward head with a hidden layer, (B, F) to (B, 1)."""
+    """The reward head with a hidden layer, (B, K) to (B, 1)."""
 
     def __init__(self, config: SparseRMConfig):
         width = config.head_hidden_size
-        super().__init__(nn.Linear(config.num_features, width), nn.ReLU(), nn.Linear(width, 1))
+        super().__init__(nn.Linear(len(config.latents), width), nn.ReLU(), nn.Linear(width, 1))
 
 
 HEADS = {"linear": LinearHead, "mlp": MLPHead}

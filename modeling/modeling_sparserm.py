@@ -10,15 +10,14 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import (
-    PooledTexts,
     load_cut_decoder,
     mask_from_padding,
-    pool_texts,
+    pool_representations,
     prepare_backbone,
     residual_stream,
 )
 from .configuration_sparserm import SparseRMConfig
-from .explanation_sparserm import Explanation, RunTexts, explain_rewards, remove_directions, run_texts
+from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
 from .head_sparserm import HEADS
 from .response_sparserm import align_bos, find_responses, pooled_tokens
 
@@ -36,17 +35,19 @@ BASE_LOADING_ARGUMENTS = (
 
 
 class SparseRMForSequenceClassification(PreTrainedModel):
-    """A reward model that reads the features of a sparse autoencoder out of a frozen base model.
+    """A reward model that reads directions of a sparse autoencoder out of a frozen base model.
 
-    The method is SparseRM (AAAI 2026, arXiv 2511.07896). With the linear head the reward is exactly
-    `bias + sum of weight_i * feature_i` over the features of the selected latents.
+    The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the average token of the
+    response on the direction of a selected latent. With the linear head the reward is exactly
+    `bias + sum of weight_i * feature_i`.
 
     Attributes:
         model: The base model, cut after `config.layer` layers. Frozen, always in eval mode.
-        sae: The embedded SAE; None in a slim checkpoint that does not need it.
-        directions: (K, d_model) decoder directions of the selected latents.
-        feature_mean: (F,) mean of each feature over the training responses: what steering moves a feature towards.
-        empty_features: (F,) features of the training response with the lowest reward: those of an empty response. A
+        sae: The embedded SAE; None in a slim checkpoint.
+        directions: (K, d_model) directions of the selected latents: orthonormal, or the SAE's own decoder rows, see
+            `config.directions`.
+        feature_mean: (K,) mean of each feature over the training responses: what steering moves a feature towards.
+        empty_features: (K,) features of the training response with the lowest reward: those of an empty response. A
             checkpoint of version 0.1 has none; there an empty response has the features `feature_mean`.
         score: The head.
     """
@@ -74,11 +75,11 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             self._attach(prepare_backbone(AutoModel.from_config(config.base_config)))
         self.sae = SparseAutoencoder(**config.sae) if config.sae else None
         # In float32 whatever the base model is in: a buffer is loaded in the type that it has here.
-        shape = (len(config.latents), config.hidden_size or 0)
-        self.register_buffer("directions", torch.zeros(shape, dtype=torch.float32))
-        self.register_buffer("feature_mean", torch.zeros(config.num_features, dtype=torch.float32))
+        k = len(config.latents)
+        self.register_buffer("directions", torch.zeros((k, config.hidden_size or 0), dtype=torch.float32))
+        self.register_buffer("feature_mean", torch.zeros(k, dtype=torch.float32))
         if config.response_marks is not None:
-            self.register_buffer("empty_features", torch.zeros(config.num_features, dtype=torch.float32))
+            self.register_buffer("empty_features", torch.zeros(k, dtype=torch.float32))
         self.score = HEADS[config.head_type](config)
         self.post_init()
         self.freeze()
@@ -121,7 +122,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         responses: list[tuple[int, int]] | None = None,
     ) -> torch.Tensor:
-        """Turn texts into the head's input features, (B, F) float32.
+        """Turn texts into the head's input features, (B, K) float32.
 
         Args:
             input_ids: See `forward`.
@@ -162,55 +163,30 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         return input_ids, attention_mask, find_responses(input_ids, attention_mask, config)
 
     def features_of(self, hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """What the head reads, (B, F) float32, of residual streams (B, T, d_model) at their pooled tokens (B, T)."""
+        """Turn residual streams (B, T, d_model) and their pooled tokens (B, T) into features, (B, K) float32."""
         with torch.autocast(hidden.device.type, enabled=False):  # it would round the projections to bfloat16
-            return self.combine_features(self.pool(hidden, pooled))
+            mean = pool_representations(hidden, pooled, self.config.representation_norm)
+            return self.project(mean, pooled.any(-1, keepdim=True))
 
-    def pool(self, hidden: torch.Tensor, pooled: torch.Tensor) -> PooledTexts:
-        """Read residual streams (B, T, d_model) at their pooled tokens (B, T); activations are the selected ones."""
-        sae = self.sae_for_latents() if self.config.reads_activations else None
-        texts = pool_texts(hidden, pooled, self.config.representation_norm, sae)
-        if self.config.reads_activations and self.encodes_all:
-            texts = texts._replace(
-                mean_activation=texts.mean_activation[:, self.config.latents],
-                max_activation=texts.max_activation[:, self.config.latents],
-            )
-        return texts
-
-    def sae_for_latents(self) -> SparseAutoencoder:
-        """The SAE with the selected latents alone, or with all where they compete."""
-        return self.sae if self.config.slim or self.encodes_all else self.sae.keep(self.config.latents)
-
-    @property
-    def encodes_all(self) -> bool:
-        """Whether activations are computed of all latents, as they compete, and not of the selected ones alone."""
-        return not self.config.slim and not self.sae.elementwise
-
-    def combine_features(self, texts: PooledTexts, steered: bool = True) -> torch.Tensor:
-        """Turn pooled texts into the head's input features, (B, F).
+    def project(self, mean: torch.Tensor, has_tokens: torch.Tensor, steered: bool = True) -> torch.Tensor:
+        """Turn average tokens into the head's input features, (B, K).
 
         Args:
-            texts: With the activations of the selected latents, where any are read.
+            mean: (B, d_model) average of each text's pooled tokens.
+            has_tokens: (B, 1) bool: whether any token was pooled. An empty response has features of its own.
             steered: Whether `config.steering` counts.
         """
-        directions = self.directions.to(texts.mean)
-        read = {
-            "mean_projection": lambda: texts.mean @ directions.T,
-            "last_projection": lambda: texts.last @ directions.T,
-            "mean_activation": lambda: texts.mean_activation,
-            "max_activation": lambda: texts.max_activation,
-        }
-        raw = torch.cat([read[name]() for name in self.config.readings], dim=-1)  # (B, F)
-        mean = self.feature_mean.to(raw)
+        features = mean @ self.directions.to(mean).T  # (B, K)
+        average = self.feature_mean.to(features)
         if steered and self.config.steering:
-            raw = mean + self.steering_factors().to(raw) * (raw - mean)
-        empty = mean if self.config.response_marks is None else self.empty_features.to(raw)  # never steered
-        return torch.where(texts.has_tokens, raw, empty)
+            features = average + self.steering_factors().to(features) * (features - average)
+        empty = average if self.config.response_marks is None else self.empty_features.to(features)  # never steered
+        return torch.where(has_tokens, features, empty)
 
     def steering_factors(self) -> torch.Tensor:
-        """(F,) what the distance of each feature from its training mean is multiplied by."""
+        """(K,) what the distance of each feature from its training mean is multiplied by."""
         factors = [float(self.config.steering.get(str(latent), 1.0)) for latent in self.config.latents]
-        return torch.tensor(factors * len(self.config.readings), device=self.feature_mean.device)
+        return torch.tensor(factors, device=self.feature_mean.device)
 
     def steer(self, factors: dict[int, float]) -> None:
         """Drop (0), damp, boost or restore (1) latents, in place; other latents stay as they are.
@@ -232,7 +208,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         self.config.steering = {latent: factor for latent, factor in merged.items() if factor != 1.0}
 
     def reward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, F) features to (B, 1) rewards, in float32 under any autocast."""
+        """(B, K) features to (B, 1) rewards, in float32 under any autocast."""
         with torch.autocast(features.device.type, enabled=False):
             return self.score(features.to(next(self.score.parameters()).dtype)).float()
 
@@ -278,23 +254,17 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     def rewards_without(
         self, latents: list[int], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Rewards (B, len(latents)) of texts (B, T) without one direction after the other; see `remove_directions`."""
-        return remove_directions(self, latents, self._run(input_ids, self._mask(input_ids, attention_mask))[0])
+        """Rewards (B, len(latents)) of texts (B, T) without what each latent adds; see `rewards_at_average`."""
+        return rewards_at_average(self, latents, self._run(input_ids, self._mask(input_ids, attention_mask))[0])
 
     def to_slim(self) -> "SparseRMForSequenceClassification":
-        """The same model as a slim one: its checkpoint holds the head and the selected latents' rows only.
-
-        Raises:
-            ValueError: The features are activations of a TopK SAE, which need every latent's encoder.
-        """
+        """The same model as a slim one: its checkpoint holds the head and the selected latents' directions only."""
         if self.config.slim:
             return self
         config = copy.deepcopy(self.config)
         config.slim = True
-        sae = self.sae.keep(config.latents) if config.reads_activations else None
-        config.sae = sae.spec() if sae else None
+        config.sae = None
         slim = SparseRMForSequenceClassification(config, base_model=self.model)
-        slim.sae = sae
         slim.directions = self.directions
         slim.feature_mean = self.feature_mean
         if config.response_marks is not None:

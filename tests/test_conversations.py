@@ -14,9 +14,11 @@ from trl.data_utils import apply_chat_template
 from sparserm_hf.conversations import templates
 from sparserm_hf.conversations.encoding import TokenizedText
 from sparserm_hf.conversations.files import iterate_json, iterate_rows, load_preferences
+from sparserm_hf.conversations.marks import find_marks
 from sparserm_hf.conversations.pairs import tokenize_preferences
 from sparserm_hf.conversations.rows import read_preference, texts_of_row
 from sparserm_hf.conversations.templates import PLAIN_CHAT_TEMPLATE, encode, prepare_tokenizer
+from sparserm_hf.conversations.turns import find_turns
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.evaluation.evaluate import evaluate_checkpoint
 from sparserm_hf.scoring import ROW_ERROR, score_rows
@@ -598,3 +600,15 @@ def test_odd_names_of_columns_stay_on_one_line():
     sentence = str(caught.value)
     assert len(sentence.splitlines()) == 1 and len(sentence) < 400 and sentence.encode()
     assert "'\\n\\n'" in sentence and "c4 and 94 more" in sentence
+
+
+@pytest.mark.parametrize("system", [None, "w7 w8"])
+def test_turns_are_told_apart_by_their_roles(system):
+    tokenizer = tiny_tokenizer()
+    messages = [user("w1 w2"), assistant("w3"), user("w4")]
+    messages = messages if system is None else [{"role": "system", "content": system}, *messages]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    turns = [(turn.role, turn.content) for turn in find_turns(ids, tokenizer, find_marks(tokenizer))]
+    assert turns[-3:] == [("user", "w1 w2"), ("assistant", "w3"), ("user", "w4")]
+    assert len(turns) == 3 + (system is not None) and (system is None or "w7 w8" in turns[0][1])
+    assert find_turns([], tokenizer, None) == []

@@ -102,7 +102,8 @@ def test_steering_does_by_hand_what_debiasing_does_and_the_explanation_shows_wha
     # Another word for a filler: the same length, so that nothing else changes.
     assert explained([GOOD, 4, FILLER]).reward > explained([GOOD, 4, 5]).reward + 0.03
     model.steer({FILLER: 0.0})
-    assert explained([GOOD, 4, FILLER]).reward == pytest.approx(explained([GOOD, 4, 5]).reward, abs=1e-5)
+    # Not to the last digit: the direction is orthogonal to the average token, which has a part of the filler's.
+    assert explained([GOOD, 4, FILLER]).reward == pytest.approx(explained([GOOD, 4, 5]).reward, abs=1e-3)
 
 
 @pytest.mark.parametrize("loss", ["margin", "bradley_terry", "bce"])

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from sparserm_hf.modeling.configuration_sparserm import READINGS
 from tiny import D_MODEL, HEADER, tiny_reward_model, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, pipeline
 from world import make_rows, without_package, write_jsonl
@@ -24,7 +23,7 @@ MESSAGES = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content
 @pytest.mark.parametrize("norm", ["rms", "none"])
 @pytest.mark.parametrize("pooling", ["response_mean", "mean", "last"])
 def test_a_reward_is_the_sum_of_its_parts(pooling, norm, steering):
-    model = tiny_reward_model(readings=READINGS, pooling=pooling, representation_norm=norm, steering=steering)
+    model = tiny_reward_model(pooling=pooling, representation_norm=norm, steering=steering)
     texts = tiny_texts()
     ids, mask = pad_texts(texts, torch.device("cpu"))
     found = model.explain(ids, mask)
@@ -63,17 +62,16 @@ def test_an_empty_response_is_explained_too(pooling):
 
 
 def test_a_text_of_which_nothing_is_read_is_explained_as_an_empty_response():
-    """Its features are those of the worst training response: no direction carries a part of that."""
+    """Its features are those of the worst training response: there is no token to take a direction out of."""
     model = tiny_reward_model()
     explanation = explain_text(model, tiny_tokenizer(), "w1")
     assert explanation.reward == model.score(model.empty_features).item() and explanation.tokens == []
     assert abs(explanation.unexplained) < 1e-4
-    assert all(e.own == 0 and e.tokens == [] for e in explanation.latents)
-    assert all(e.as_stated for e in explanation.latents[:10])
+    assert all(e.removed is None and e.as_stated is None and e.tokens == [] for e in explanation.latents)
 
 
 def test_a_model_in_bfloat16_throughout_explains_itself():
-    model = tiny_reward_model(readings=READINGS).to(torch.bfloat16)
+    model = tiny_reward_model().to(torch.bfloat16)
     ids, mask = pad_texts(tiny_texts(), torch.device("cpu"))
     found = model.explain(ids, mask)
     with torch.no_grad():
@@ -82,7 +80,7 @@ def test_a_model_in_bfloat16_throughout_explains_itself():
 
 
 def test_padding_on_either_side_changes_no_explanation():
-    model, texts = tiny_reward_model(readings=READINGS), tiny_texts()
+    model, texts = tiny_reward_model(), tiny_texts()
     right = model.explain(*pad_texts(texts, torch.device("cpu")))
     width = max(map(len, texts))
     padded = torch.tensor([[0] * (width - len(text)) + text for text in texts])
@@ -105,8 +103,8 @@ def planted(cosine):
     return model
 
 
-def test_taking_out_what_was_planted_takes_its_reward_away():
-    """Only where no other direction carries a part of it; where one does, that is said."""
+def test_a_direction_set_to_its_average_takes_away_what_it_adds():
+    """Only where no other direction has a part of it; where one does, that is said."""
     tokenizer = tiny_tokenizer()
     apart, overlapping = (explain_text(planted(cosine), tokenizer, MESSAGES) for cosine in (0.0, 0.8))
     for explanation in (apart, overlapping):
@@ -116,7 +114,7 @@ def test_taking_out_what_was_planted_takes_its_reward_away():
     assert all(effect.as_stated for effect in apart.latents)
     by_latent = {effect.latent: effect for effect in overlapping.latents}
     assert not by_latent[3].as_stated
-    expected = -by_latent[3].values["mean_projection"] * (1 + 0.5 * 0.8)
+    expected = -by_latent[3].contribution * (1 + 0.5 * 0.8)
     assert by_latent[3].removed == pytest.approx(expected, rel=1e-4)
 
 
@@ -131,7 +129,7 @@ def test_a_pair_is_explained_by_what_differs(trained):
 
 
 def test_an_mlp_is_attributed_by_integrated_gradients():
-    model = tiny_reward_model(head_type="mlp", head_hidden_size=8, readings=READINGS)
+    model = tiny_reward_model(head_type="mlp", head_hidden_size=8)
     explanation = explain_text(model, tiny_tokenizer(), MESSAGES)
     total = sum(effect.contribution for effect in explanation.latents)
     assert explanation.unexplained == pytest.approx(explanation.reward - explanation.base - total, abs=1e-5)
@@ -150,7 +148,7 @@ def test_the_command_explains_texts_and_pairs(trained, tmp_path, capsys, monkeyp
     source = write_jsonl(tmp_path / "rows.jsonl", rows)
     assert main(["explain", str(trained), source, "--top", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "Row 1: chosen loses by -1." in printed and "without its direction" in printed and "latents" in printed
+    assert "Row 1: chosen loses by -0." in printed and "purity" in printed and "of latents" in printed
     assert row["chosen"][0]["content"] in printed.replace("\n", " ")
     out = tmp_path / "out.jsonl"
     assert main(["explain", str(trained), source, "--output", str(out)]) == 0
@@ -229,8 +227,8 @@ def test_explanations_name_what_the_user_named(reward_model, tmp_path, capsys):
     model.config.latent_labels = {"8": "politeness", "3": "[/INST] [b]"}
     model.save_pretrained(reward_model)
     model, tokenizer = load_reward_model(reward_model, torch.device("cpu"))
-    labels = {effect.latent: effect.label for effect in explain_text(model, tokenizer, MESSAGES).latents}
-    assert labels[8] == "politeness" and labels[11] == ""
+    names = {effect.latent: effect.name for effect in explain_text(model, tokenizer, MESSAGES).latents}
+    assert names[8] == "politeness" and names[11] == ""
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": MESSAGES}])
     assert main(["explain", reward_model, rows]) == 0
     assert "[/INST] [b]" in capsys.readouterr().out  # as it is: not taken for markup
@@ -255,16 +253,12 @@ def test_latents_are_shown_with_the_passages_they_fire_on(world, trained, tmp_pa
         # On the training pairs the separation is the difference of the two rates.
         assert report["firing_chosen"] - report["firing_rejected"] == pytest.approx(report["separation"], abs=1e-5)
         assert abs(report["length_correlation"]) <= 1 and report["link"] is None
-        assert [e["strength"] for e in report["strongest"]] == sorted(
-            (e["strength"] for e in report["strongest"]), reverse=True
-        )
-        for example in report["strongest"]:
-            assert max(example["strengths"]) == example["strength"] > 0  # only where it fires
-            assert len(example["tokens"]) == len(example["strengths"])
+        strengths = [max(passage["activations"]) for passage in report["strongest"]]
+        assert strengths == sorted(strengths, reverse=True) and min(strengths) > 0  # only where it fires
+        for passage in report["strongest"]:
+            assert len(passage["tokens"]) == len(passage["activations"])
     # The strongest passage of all, looked up by hand.
     report = reports[0]
-    column = model.config.latents.index(report["latent"])
-    sae = model.sae.keep(model.config.latents)
     strongest = 0.0
     for row in map(json.loads, (world / "train.jsonl").read_text().splitlines()):
         for side in ("chosen", "rejected"):
@@ -277,5 +271,5 @@ def test_latents_are_shown_with_the_passages_they_fire_on(world, trained, tmp_pa
                 for i, token in enumerate(ids[0].tolist())
                 if token == tokenizer.convert_tokens_to_ids("<|assistant|>")
             )
-            strongest = max(strongest, sae.encode(hidden[start + 1 :])[:, column].max().item())
-    assert report["strongest"][0]["strength"] == pytest.approx(strongest, rel=1e-3)
+            strongest = max(strongest, model.sae.encode(hidden[start + 1 :])[:, report["latent"]].max().item())
+    assert max(report["strongest"][0]["activations"]) == pytest.approx(strongest, rel=1e-3)

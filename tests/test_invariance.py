@@ -2,12 +2,8 @@
 
 import pytest
 import torch
-from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import pool_activations, residual_stream
-from sparserm_hf.modeling.configuration_sparserm import READINGS
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
-from sparserm_hf.modeling.response_sparserm import pooled_tokens
-from tiny import ARCHITECTURES, BOS, D_MODEL, EOS, PAD, tiny_reward_model, tiny_sae, tiny_texts
+from tiny import ARCHITECTURES, BOS, EOS, PAD, tiny_reward_model, tiny_texts
 from transformers import AutoModelForSequenceClassification
 
 
@@ -31,7 +27,7 @@ def rewards(model, **batch):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_score_depends_on_the_text_alone(architecture, pooling, tmp_path):
     norm = "none" if pooling == "last" else "rms"
-    model = tiny_reward_model(architecture, pooling=pooling, representation_norm=norm, readings=READINGS)
+    model = tiny_reward_model(architecture, pooling=pooling, representation_norm=norm)
     texts = tiny_texts()
     alone = torch.cat([rewards(model, **pad_batch([text])) for text in texts])
     assert alone.std() > 0.05, "the texts must differ, or the test shows nothing"
@@ -93,30 +89,6 @@ def test_a_text_of_one_token_gets_the_reward_of_an_empty_response(pooling, norm)
     for mask in ([[1]], [[1, 0, 0]], [[0, 0, 1]]):
         ids = torch.full((1, len(mask[0])), 9)
         torch.testing.assert_close(model(ids, torch.tensor(mask)).logits[0], empty)
-
-
-@pytest.mark.parametrize("normalization", ["none", "constant_norm_rescale", "layer_norm"])
-def test_a_text_without_pooled_tokens_has_no_activations(normalization):
-    """It was encoded as zeros, which divided by their own norm are not a number: training stopped at such a text."""
-    sae = tiny_sae(normalization=normalization)
-    hidden = torch.randn(2, 3, sae.d_in)
-    pooled = torch.tensor([[False, True, True], [False, False, False]])
-    for activations in pool_activations(hidden, pooled, sae):
-        assert activations[0].any() and not activations[1].any()
-
-
-def test_activations_of_competing_latents_come_in_the_order_of_the_latents():
-    """Where as many are selected as there are, those of all were taken for those of the selected ones, in order."""
-    model = tiny_reward_model(sae_architecture="topk", readings=("mean_activation",))
-    model.config.latents = latents = [5, 3, 1, 0, 4, 2]
-    model.sae = SparseAutoencoder(D_MODEL, 6, "topk", k=3)
-    torch.nn.init.normal_(model.sae.W_enc, generator=torch.Generator().manual_seed(0))
-    batch = pad_batch(tiny_texts())
-    ids, mask, responses = model.locate(**batch)
-    hidden, pooled = residual_stream(model.model, ids, mask), pooled_tokens(mask, responses, model.config.pooling)
-    expected = pool_activations(hidden, pooled, model.sae)[0][:, latents]
-    assert expected.std(0).max() > 0
-    torch.testing.assert_close(model.extract_features(**batch), expected)
 
 
 def test_rewards_stay_float32_under_autocast():

@@ -5,12 +5,10 @@ import torch
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import (
     cut_base_model,
-    pool_activations,
     pool_representations,
-    pool_texts,
     residual_stream,
 )
-from sparserm_hf.modeling.configuration_sparserm import READINGS, SparseRMConfig
+from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from tiny import ARCHITECTURES, LAYERS, tiny_causal_lm, tiny_reward_model, tiny_sae, tiny_texts
 from torch import nn
@@ -70,31 +68,6 @@ def test_pooling_by_hand_and_a_sink_inside_the_text_does_not_dominate():
     assert torch.equal(pool_representations(hidden, pooled & False, "rms"), torch.zeros(1, 2))
 
 
-def test_activations_are_pooled_never_the_encoded_mean():
-    """Encoding the mean of the tokens gave scores below chance."""
-    sae = tiny_sae("jumprelu")
-    hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
-    pooled = torch.tensor([[False, True, True, True, False], [False, False, False, False, False]])
-    mean, largest = pool_activations(hidden, pooled, sae)
-    torch.testing.assert_close(mean[0], sae.encode(hidden[0, 1:4]).mean(0))
-    torch.testing.assert_close(largest[0], sae.encode(hidden[0, 1:4]).amax(0))
-    assert not torch.allclose(mean[0], sae.encode(hidden[0, 1:4].mean(0)))
-    assert torch.equal(mean[1], torch.zeros(64)) and torch.equal(largest[1], torch.zeros(64))
-
-
-def test_the_last_pooled_token_is_read_wherever_the_padding_is():
-    hidden = torch.arange(1.0, 11.0).reshape(1, 5, 2)
-    for where in ([1, 2, 3], [0, 2], [4]):
-        pooled = torch.zeros(1, 5, dtype=torch.bool)
-        pooled[0, where] = True
-        read = pool_texts(hidden, pooled, "none", None)
-        torch.testing.assert_close(read.mean, hidden[:, where].mean(1))
-        assert torch.equal(read.last, hidden[:, where[-1]]) and read.has_tokens.all()
-        assert read.mean_activation.shape == read.max_activation.shape == (1, 0)
-    nothing = pool_texts(hidden, torch.zeros(1, 5, dtype=torch.bool), "rms", tiny_sae(d_in=2))
-    assert not any(tensor.any() for tensor in nothing)
-
-
 ENCODE_REFERENCES = {
     "standard": lambda s, h: torch.relu(h + s.b_enc),
     "jumprelu": lambda s, h: torch.where(h + s.b_enc > s.threshold, torch.relu(h + s.b_enc), 0.0),
@@ -103,48 +76,48 @@ ENCODE_REFERENCES = {
 
 
 @pytest.mark.parametrize("architecture", ENCODE_REFERENCES)
-def test_keeping_some_latents_changes_none_of_them(architecture):
+def test_encoding_equals_a_plain_reference(architecture):
     sae = tiny_sae(architecture, normalization="constant_norm_rescale")
     x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0)) * 30
     h = (x * 32**0.5 / x.norm(dim=-1, keepdim=True) - sae.b_dec) @ sae.W_enc
     torch.testing.assert_close(sae.encode(x), ENCODE_REFERENCES[architecture](sae, h))
-    kept = sae.keep([5, 60, 1])
-    torch.testing.assert_close(kept.encode(x), sae.encode(x)[:, [5, 60, 1]])
-    assert (kept.d_sae, kept.W_dec.shape, kept.spec()["normalization"]) == (3, (3, 32), "constant_norm_rescale")
-    empty = SparseAutoencoder(**kept.spec())
-    empty.load_state_dict(kept.state_dict())
-    torch.testing.assert_close(empty.encode(x), kept.encode(x))
+    empty = SparseAutoencoder(**sae.spec())
+    empty.load_state_dict(sae.state_dict())
+    torch.testing.assert_close(empty.encode(x), sae.encode(x))
 
 
-def test_a_topk_sae_cannot_be_taken_apart():
-    with pytest.raises(ValueError, match="compete with the rest"):
-        tiny_sae("topk").keep([1, 2])
+def test_a_topk_sae_needs_k():
     for k in (None, 0, 65):
         with pytest.raises(ValueError, match="needs k between 1 and 64"):
             SparseAutoencoder(32, 64, "topk", k=k)
 
 
 def test_configuration_refuses_what_it_does_not_know():
-    for name in ("pooling", "representation_norm", "head_type"):
+    for name in ("pooling", "representation_norm", "directions", "head_type"):
         with pytest.raises(ValueError, match=f"{name} is 'nonsense', but must be one of"):
             SparseRMConfig(**{name: "nonsense"})
-    for readings in (["nonsense"], []):
-        with pytest.raises(ValueError, match=r"readings is .* must be some of mean_projection, "):
-            SparseRMConfig(readings=readings)
+
+
+def test_a_checkpoint_that_reads_activations_is_refused_and_one_of_projections_is_not():
+    """Of the claims that were made of activations, a tenth held: they left the model with version 0.3."""
+    with pytest.raises(ValueError, match=r"trained before version 0\.3 to read mean_projection, max_activation"):
+        SparseRMConfig(readings=["mean_projection", "max_activation"])
+    config = SparseRMConfig(readings=["mean_projection"])
+    assert config.directions == "raw" and "readings" not in config.to_dict()
 
 
 def test_the_linear_reward_is_the_exact_sum_of_its_features():
-    model = tiny_reward_model(readings=READINGS)
+    model = tiny_reward_model()
     ids = torch.tensor([tiny_texts()[0]])
     mask = torch.ones_like(ids)
     features = model.extract_features(ids, mask)
-    assert features.shape == (1, 24)
+    assert features.shape == (1, 6)
     parts = features * model.score.weight
     torch.testing.assert_close(model(ids, mask).logits, parts.sum(-1, keepdim=True) + model.score.bias)
 
 
 def test_steering_moves_a_latent_towards_its_mean_and_survives_a_reload(tmp_path):
-    model = tiny_reward_model(readings=READINGS)
+    model = tiny_reward_model()
     ids = torch.tensor([tiny_texts()[0]])
     plain = model.extract_features(ids, torch.ones_like(ids))
     model.config.steering = {"8": 0.0, "40": 2.0}  # the third and fourth of the six selected latents
@@ -152,13 +125,9 @@ def test_steering_moves_a_latent_towards_its_mean_and_survives_a_reload(tmp_path
     for candidate in (model, type(model).from_pretrained(tmp_path)):
         steered = candidate.extract_features(ids, torch.ones_like(ids))
         mean = candidate.feature_mean
-        for offset in (0, 6, 12, 18):  # one reading after the other
-            torch.testing.assert_close(steered[:, offset + 2], mean[None, offset + 2])
-            torch.testing.assert_close(
-                steered[:, offset + 3] - mean[offset + 3], 2 * (plain[:, offset + 3] - mean[offset + 3])
-            )
-        untouched = [i for i in range(24) if i % 6 not in (2, 3)]
-        torch.testing.assert_close(steered[:, untouched], plain[:, untouched])
+        torch.testing.assert_close(steered[:, 2], mean[None, 2])
+        torch.testing.assert_close(steered[:, 3] - mean[3], 2 * (plain[:, 3] - mean[3]))
+        torch.testing.assert_close(steered[:, [0, 1, 4, 5]], plain[:, [0, 1, 4, 5]])
 
 
 def test_only_the_head_learns_and_its_gradient_does_not_reach_the_base():

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparserm_hf.modeling.configuration_sparserm import READINGS
 from tiny import ARCHITECTURES, tiny_causal_lm, tiny_encoder, tiny_reward_model, tiny_texts, tiny_tokenizer
 from world import make_rows
 
@@ -90,9 +89,7 @@ def checkpoints(tmp_path_factory):
     expected = {}
     for architecture in ARCHITECTURES:
         tiny_causal_lm(architecture).save_pretrained(root / f"{architecture}-base")
-        model = tiny_reward_model(
-            architecture, base_model_name_or_path=str(root / f"{architecture}-base"), readings=READINGS
-        )
+        model = tiny_reward_model(architecture, base_model_name_or_path=str(root / f"{architecture}-base"))
         with torch.no_grad():
             rewards = [model(torch.tensor([t]), torch.ones(1, len(t))).logits.item() for t in tiny_texts()]
         for form, saved in (("whole", model), ("slim", model.to_slim())):

@@ -7,7 +7,6 @@ import torch
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import (
     cut_base_model,
-    pool_activations,
     pool_representations,
     residual_stream,
 )
@@ -15,6 +14,7 @@ from tiny import tiny_causal_lm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from sparserm_hf import PRESETS
+from sparserm_hf.activations import encode_texts
 from sparserm_hf.cli import build_parser, main
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.sae.formats import LoadedSAE, load_sae
@@ -118,8 +118,8 @@ def test_a_preset_fits_the_real_model(name):
         hidden = residual_stream(base, ids, torch.ones_like(ids))
         pooled = torch.ones_like(ids).bool()
         assert pool_representations(hidden, pooled, "rms").shape == (2, d_model)
-        activations, _ = pool_activations(hidden, pooled, sae.autoencoder)
-    assert activations.shape == (2, sae.autoencoder.d_sae) and torch.isfinite(activations).all()
+    for encoded in encode_texts(hidden, pooled, sae.autoencoder):
+        assert encoded.shape == (6, sae.autoencoder.d_sae) and torch.isfinite(encoded).all()
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -141,7 +141,6 @@ def test_the_folded_direction_by_hand():
     ("config", "reason"),
     [
         ({"pooling": "mean"}, "pools by mean; train with --pooling last"),
-        ({"readings": ["mean_activation"]}, "reads activations"),
         ({"head_type": "mlp"}, "head is an MLP"),
         ({"representation_norm": "none"}, "divide tokens by their rms"),
         ({"response_marks": None}, "version 0.1, which reads the end of the turn too; train it anew"),

@@ -80,14 +80,12 @@ def test_same_seed_same_model_bit_for_bit(world, trained, tmp_path):
     "settings",
     [
         {"head_type": "mlp"},
-        {"head_type": "mlp", "loss": "bce", "features": "both"},
-        {"features": "activation", "loss": "bradley_terry"},
-        {"features": "both", "pooling": "mean", "representation_norm": "none"},
+        {"head_type": "mlp", "loss": "bce", "directions": "raw"},
+        {"k": "auto", "loss": "bradley_terry"},
+        {"k": "auto", "pooling": "mean", "representation_norm": "none"},
         {"pooling": "last", "loss": "bce"},
-        {"slim": True, "features": "both"},
-        {"features": "all", "loss": "bradley_terry"},
-        {"features": "all", "pooling": "last"},
-        {"slim": True, "features": "all"},
+        {"slim": True, "k": "auto"},
+        {"directions": "raw", "k": 20},
         {"dtype": "bfloat16"},
     ],
 )
@@ -95,11 +93,10 @@ def test_what_is_saved_scores_as_what_was_trained(settings, world, tmp_path):
     """The folded weights, reloaded and run on whole texts, give the rewards that the fitted head gave."""
     args = SparseRMTrainingConfig(
         str(tmp_path / "out"),
-        k=8,
         check_sae=False,
         cache_dir=str(world / "cache"),
         controls=False,
-        **({"dtype": "float32"} | settings),
+        **({"dtype": "float32", "k": 8} | settings),
     )
     rows = make_rows(40)
     trainer = SparseRMTrainer(
@@ -241,6 +238,11 @@ def bad_input_cases(world, tmp):
         "K too large": (train(k=40), "K = 40 asks for 80 latents, but the SAE has 64"),
         "unknown tracker": (train(report_to="carrier-pigeon"), "report_to names 'carrier-pigeon'"),
         "no tokenizer": (train(model=no_tokenizer), "The tokenizer of .* cannot be loaded"),
+        "K too large to be orthogonal": (
+            train(k=16),
+            "K = 16 asks for 32 orthogonal directions, .* has 32 dimensions: choose K up to 15, or --directions raw",
+        ),
+        "K no number": (train(k="many"), "k is 'many', but must be a number of latents, or auto"),
         "K zero": (train(k=0), "k is 0, but must be at least 1"),
         "wrong width": (train(sae=save_sae(tmp / "wide", sae=tiny_sae(d_in=48))), "SAE reads 48 numbers a token"),
         "layer out of range": (train(sae=deep), "Layer 10 is out of range.*layers 1 to 4"),
@@ -278,10 +280,6 @@ def bad_input_cases(world, tmp):
             "on this machine alone",
         ),
         "a broken GGUF": (train(model=write_jsonl(tmp / "broken.gguf", [{}])), "cannot be read as a GGUF model"),
-        "slim with TopK activations": (
-            train(sae=save_sae(tmp / "topk", sae=tiny_sae("topk")), features="both", slim=True),
-            "slim checkpoint cannot hold activations of a topk SAE",
-        ),
         "an empty text": (
             ["score", str(world / "model"), write_jsonl(tmp / "blank.jsonl", [*make_rows(2), {"text": ""}])],
             r"blank\.jsonl, row 3 has an empty text",

@@ -91,10 +91,9 @@ def tiny_reward_model(
     architecture: str = "llama",
     layer: int = 2,
     sae_architecture: str = "jumprelu",
-    readings: tuple[str, ...] = ("mean_projection",),
     **config,
 ) -> SparseRMForSequenceClassification:
-    """A whole random SparseRM model with six selected latents, each read in all the given ways."""
+    """A whole random SparseRM model with six selected latents."""
     causal_lm = tiny_causal_lm(architecture)
     base = cut_base_model(causal_lm, layer)
     sae = tiny_sae(sae_architecture)
@@ -103,7 +102,6 @@ def tiny_reward_model(
         "base_model_name_or_path": "tiny",
         "response_marks": find_marks(tiny_tokenizer()),
         "latents": latents,
-        "readings": list(readings),
         "latent_sides": ["chosen"] * 3 + ["rejected"] * 3,
         "latent_separations": [0.3, 0.2, 0.1, -0.1, -0.2, -0.3],
         "sae": sae.spec(),

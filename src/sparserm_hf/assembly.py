@@ -20,6 +20,7 @@ def build_model(
     base_model: PreTrainedModel,
     dtype: torch.dtype,
     sae: SparseAutoencoder,
+    directions: np.ndarray,
     head: FittedHead,
     feature_mean: np.ndarray,
     empty_features: np.ndarray,
@@ -31,16 +32,17 @@ def build_model(
         base_model: Cut; it is not changed.
         dtype: Type of the base model's weights in the reward model.
         sae: All of it.
-        head: Fitted to features of which `feature_mean` (F,) was taken off.
-        feature_mean: See `head`.
-        empty_features: (F,) features of an empty response.
+        directions: (K, d_model) what the features are projections on.
+        head: Fitted to the features.
+        feature_mean: (K,) average features of the training responses.
+        empty_features: (K,) features of an empty response.
     """
     if base_model.dtype != dtype:  # a copy: this one goes on running in its fastest type
         base_model = cast_weights(copy.deepcopy(base_model), dtype)
     model = SparseRMForSequenceClassification(config, base_model)
     model.config.dtype = dtype
     model.sae = sae
-    model.directions = sae.W_dec[config.latents].clone()
+    model.directions = torch.from_numpy(directions).float()
     model.feature_mean = torch.from_numpy(feature_mean).float()
     model.empty_features = torch.from_numpy(empty_features).float()
     affine = [module for module in model.score.modules() if isinstance(module, torch.nn.Linear)]

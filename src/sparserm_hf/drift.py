@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from .conversations.encoding import TokenizedText
 from .errors import SparseRMError
 from .evaluation.controls import Control
-from .modeling.backbone_sparserm import residual_stream
+from .modeling.backbone_sparserm import pool_representations, residual_stream
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .modeling.response_sparserm import pooled_tokens
 from .representations import batch_tokens, pad_texts, plan_batches
@@ -192,19 +192,18 @@ def read_texts(
     """
     config, device = model.config, model.directions.device
     twin = find_twin(controls)
-    features, rewards = np.zeros((len(texts), config.num_features)), np.zeros(len(texts))
+    features, rewards = np.zeros((len(texts), len(config.latents))), np.zeros(len(texts))
     of_twin = None if twin is None else np.zeros(len(texts))
     with tqdm(total=len(texts), desc="Reading", unit="text", delay=2) as bar, torch.inference_mode():
         for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
             ids, mask = pad_texts([texts[i].ids for i in batch], device)
             hidden = residual_stream(model.model, ids, mask)
             where = pooled_tokens(mask, [texts[i].place for i in batch], config.pooling).to(hidden.device)
-            pooled = model.pool(hidden, where)
-            read = model.combine_features(pooled, steered=False)
+            mean = pool_representations(hidden, where, config.representation_norm)
+            read = model.project(mean, where.any(-1, keepdim=True), steered=False)
             features[batch] = read.double().cpu().numpy()
             rewards[batch] = model.reward(read)[:, 0].double().cpu().numpy()
             if twin and of_twin is not None:
-                dense = torch.cat([getattr(pooled, name) for name in twin.poolings], 1)
-                of_twin[batch] = twin.head.rewards(dense.double().cpu().numpy())
+                of_twin[batch] = twin.head.rewards(mean.double().cpu().numpy())
             bar.update(len(batch))
     return TextReadings(features, rewards, of_twin)

@@ -17,6 +17,7 @@ from .conversations.rows import texts_of_row
 from .drift import ALARM, load_reference, read_texts
 from .errors import SparseRMError, tell_errors
 from .evaluation.evaluate import SavedRewardModel
+from .explain.describe import Describer
 from .explain.editing import edit_model, save_edited
 from .explain.latents import report_latents
 from .explain.report import check_report, write_report
@@ -43,6 +44,10 @@ def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
     features.add_argument("--split", default="train", help="split of the dataset; slices like train[:1000] work")
     features.add_argument("--top", type=int, default=10, help="latents to show, those that move the reward most")
     features.add_argument("--examples", type=int, default=3, help="passages of each, strongest and weakest")
+    features.add_argument(
+        "--describe_with", metavar="URL", help="OpenAI-compatible endpoint that is asked for descriptions, and tested"
+    )
+    features.add_argument("--describe_model", metavar="NAME", help="language model to ask there")
     features.add_argument("--output", type=Path, help="JSON Lines with a latent each, by default a table")
     features.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
     features.set_defaults(run=features_command)
@@ -140,9 +145,12 @@ def explain_command(args: argparse.Namespace) -> int:
 def features_command(args: argparse.Namespace) -> None:
     """`sparserm features`."""
     check_output_file(args.output)
+    if bool(args.describe_with) != bool(args.describe_model):
+        raise SparseRMError("--describe_with URL and --describe_model NAME belong together: name both, or neither.")
+    describer = Describer.at(args.describe_with, args.describe_model) if args.describe_with else None
     saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
     pairs = saved.tokenize(load_preferences(args.dataset, args.split), args.max_length)
-    reports = report_latents(saved, pairs, args.top, args.examples, args.cache_dir)
+    reports = report_latents(saved, pairs, args.top, args.examples, args.cache_dir, describer)
     if not process_state().is_main_process:
         return
     if args.output:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property, partial
 
 import numpy as np
 
 from .conversations.pairs import TokenizedPreferences
+from .directions import Directions, make_directions
 from .errors import SparseRMError
-from .features import read_features
 from .head import FOLDS, FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head, group_folds
-from .selection import Selection, select_latents
+from .selection import K_CANDIDATES, Selection, fewest_latents, select_latents
 from .shards import Representations
 from .training_config import SparseRMTrainingConfig
+
+BLOCK = 65_536  # texts that are projected at once
+
+
+def check_k(args: SparseRMTrainingConfig, d_sae: int, d_model: int) -> None:
+    """Raise a `SparseRMError` where the settings ask for more latents or directions than there are."""
+    if not isinstance(args.k, int):
+        return
+    if 2 * args.k > d_sae:
+        raise SparseRMError(f"K = {args.k} asks for {2 * args.k} latents, but the SAE has {d_sae}.")
+    if args.directions == "orthogonal" and 2 * args.k >= d_model:  # they are orthogonal to the average token too
+        raise SparseRMError(
+            f"K = {args.k} asks for {2 * args.k} orthogonal directions, but the base model has {d_model} dimensions: "
+            f"choose K up to {(d_model - 1) // 2}, or --directions raw."
+        )
 
 
 class HeadFitter:
@@ -22,7 +38,7 @@ class HeadFitter:
     Args:
         args: The settings.
         pairs: N preference pairs.
-        texts: Representations of their texts.
+        texts: Representations of their T texts.
         decoder: (d_sae, d_model) decoder directions of all latents.
         styles: (N, styles) differences of style, chosen minus rejected, that rewards must not follow; None where they
             may.
@@ -38,16 +54,58 @@ class HeadFitter:
     ):
         self.args, self.pairs, self.texts, self.decoder = args, pairs, texts, decoder
         self.objective = Objective(args.loss, args.gamma, np.array(pairs.margins), styles)
-        self._selections: dict[bytes, Selection] = {}
+        self._counts: dict[bytes, list[np.ndarray]] = {}
 
-    def select(self, train: np.ndarray | None = None) -> Selection:
-        """Select latents by some of the training pairs, named by their numbers; by default by all."""
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """(T, d_model) average token of each training text, in float32: with a million pairs it is gigabytes."""
+        return self.texts.read(lambda shard: shard.mean)
+
+    @cached_property
+    def average(self) -> np.ndarray:
+        """(d_model,) average token of all training texts."""
+        return self.mean.mean(0, dtype=np.float64)
+
+    def project(self, directions: np.ndarray) -> np.ndarray:
+        """(T, K) projections of the training texts on (K, d_model) directions, in float64."""
+        blocks = np.array_split(self.mean, 1 + len(self.mean) // BLOCK)
+        return np.concatenate([block.astype(np.float64) @ directions.T for block in blocks])
+
+    @property
+    def k(self) -> int:
+        """Latents on either side: as many as the settings say, or as few as the pairs ask for."""
+        return self.args.k if isinstance(self.args.k, int) else fewest_latents(self.k_accuracies, len(self.pairs))
+
+    @cached_property
+    def k_accuracies(self) -> dict[int, float]:
+        """Cross-validated accuracy of a linear head by the number of latents on either side.
+
+        Raises:
+            SparseRMError: Too few latents fire on the pairs.
+        """
+        if isinstance(self.args.k, int):
+            return {}
+        accuracies: dict[int, float] = {}
+        for k in K_CANDIDATES:
+            if k > 1 and self.args.directions == "orthogonal" and 2 * k >= self.decoder.shape[1]:
+                break
+            try:
+                head = self.fit(partial(self.read_selected, k=k), head_type="linear")
+            except SparseRMError:
+                if not accuracies:
+                    raise
+                break
+            accuracies[k] = head.validation_accuracy if head.validation_accuracy is not None else 0.5
+        return accuracies
+
+    def select(self, train: np.ndarray | None = None, k: int | None = None) -> Selection:
+        """Select latents by some of the training pairs, named by their numbers; by default by all, and `self.k`."""
         train = np.arange(len(self.pairs)) if train is None else train
-        if (key := train.tobytes()) not in self._selections:  # each fold asks again for each method
+        if (key := train.tobytes()) not in self._counts:  # each fold asks again for each method
             sides = (np.array(side)[train] for side in (self.pairs.chosen, self.pairs.rejected))
-            chosen, rejected = self.texts.count_firing(*sides)
-            self._selections[key] = select_latents(chosen, rejected, len(train), self.args.k)
-        return self._selections[key]
+            self._counts[key] = self.texts.count_firing(*sides)
+        chosen, rejected = self._counts[key]
+        return select_latents(chosen, rejected, len(train), self.k if k is None else k)
 
     def stability(self) -> list[float | None]:
         """For each latent selected by all pairs, the share of the folds that select it for the same side.
@@ -63,20 +121,27 @@ class HeadFitter:
         found = [set(zip(fold.latents.tolist(), fold.sides, strict=True)) for fold in again]
         return [round(sum(latent in fold for fold in found) / len(found), 6) for latent in wanted]
 
-    def read(self, latents: np.ndarray) -> np.ndarray:
-        """(T, F) features of all training texts, of the given latents."""
-        return read_features(self.texts, self.decoder[latents], latents, self.args.readings)
+    def directions(self, selection: Selection) -> Directions:
+        """The directions that the features of selected latents are projections on."""
+        return self.make_directions(self.decoder[selection.latents])
 
-    def read_selected(self, train: np.ndarray) -> np.ndarray:
-        """(T, F) features of all training texts, of the latents that some of the pairs select."""
-        return self.read(self.select(train).latents)
+    def make_directions(self, given: np.ndarray) -> Directions:
+        """Make directions of the kind that the settings ask for; see `make_directions`."""
+        return make_directions(given, self.args.directions, self.average)
 
-    def fit(self, read: Callable[[np.ndarray], np.ndarray], debias: bool = True) -> FittedHead:
+    def read_selected(self, train: np.ndarray, k: int | None = None) -> np.ndarray:
+        """(T, 2K) features of all training texts, of the latents that some of the pairs select."""
+        return self.project(self.directions(self.select(train, k)).rows)
+
+    def fit(
+        self, read: Callable[[np.ndarray], np.ndarray], debias: bool = True, head_type: str | None = None
+    ) -> FittedHead:
         """Fit a head to the training pairs.
 
         Args:
             read: From the numbers of the pairs that may be looked at to (T, F) features of all training texts.
             debias: Whether its rewards must not follow the styles.
+            head_type: `linear` or `mlp`; by default as the settings say.
         """
         args, pairs = self.args, self.pairs
         chosen, rejected, groups = np.array(pairs.chosen), np.array(pairs.rejected), np.array(pairs.groups)
@@ -86,6 +151,6 @@ class HeadFitter:
             features = read(train)
             return PairFeatures(features[chosen], features[rejected])
 
-        if args.head_type == "linear":
+        if (head_type or args.head_type) == "linear":
             return fit_linear_head(features_for, objective, groups, args.seed)
         return fit_mlp_head(features_for(np.arange(len(pairs))), objective, groups, args.seed, args.head_hidden_size)

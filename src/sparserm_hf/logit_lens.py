@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Container
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from .errors import SparseRMError
 from .modeling.backbone_sparserm import decoder_of, final_norm_name
 
 WORDS = 6  # for a direction, either way
-CANDIDATES = 40  # tokens that they are taken from: variants of one word count once
+CANDIDATES = 400  # tokens that they are taken from: most are pieces of words, or variants of one word
 
 
 class LogitLens:
@@ -38,9 +39,15 @@ class LogitLens:
 
     @torch.no_grad()
     def words(
-        self, directions: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+        self, directions: torch.Tensor, tokenizer: PreTrainedTokenizerBase, known: Container[str]
     ) -> tuple[list[list[str]], list[list[str]]]:
-        """The words that each of (K, d_model) directions promotes most, and those that it suppresses most."""
+        """The words that each of (K, d_model) directions promotes most, and those that it suppresses most.
+
+        Args:
+            directions: (K, d_model) decoder directions.
+            tokenizer: The model's.
+            known: Words in lower case. A token that is none of them is a piece of a word, and left out.
+        """
         if self.unembedding is None:
             return [], []
         weight = self.unembedding.weight  # (vocabulary, d_model)
@@ -52,18 +59,18 @@ class LogitLens:
         logits = (z.to(weight.dtype) @ weight.T).float()
         return tuple(  # type: ignore[return-value]
             [
-                distinct_words(tokenizer, row)
+                distinct_words(tokenizer, row, known)
                 for row in (sign * logits).topk(min(CANDIDATES, logits.shape[1])).indices.tolist()
             ]
             for sign in (1, -1)
         )
 
 
-def distinct_words(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[str]:
-    """The first words among some tokens, without those that differ in spaces and capitals only."""
+def distinct_words(tokenizer: PreTrainedTokenizerBase, tokens: list[int], known: Container[str]) -> list[str]:
+    """The first known words among some tokens, without those that differ in spaces and capitals only."""
     found: dict[str, str] = {}
     for token in tokens:
         word = str(tokenizer.decode([token])).strip()
-        if word and word.isprintable() and "\ufffd" not in word:
+        if word.casefold() in known:
             found.setdefault(word.casefold(), word)
     return list(found.values())[:WORDS]

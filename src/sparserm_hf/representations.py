@@ -19,11 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .activations import encode_texts, mean_and_largest
 from .checkpoints import replacing_file
 from .conversations.encoding import TokenizedText
 from .errors import SparseRMError
 from .modeling.autoencoder_sparserm import SparseAutoencoder
-from .modeling.backbone_sparserm import pool_texts, residual_stream
+from .modeling.backbone_sparserm import pool_representations, residual_stream
 from .modeling.response_sparserm import pooled_tokens
 from .packing import Family, can_pack, find_families, run_packed
 from .processes import process_state
@@ -31,8 +32,9 @@ from .shards import Representations, StoredShard
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3  # raise it when what a shard holds changes
+CACHE_FORMAT = 4  # raise it when what a shard holds changes
 SHARD_TOKENS = 16_384  # a killed run loses at most this much work
+TOKEN_TEXTS = 2_048  # the first texts, whose activations are kept for each token: enough to name latents by
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def _compute_shard(
     how: Pooling,
     packed: bool,
 ) -> dict[str, torch.Tensor]:
-    rows: dict[str, list[torch.Tensor]] = {"mean": [], "last": [], "values": [], "max_values": [], "columns": []}
-    counts = [torch.zeros(1, dtype=torch.int64)]
+    means: list[torch.Tensor] = []
+    pooled_rows, token_rows, token_texts = _SparseRows(), _SparseRows(), []
     for batch in shard:
         members = [i for family in batch for i in family.members]
         ids, mask = pad_texts([ids_of[i] for i in members], base_model.device)
@@ -133,8 +135,16 @@ def _compute_shard(
             else:
                 hidden = residual_stream(base_model, ids, mask)
             pooled = pooled_tokens(mask, [texts[i].place for i in members], how.pooling)  # (B, T)
-            read = pool_texts(hidden, pooled, how.representation_norm, sae)
-            finite = torch.isfinite(read.mean).all(-1) & torch.isfinite(read.max_activation).all(-1)
+            mean = pool_representations(hidden, pooled, how.representation_norm)
+            finite = torch.isfinite(mean).all(-1)
+            for row, encoded in enumerate(encode_texts(hidden, pooled, sae) if sae else []):
+                average, largest = mean_and_largest(encoded)  # (d_sae,) each
+                finite[row] &= torch.isfinite(largest).all()
+                fires = largest > 0  # where the average is above zero too
+                pooled_rows.add(fires[None], values=average[None], max_values=largest[None])
+                if members[row] < TOKEN_TEXTS:
+                    token_rows.add(encoded > 0, values=encoded)
+                    token_texts += [members[row]] * len(encoded)
             if not finite.all():
                 worst = members[int((~finite).nonzero()[0])]
                 raise SparseRMError(
@@ -142,18 +152,31 @@ def _compute_shard(
                     f"model overflows in {str(base_model.dtype).removeprefix('torch.')}. Use dtype='float32', or look "
                     "for broken weights."
                 )
-            fires = read.max_activation > 0  # where the mean is above zero too
-            found = {
-                "mean": read.mean,
-                "last": read.last,
-                "values": read.mean_activation[fires],
-                "max_values": read.max_activation[fires],
-                "columns": fires.nonzero()[:, 1].int(),
-            }
-        for name, tensor in found.items():
-            rows[name].append(tensor.cpu())
-        counts.append(fires.sum(-1).cpu())
-    return {name: torch.cat(parts) for name, parts in rows.items()} | {"row_starts": torch.cat(counts).cumsum(0)}
+        means.append(mean.cpu())
+    tensors = {"mean": torch.cat(means), "token_texts": torch.tensor(token_texts, dtype=torch.int64)}
+    return tensors | pooled_rows.tensors("pooled") | token_rows.tensors("token")
+
+
+class _SparseRows:
+    """Rows of a sparse matrix as they come, in the compressed form that `StoredShard` reads."""
+
+    def __init__(self) -> None:
+        self.columns: list[torch.Tensor] = [torch.zeros(0, dtype=torch.int32)]
+        self.counts: list[torch.Tensor] = [torch.zeros(1, dtype=torch.int64)]
+        self.values: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, where: torch.Tensor, **values: torch.Tensor) -> None:
+        """Add the entries of dense rows (n, columns) at some places."""
+        self.counts.append(where.sum(-1).cpu())
+        self.columns.append(where.nonzero()[:, 1].int().cpu())
+        for name, dense in values.items():
+            self.values.setdefault(name, [torch.zeros(0)]).append(dense[where].cpu())
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        """What is stored, under names that begin with a prefix."""
+        joined = {"columns": self.columns, **self.values}
+        whole = {f"{prefix}_{name}": torch.cat(parts) for name, parts in joined.items()}
+        return whole | {f"{prefix}_starts": torch.cat(self.counts).cumsum(0)}
 
 
 def _is_whole(path: Path) -> bool:

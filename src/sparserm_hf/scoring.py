@@ -74,7 +74,7 @@ class Scores(NamedTuple):
 def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedText]) -> Scores:
     """Score texts in batches of similar length."""
     device = model.directions.device
-    features, rewards = np.zeros((len(texts), model.config.num_features)), np.zeros(len(texts))
+    features, rewards = np.zeros((len(texts), len(model.config.latents))), np.zeros(len(texts))
     for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
         ids, mask = pad_texts([texts[i].ids for i in batch], device)
         with torch.inference_mode():

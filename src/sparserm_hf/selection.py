@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import SparseRMError
+
+K_CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)  # up to the paper's
+LEAST_K = 8
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,21 @@ def select_latents(chosen: np.ndarray, rejected: np.ndarray, pairs: int, k: int)
     order = np.argsort(-difference, kind="stable")
     picked = np.concatenate([order[:k], order[len(order) - k :]])
     return Selection(live[picked], difference[picked] / pairs)
+
+
+def fewest_latents(accuracies: Mapping[int, float], pairs: int) -> int:
+    """Choose the smallest K whose cross-validated accuracy is within one standard error of the best, and at least 8.
+
+    The one-standard-error rule (Breiman et al., 1984, Classification and Regression Trees), with the standard error
+    of the best accuracy over the pairs. With fewer than 8 latents on either side less of what an explanation claims
+    holds (`benchmarks/claims.py`).
+
+    Args:
+        accuracies: Cross-validated accuracy by K.
+        pairs: Number of pairs that each was measured on.
+    """
+    least = min(LEAST_K, max(accuracies))  # a small SAE may not have so many
+    tried = {k: accuracy for k, accuracy in accuracies.items() if k >= least}
+    best = max(tried.values())
+    error = (best * (1 - best) / pairs) ** 0.5
+    return min(k for k, accuracy in tried.items() if accuracy >= best - error)

@@ -11,6 +11,8 @@ import numpy as np
 from safetensors import safe_open
 from scipy import sparse
 
+from .activations import TokenActivations
+
 
 class Shard(Protocol):
     """What the base model says of n texts."""
@@ -20,16 +22,20 @@ class Shard(Protocol):
         """(n, d_model) float32, mean of the pooled tokens, normalised as the model's configuration says."""
 
     @property
-    def last(self) -> np.ndarray:
-        """(n, d_model) float32, the last pooled token."""
-
-    @property
     def mean_activation(self) -> sparse.csr_matrix:
         """(n, d_sae) mean SAE activation over the pooled tokens."""
 
     @property
     def max_activation(self) -> sparse.csr_matrix:
         """(n, d_sae) largest one."""
+
+    @property
+    def token_activation(self) -> sparse.csr_matrix:
+        """(tokens, d_sae) SAE activations of the pooled tokens of the first texts."""
+
+    @property
+    def token_texts(self) -> np.ndarray:
+        """(tokens,) number of the text that each of these tokens is of."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +50,27 @@ class StoredShard:
         return self._read("mean")[0]
 
     @property
-    def last(self) -> np.ndarray:  # noqa: D102
-        return self._read("last")[0]
-
-    @property
     def mean_activation(self) -> sparse.csr_matrix:  # noqa: D102
-        return self._activations("values")
+        return self._activations("pooled", "values")
 
     @property
     def max_activation(self) -> sparse.csr_matrix:  # noqa: D102
-        return self._activations("max_values")
+        return self._activations("pooled", "max_values")
+
+    @property
+    def token_activation(self) -> sparse.csr_matrix:  # noqa: D102
+        return self._activations("token", "values")
+
+    @property
+    def token_texts(self) -> np.ndarray:  # noqa: D102
+        return self._read("token_texts")[0]
 
     def _read(self, *names: str) -> list[np.ndarray]:
         with safe_open(self.path, "numpy") as file:
             return [file.get_tensor(name) for name in names]
 
-    def _activations(self, name: str) -> sparse.csr_matrix:
-        values, columns, starts = self._read(name, "columns", "row_starts")
+    def _activations(self, rows: str, name: str) -> sparse.csr_matrix:
+        values, columns, starts = self._read(*(f"{rows}_{part}" for part in (name, "columns", "starts")))
         return sparse.csr_matrix((values, columns, starts), shape=(len(starts) - 1, self.d_sae))
 
 
@@ -98,3 +108,11 @@ class Representations:
             counts = counts + fires.T @ times[:, self.order[start:stop]].T  # (d_sae, sides)
             start = stop
         return list(np.asarray(counts).T)
+
+    def token_activations(self, latents: Sequence[int]) -> TokenActivations:
+        """Activations of K latents on the pooled tokens of the first texts; those without a token are left out."""
+        texts = np.concatenate([shard.token_texts for shard in self.shards])
+        values = sparse.vstack([shard.token_activation[:, latents] for shard in self.shards], "csr")
+        order = np.argsort(texts, kind="stable")
+        numbers, counts = np.unique(texts, return_counts=True)
+        return TokenActivations(numbers, np.concatenate([[0], counts.cumsum()]), values[order])

@@ -30,9 +30,10 @@ from .evaluation.controls import CONTROLS_FILE, Control, fit_controls, save_cont
 from .evaluation.evaluate import EVALUATION_FILE, Evaluation, evaluate_representations, reward_represented
 from .evaluation.hacking import measure_attacks
 from .evaluation.plots import save_png
-from .fitting import HeadFitter
+from .fitting import HeadFitter, check_k
 from .head import FittedHead
 from .hub_cards.render import PLOT_FILE, render_model_card
+from .latent_fields import latent_fields, warn_of_purity
 from .logit_lens import LogitLens
 from .modeling.backbone_sparserm import cut_base_model
 from .modeling.configuration_sparserm import SparseRMConfig
@@ -103,7 +104,7 @@ class SparseRMTrainer:
         self.base_revision = getattr(base.config, "_commit_hash", None)
         self.sae = sae if isinstance(sae, LoadedSAE) else load_sae(sae or default_sae(text_config, self.base_name))
         self.layer = matching_layer(self.sae, text_config, self.base_name, self.args.layer)
-        self._check_latents()
+        check_k(self.args, self.sae.autoencoder.d_sae, self.sae.autoencoder.d_in)
         self.processing_class = prepare_tokenizer(
             copy.deepcopy(processing_class) or load_tokenizer(self.base_name, self.base_revision)
         )
@@ -137,17 +138,6 @@ class SparseRMTrainer:
             if self.state.is_main_process:
                 logger.info(verdict.sentence)
         return cut_base_model(base, self.layer)
-
-    def _check_latents(self) -> None:
-        """Refuse settings that this SAE cannot meet."""
-        sae, k = self.sae.autoencoder, self.args.k
-        if self.args.slim and any(name.endswith("activation") for name in self.args.readings) and not sae.elementwise:
-            raise SparseRMError(
-                f"A slim checkpoint cannot hold activations of a {sae.architecture} SAE, whose latents compete with "
-                "all others: use --features projection, or leave --slim out."
-            )
-        if 2 * k > sae.d_sae:
-            raise SparseRMError(f"K = {k} asks for {2 * k} latents, but the SAE has {sae.d_sae}.")
 
     def _encoder(self) -> ChatEncoder:
         tokenizer = self.processing_class
@@ -216,11 +206,10 @@ class SparseRMTrainer:
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
             raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
-        config = self.model.config
+        model, latents = self.model, self.model.config.latents
         styles = measure_styles(pairs, self.processing_class)
         represented = self.represent(pairs.texts)
-        evaluation = evaluate_representations(self.model, self.controls, represented, pairs, styles, config.latents)
-        model, latents = self.model, config.latents
+        evaluation = evaluate_representations(model, self.controls, represented, pairs, styles, latents)
 
         def reward(texts: list[TokenizedText]) -> np.ndarray:
             return reward_represented(model, [], self.represent(texts), np.zeros(len(texts)), latents)["SparseRM"]
@@ -230,9 +219,13 @@ class SparseRMTrainer:
 
     def represent(self, texts: list[TokenizedText]) -> Representations:
         """Representations of some texts, from the cache where they are there."""
-        cache = Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
         sae = self.sae.autoencoder.to(self.state.device)
-        return collect_representations(self.base_model, sae, texts, self.how, cache)
+        return collect_representations(self.base_model, sae, texts, self.how, self.cache_dir)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where representations and the descriptions of latents are kept."""
+        return Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
 
     @cached_property
     def train_representations(self) -> Representations:
@@ -257,7 +250,18 @@ class SparseRMTrainer:
     def assemble(self, selection: Selection, head: FittedHead) -> SparseRMForSequenceClassification:
         """Put base model, SAE and fitted head together."""
         args, sae = self.args, self.sae.autoencoder
-        promotes, suppresses = self.lens.words(sae.W_dec[selection.latents], self.processing_class)
+        directions = self.fitter.directions(selection)
+        if self.state.is_main_process:
+            warn_of_purity(selection.latents, directions.purities)
+        facts = latent_fields(
+            self.fitter,
+            selection,
+            directions,
+            self.lens,
+            self.processing_class,
+            self.sae.source.get("neuronpedia_id"),
+            self.cache_dir,
+        )
         config = SparseRMConfig(
             base_config=self.base_model.config,
             base_model_name_or_path=self.recorded_name,
@@ -266,13 +270,8 @@ class SparseRMTrainer:
             pooling=args.pooling,
             response_marks=self.encoder.marks,
             representation_norm=args.representation_norm,
-            latents=selection.latents.tolist(),
-            readings=list(self.args.readings),
-            latent_sides=selection.sides,
-            latent_separations=[round(float(s), 6) for s in selection.separations],
-            latent_stabilities=self.fitter.stability(),
-            latent_promotes=promotes,
-            latent_suppresses=suppresses,
+            directions=args.directions,
+            k_accuracies={str(k): round(accuracy, 6) for k, accuracy in self.fitter.k_accuracies.items()},
             head_type=args.head_type,
             head_hidden_size=args.head_hidden_size,
             sae=sae.spec(),
@@ -280,22 +279,24 @@ class SparseRMTrainer:
             pad_token_id=self.processing_class.pad_token_id,
             eos_token_id=self.processing_class.eos_token_id,
             bos_token_id=self.processing_class.bos_token_id,
+            **facts,
         )
         config._name_or_path = args.output_dir  # trainers load the tokenizer from it
-        features = self.fitter.read(selection.latents)
+        features = self.fitter.project(directions.rows)
         rewards = head.rewards(features)
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
         if head.held_out_margins is not None:
             config.reward_temperature = fit_temperature(head.held_out_margins)
+        of_average, of_empty = features.mean(0), features[rewards.argmin()]
         model = build_model(
-            config, self.base_model, self.saved_dtype, sae, head, features.mean(0), features[rewards.argmin()]
+            config, self.base_model, self.saved_dtype, sae, directions.rows, head, of_average, of_empty
         )
         return model.to(self.state.device)
 
     def refer(self, head: FittedHead) -> DriftReference:
         """What the training responses were like, for `sparserm monitor` to hold others against."""
         fitter = self.fitter
-        features, lengths = fitter.read(fitter.select().latents), self.train_pairs.lengths
+        features, lengths = fitter.read_selected(np.arange(len(fitter.pairs))), self.train_pairs.lengths
         twin = find_twin(self.controls)
         of_twin = twin.rewards(fitter.texts, lengths, []) if twin else None
         return DriftReference.of(TextReadings(features, head.rewards(features), of_twin))

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from .conversations.styles import STYLES
 from .errors import SparseRMError
-from .features import FEATURES
 from .head import LOSSES
-from .modeling.configuration_sparserm import HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
+from .modeling.configuration_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
 from .trackers import tracker_names
 
 MIN_LENGTH = 8  # tokens; a chat template alone takes as many
@@ -31,12 +30,17 @@ class SparseRMTrainingConfig:
     representation_norm: Literal["rms", "none"] = _option(
         "rms", "Divide each token by its root mean square before pooling, or take it as it is."
     )
-    features: Literal["projection", "activation", "both", "all"] = _option(
-        "projection",
-        "What is read of each selected latent: the projection of the mean token on its decoder direction, its mean "
-        "activation, both, or all: these and the projection of the last token and the largest activation.",
+    directions: Literal["orthogonal", "raw"] = _option(
+        "orthogonal",
+        "What a response is projected on: the decoder directions of the selected latents made orthonormal, so that "
+        "what a latent adds can be taken out by itself, or the decoder directions as they are, as in the paper.",
     )
-    k: int = _option(128, "Latents selected on either side: K that fire more on chosen, K on rejected responses.")
+    # Only beside None does HfArgumentParser take a union with str for a string.
+    k: int | str | None = _option(
+        "auto",
+        "Latents selected on either side: K that fire more on chosen, K on rejected responses (the paper: 128); auto: "
+        "the fewest within one standard error of the best cross-validated accuracy.",
+    )
     head_type: Literal["linear", "mlp"] = _option("linear", "Head: linear, which is explained exactly, or an MLP.")
     head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
     loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss that the head is fitted with.")
@@ -67,7 +71,7 @@ class SparseRMTrainingConfig:
         for name, known in (
             ("pooling", POOLINGS),
             ("representation_norm", REPRESENTATION_NORMS),
-            ("features", FEATURES),
+            ("directions", DIRECTIONS),
             ("head_type", HEAD_TYPES),
             ("loss", LOSSES),
             ("dtype", ("auto", "bfloat16", "float32")),
@@ -80,7 +84,14 @@ class SparseRMTrainingConfig:
             raise SparseRMError(
                 f"debias names {sorted(unknown)[0]!r}, but may name {', '.join(STYLES)}, separated by commas, or none."
             )
-        for name, least in (("k", 1), ("head_hidden_size", 1), ("max_length", MIN_LENGTH), ("seed", 0)):
+        if self.k != "auto":
+            try:
+                self.k = int(self.k or 0)
+            except ValueError:
+                raise SparseRMError(f"k is {self.k!r}, but must be a number of latents, or auto.") from None
+            if self.k < 1:
+                raise SparseRMError(f"k is {self.k}, but must be at least 1.")
+        for name, least in (("head_hidden_size", 1), ("max_length", MIN_LENGTH), ("seed", 0)):
             if getattr(self, name) < least:
                 raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
         if self.loss == "margin" and not self.gamma > 0:
@@ -92,9 +103,3 @@ class SparseRMTrainingConfig:
     def debias_names(self) -> list[str]:
         """Which styles rewards must not follow."""
         return [name for name in map(str.strip, self.debias.split(",")) if name != "none"]
-
-    @property
-    def readings(self) -> tuple[str, ...]:
-        """What is read of each latent; where one token is pooled, the mean of its tokens and the last are the same."""
-        alike = self.features == "all" and self.pooling == "last"
-        return FEATURES["both" if alike else self.features]

@@ -18,7 +18,6 @@ from ..calibration import calibration_error
 from ..conversations.encoding import TokenizedText
 from ..conversations.pairs import TokenizedPreferences, tokenize_preferences
 from ..conversations.styles import measure_styles, style_differences
-from ..modeling.backbone_sparserm import PooledTexts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..processes import process_state
 from ..representations import Pooling, collect_representations, default_cache_dir
@@ -115,14 +114,10 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def shard_features(model: SparseRMForSequenceClassification, shard: Shard, latents: Sequence[int]) -> torch.Tensor:
-    """What the head reads of a shard's texts, (n, F); `latents` as in `reward_represented`."""
-    mean, last = torch.from_numpy(shard.mean), torch.from_numpy(shard.last)
-    activations = [
-        torch.from_numpy(found[:, latents].toarray()) for found in (shard.mean_activation, shard.max_activation)
-    ]
-    texts = PooledTexts(mean, last, *activations, (mean != 0).any(-1, keepdim=True))
-    return model.combine_features(PooledTexts(*(tensor.to(model.directions.device) for tensor in texts)))
+def shard_features(model: SparseRMForSequenceClassification, shard: Shard) -> torch.Tensor:
+    """What the head reads of a shard's texts, (n, K)."""
+    mean = torch.from_numpy(shard.mean).to(model.directions.device)
+    return model.project(mean, (mean != 0).any(-1, keepdim=True))
 
 
 def reward_represented(
@@ -144,11 +139,11 @@ def reward_represented(
 
     @torch.inference_mode()
     def of_shard(shard: Shard) -> np.ndarray:
-        return model.reward(shard_features(model, shard, latents))[:, 0].cpu().double().numpy()
+        return model.reward(shard_features(model, shard))[:, 0].cpu().double().numpy()
 
     rewards = {"SparseRM": representations.read(of_shard)}
     for control in controls:
-        if not control.readings or len(latents):
+        if control.reads != "activations" or len(latents):
             rewards[control.name] = control.rewards(representations, lengths, latents)
     return rewards
 
@@ -208,11 +203,8 @@ class SavedRewardModel:
 
     @property
     def columns(self) -> Sequence[int]:
-        """Columns of the latents in representations: a slim SAE, if any, holds the selected ones in their order."""
-        if self.model.sae is None:
-            return []
-        latents = self.model.config.latents
-        return range(len(latents)) if self.model.config.slim else latents
+        """Columns of the latents in representations; none where the checkpoint is slim and encodes nothing."""
+        return self.model.config.latents if self.model.sae else []
 
 
 def evaluate_checkpoint(

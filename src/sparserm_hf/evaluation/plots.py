@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,17 @@ def draw_calibration(axes: Axes, evaluation: Evaluation) -> None:
     axes.set_ylabel("it is the chosen one, in %")
 
 
-def draw_stability(axes: Axes, stabilities: list[float]) -> None:
-    """How many latents how many of the cross-validation folds select."""
-    shares, counts = np.unique(np.round(stabilities, 3), return_counts=True)
-    axes.bar(100 * shares, counts, width=8, color=ACCENT)
-    axes.set_xticks(100 * shares)
-    axes.set_xlabel("folds that select the latent, in %")
-    axes.set_ylabel("latents")
+def draw_k(axes: Axes, accuracies: Mapping[str, float], chosen: int) -> None:
+    """Cross-validated accuracy by the number of latents on either side, the chosen one marked."""
+    numbers = [int(k) for k in accuracies]
+    values = [100 * accuracy for accuracy in accuracies.values()]
+    axes.plot(numbers, values, color=ACCENT, linewidth=1, marker="o", markersize=4)
+    axes.axvline(chosen, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.minorticks_off()
+    axes.set_xlabel("latents on either side (dotted: chosen)")
+    axes.set_ylabel("accuracy in %")
 
 
 def _interval(

@@ -1,4 +1,4 @@
-"""What each feature and each token added to a reward, checked by taking directions out of the residual stream."""
+"""What each latent and each token added to a reward, checked in the residual stream."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..conversations.encoding import TokenizedText
 from ..conversations.messages import GivenText
+from ..conversations.pieces import token_text
 from ..errors import SparseRMError
-from ..modeling.explanation_sparserm import RunTexts, explain_rewards, remove_directions, run_texts
+from ..modeling.explanation_sparserm import RunTexts, explain_rewards, rewards_at_average, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..scoring import encoder_of
 
-INTERVENTIONS = 10  # latents of each text whose direction is taken out, those that add most
-AGREEMENT = 0.1  # of a latent's contribution: how far the reward without it may be from what that says
+INTERVENTIONS = 10  # latents of each text that are set to their average, those that add most
+AGREEMENT = 0.1  # of a latent's contribution: how far the reward may be from what that says
 ROUNDING = 1e-5  # of a reward, in float32
 IG_STEPS = 256  # of integrated gradients
 
@@ -28,23 +29,25 @@ class LatentEffect:
     Attributes:
         latent: Its id in the SAE.
         side: The side that it was selected for, `chosen` or `rejected`.
-        label: What its user calls it.
-        promotes: Words that its direction promotes, most first.
-        values: What was read of it, by reading.
-        averages: The same of the average training response.
-        contribution: What it added to the reward, against the average training response.
-        own: What the projection or activation itself carries of the reward: weight times value, against zero.
-        tokens: What each token of the response added through it, against the average training response.
-        removed: How the reward changes when its decoder direction is taken out of the residual stream; None where that
-            was not tried.
+        name: Its name, see `SparseRMConfig.latent_name`.
+        name_f1: How well the name predicts where it fires (F1 on held-out responses); None if it was not tested.
+        purity: Cosine between its direction and the SAE's own decoder direction.
+        value: Its feature: the projection of the average token on its direction.
+        average: The same of the average training response.
+        contribution: What it added to the reward: what the reward loses when `value` becomes `average`.
+        own: The same number, under the name that versions before 0.3 gave to what the check is held against.
+        tokens: What each token of the response added through it.
+        removed: How the reward changes when the latent's part of every pooled token of the residual stream is set to
+            its training average; None where that was not tried.
     """
 
     latent: int
     side: str
-    label: str
-    promotes: list[str]
-    values: dict[str, float]
-    averages: dict[str, float]
+    name: str
+    name_f1: float | None
+    purity: float
+    value: float
+    average: float
     contribution: float
     own: float
     tokens: list[float]
@@ -52,10 +55,10 @@ class LatentEffect:
 
     @property
     def as_stated(self) -> bool | None:
-        """Whether taking the direction out takes away what it carries, within 10%; None where it was not tried."""
+        """Whether the reward then loses the contribution, to a tenth of it; None where that was not tried."""
         if self.removed is None:
             return None
-        return abs(self.removed + self.own) <= AGREEMENT * abs(self.own) + ROUNDING
+        return abs(self.removed + self.contribution) <= AGREEMENT * abs(self.contribution) + ROUNDING
 
 
 @dataclass(frozen=True)
@@ -119,52 +122,39 @@ def explain_tokens(
     texts = run_texts(model, input_ids, torch.ones_like(input_ids), [text.place])
     weight = None if model.config.head_type == "linear" else _average_gradient(model, texts)
     found = explain_rewards(model, texts, weight)
-    config, k = model.config, len(model.config.latents)
-    by_latent = found.contributions[0].view(-1, k).sum(0)  # over readings
-    unsteered = (
-        found.features - (1 - model.steering_factors()) * model.feature_mean
-    )  # steering leaves a part of the mean
-    own = (found.weight * unsteered)[0].view(-1, k).sum(0) * found.response.any()  # nothing read, nothing carried
-    largest = by_latent.abs().argsort(descending=True).tolist()
-    tried = largest[:INTERVENTIONS]
-    without = remove_directions(model, [config.latents[i] for i in tried], texts)[0]
-    removed = dict(zip(tried, (without - found.reward[0]).tolist(), strict=True))
+    config, contributions = model.config, found.contributions[0]
+    largest = contributions.abs().argsort(descending=True).tolist()
+    tried = largest[:INTERVENTIONS] if texts.pooled.any() else []  # an empty response has no token to change
+    changed = rewards_at_average(model, [config.latents[i] for i in tried], texts)[0] if tried else []
+    removed = {i: float(reward - found.reward[0]) for i, reward in zip(tried, changed, strict=True)}
     response = found.response[0].nonzero()[:, 0]
-    parts = found.token_contributions[0, response]  # (tokens, F)
-    tokens_by_latent = parts.unflatten(-1, (len(config.readings), k)).sum(1).T  # (K, tokens)
-    values, averages = (x.view(-1, k).T.tolist() for x in (found.features[0], model.feature_mean))
+    parts = found.token_contributions[0, response]  # (tokens, K)
     latents = [
         LatentEffect(
             latent=config.latents[i],
             side=config.latent_sides[i],
-            label=config.latent_labels.get(str(config.latents[i]), ""),
-            promotes=config.latent_promotes[i],
-            values=dict(zip(config.readings, values[i], strict=True)),
-            averages=dict(zip(config.readings, averages[i], strict=True)),
-            contribution=float(by_latent[i]),
-            own=float(own[i]),
-            tokens=tokens_by_latent[i].tolist(),
+            name=config.latent_name(i),
+            name_f1=config.latent_name_f1(i),
+            purity=config.latent_purities[i],
+            value=float(found.features[0, i]),
+            average=float(model.feature_mean[i]),
+            contribution=float(contributions[i]),
+            own=float(contributions[i]),
+            tokens=parts[:, i].tolist(),
             removed=removed.get(i),
         )
         for i in largest
     ]
-    of_tokens = found.token_contributions[0].sum(-1)
     tokens = [
-        TokenEffect(token_text(tokenizer, ids, t), float(of_tokens[t]), float(found.running_reward[0, t]))
-        for t in response.tolist()
+        TokenEffect(token_text(tokenizer, ids, t), float(part.sum()), float(found.running_reward[0, t]))
+        for t, part in zip(response.tolist(), parts, strict=True)
     ]
     reward, base = float(found.reward[0]), float(found.base)
-    return TextExplanation(reward, base, latents, tokens, reward - base - float(by_latent.sum()))
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], t: int) -> str:
-    """A token as it stands in the text, with the space before it, which a tokenizer leaves out at the start."""
-    before = str(tokenizer.decode(ids[t - 1 : t]))
-    return str(tokenizer.decode(ids[max(t - 1, 0) : t + 1])).removeprefix(before)
+    return TextExplanation(reward, base, latents, tokens, reward - base - float(contributions.sum()))
 
 
 def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts) -> torch.Tensor:
-    """(1, F) gradient of the reward by each feature, averaged from the average response to this one."""
+    """(1, K) gradient of the reward by each feature, averaged from the average response to this one."""
     try:
         from captum.attr import IntegratedGradients  # it brings matplotlib: only where it is needed
     except ModuleNotFoundError:

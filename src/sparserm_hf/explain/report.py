@@ -15,18 +15,54 @@ from transformers.utils import cached_file
 
 from ..checkpoints import replacing_file
 from ..conversations.pairs import TokenizedPreferences
+from ..conversations.turns import Turn, find_turns
 from ..errors import SparseRMError
 from ..evaluation.evaluate import EVALUATION_FILE, Evaluation, SavedRewardModel
-from ..evaluation.plots import as_svg, draw_accuracy, draw_calibration, draw_length, draw_stability
+from ..evaluation.plots import as_svg, draw_accuracy, draw_calibration, draw_k, draw_length
+from ..modeling.configuration_sparserm import SparseRMConfig
 from ..version import __version__
 from .attribution import LatentEffect, TextExplanation, contrast, explain_tokens
-from .latents import LatentReport, report_latents
+from .latents import LatentReport, known_latents, report_latents
 
 GENERATOR = '<meta name="generator" content="sparserm-hf'
-LATENTS = 40  # in the table of features
+LATENTS = 40  # that are listed
 PASSAGES = 3  # of each, strongest and weakest
 TOP = 6  # latents that explain a pair
-MOST_TOKENS = 300  # of a response, or of a prompt, that are shown
+MOST_TOKENS = 300  # of a response, that are shown
+MOST_CHARACTERS = 1500  # of a turn of the prompt
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A latent in the list, with its bar.
+
+    Attributes:
+        report: What is known of it.
+        value: How far it moves the reward over the pairs (its standard deviation), with the sign of its weight;
+            without pairs its weight, and without a linear head its separation.
+        share: `value` by the largest of all.
+    """
+
+    report: LatentReport
+    value: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a bar: what a latent added to a reward.
+
+    Attributes:
+        number: Of the latent, from 1; 0 for all others together.
+        value: What it added.
+        start: Where the part begins, in % of the bar's width.
+        width: How wide it is, in %.
+    """
+
+    number: int
+    value: float
+    start: float
+    width: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +72,9 @@ class Side:
     Attributes:
         name: `chosen` or `rejected`.
         explanation: Why it got its reward.
+        bar: What the latents added, side by side.
+        zero: Where the bar has its zero, the reward of the average response, in %.
+        total: Where the reward is, in %.
         colours: What each token that is shown added, as a share of the most that one added, by latent id; under `all`
             through all latents together.
         left_out: Tokens that are not shown.
@@ -43,27 +82,36 @@ class Side:
 
     name: str
     explanation: TextExplanation
+    bar: list[Segment]
+    zero: float
+    total: float
     colours: dict[str, list[float]]
     left_out: int
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair that is explained: what was asked, its sides, and the latents that make the difference.
+    """A pair taken apart: what was asked, its sides, and the latents that make the difference.
 
     Attributes:
-        prompt: The end of it.
+        turns: The prompt.
         margin: Reward difference.
         probability: That chosen is preferred.
         sides: Chosen and rejected.
-        latents: Those that add most to the difference, with what they add.
+        latents: Those that add most to the difference: each as it is in the chosen and in the rejected response, with
+            what it adds to the difference.
     """
 
-    prompt: str
+    turns: list[Turn]
     margin: float
     probability: float
     sides: tuple[Side, Side]
-    latents: list[tuple[LatentEffect, float]]
+    latents: list[tuple[LatentEffect, LatentEffect, float]]
+
+    @property
+    def asked(self) -> str:
+        """The end of what was asked."""
+        return self.turns[-1].content[-160:] if self.turns else ""
 
 
 def check_report(output: Path) -> None:
@@ -95,24 +143,14 @@ def write_report(
         cache_dir: Where representations are kept.
     """
     config = saved.model.config
-    latents, shown = [], []
+    shown: list[Pair] = []
     if pairs is None:
         evaluation = _stored_evaluation(name, revision)
+        latents = known_latents(saved, LATENTS)
     else:
         evaluation = saved.evaluate(pairs, cache_dir)
         latents = report_latents(saved, pairs, LATENTS, PASSAGES, cache_dir)
         shown = _explain_pairs(saved, pairs, evaluation, examples)
-    plots = {}
-    if evaluation:
-        for title, draw in (
-            ("Accuracy beside the controls", draw_accuracy),
-            ("Accuracy by which response is longer", draw_length),
-            ("Calibration", draw_calibration),
-        ):
-            plots[title] = Markup(as_svg(partial(draw, evaluation=evaluation), title))
-    if None not in config.latent_stabilities:
-        title = "Stability of the selected latents"
-        plots[title] = Markup(as_svg(partial(draw_stability, stabilities=config.latent_stabilities), title))
     environment = Environment(
         loader=PackageLoader("sparserm_hf.explain", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -122,45 +160,59 @@ def write_report(
         config=config,
         base=Path(config.base_model_name_or_path).name,
         evaluation=evaluation,
-        plots=plots,
-        latents=latents or _known_latents(saved),
-        pairs=shown,
-        most=MOST_TOKENS,
+        plots=_draw(config, evaluation),
+        latents=_listed(latents),
+        featured=shown[len(shown) // 2] if shown else None,
+        pairs=shown[: len(shown) // 2] + shown[len(shown) // 2 + 1 :],
+        claims=_count_claims(shown),
+        most=MOST_CHARACTERS,
     )
     with replacing_file(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
+def _draw(config: SparseRMConfig, evaluation: Evaluation | None) -> dict[str, Markup]:
+    """The plots by their titles."""
+    plots = {}
+    if evaluation:
+        for title, draw in (
+            ("Accuracy beside the controls", draw_accuracy),
+            ("Accuracy by which response is longer", draw_length),
+            ("Calibration", draw_calibration),
+        ):
+            plots[title] = Markup(as_svg(partial(draw, evaluation=evaluation), title))
+    if config.k_accuracies:
+        title, chosen = "Accuracy by number of latents, cross-validated", len(config.latents) // 2
+        plots[title] = Markup(as_svg(partial(draw_k, accuracies=config.k_accuracies, chosen=chosen), title))
+    return plots
+
+
+def _listed(latents: list[LatentReport]) -> list[Listed]:
+    """Latents with their bars."""
+    values = []
+    for latent in latents:
+        if latent.weight is None:
+            values.append(latent.separation)
+        else:
+            values.append(
+                latent.weight if latent.importance is None else np.copysign(latent.importance, latent.weight)
+            )
+    largest = max(map(abs, values), default=0.0) or 1.0
+    return [
+        Listed(latent, float(value), float(value / largest)) for latent, value in zip(latents, values, strict=True)
+    ]
+
+
+def _count_claims(pairs: list[Pair]) -> tuple[int, int]:
+    """Of what latents are said to add, how many claims hold, and how many were tried."""
+    effects = [effect for pair in pairs for side in pair.sides for effect in side.explanation.latents]
+    tried = [effect.as_stated for effect in effects if effect.removed is not None]
+    return sum(map(bool, tried)), len(tried)
+
+
 def _stored_evaluation(name: str, revision: str | None) -> Evaluation | None:
     file = cached_file(name, EVALUATION_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     return Evaluation.load(Path(file)) if file else None
-
-
-def _known_latents(saved: SavedRewardModel) -> list[LatentReport]:
-    """What a checkpoint alone says of its latents, the largest separations first."""
-    config, k = saved.model.config, len(saved.model.config.latents)
-    weight = saved.model.score.weight[0].tolist() if config.head_type == "linear" else []
-    order = np.argsort(-np.abs(config.latent_separations), kind="stable")[:LATENTS].tolist()
-    return [
-        LatentReport(
-            latent=(latent := config.latents[i]),
-            side=config.latent_sides[i],
-            label=config.latent_labels.get(str(latent), ""),
-            promotes=config.latent_promotes[i],
-            suppresses=config.latent_suppresses[i],
-            link=config.latent_link(latent),
-            stability=config.latent_stabilities[i],
-            separation=config.latent_separations[i],
-            weights=dict(zip(config.readings, weight[i::k], strict=True)) if weight else {},
-            importance=0.0,
-            firing_chosen=None,
-            firing_rejected=None,
-            length_correlation=0.0,
-            strongest=[],
-            weakest=[],
-        )
-        for i in order
-    ]
 
 
 def _explain_pairs(
@@ -177,20 +229,44 @@ def _explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: 
     model, tokenizer = saved.model, saved.tokenizer
     texts = [pairs.texts[side[number]] for side in (pairs.chosen, pairs.rejected)]
     chosen, rejected = (explain_tokens(model, tokenizer, text) for text in texts)
-    difference = dict(list(contrast(chosen, rejected).items())[:TOP])
-    effects = {effect.latent: effect for effect in chosen.latents}
-    prompt = list(texts[0].ids[: texts[0].start])
+    difference = list(contrast(chosen, rejected).items())[:TOP]
+    effects = [{effect.latent: effect for effect in side.latents} for side in (chosen, rejected)]
     margin = chosen.reward - rejected.reward
+    shown = [latent for latent, _ in difference]
+    parts = [_parts(side, shown) for side in (chosen, rejected)]
+    low = min(sum(min(part, 0.0) for part in of_side) for of_side in parts)
+    high = max(sum(max(part, 0.0) for part in of_side) for of_side in parts)
+    sides = [
+        _side(name, explanation, shown, of_side, low, high)
+        for name, explanation, of_side in zip(("chosen", "rejected"), (chosen, rejected), parts, strict=True)
+    ]
     return Pair(
-        prompt=str(tokenizer.decode(prompt[-MOST_TOKENS:], skip_special_tokens=True)).strip(),
+        turns=find_turns(texts[0].ids[: texts[0].turn or texts[0].start], tokenizer, model.config.response_marks),
         margin=margin,
         probability=float(1 / (1 + np.exp(-margin / model.config.reward_temperature))),
-        sides=(_side("chosen", chosen, list(difference)), _side("rejected", rejected, list(difference))),
-        latents=[(effects[latent], part) for latent, part in difference.items()],
+        sides=(sides[0], sides[1]),
+        latents=[(effects[0][latent], effects[1][latent], part) for latent, part in difference],
     )
 
 
-def _side(name: str, explanation: TextExplanation, latents: list[int]) -> Side:
+def _parts(explanation: TextExplanation, latents: list[int]) -> list[float]:
+    """What some latents added to a reward, and what all others did, together with what is unexplained."""
+    added = {effect.latent: effect.contribution for effect in explanation.latents}
+    parts = [added[latent] for latent in latents]
+    return [*parts, explanation.reward - explanation.base - sum(parts)]
+
+
+def _side(
+    name: str, explanation: TextExplanation, latents: list[int], parts: list[float], low: float, high: float
+) -> Side:
+    scale = 100 / ((high - low) or 1.0)
+    bar, ends = [], {True: 0.0, False: 0.0}  # how far the bar goes so far, to the right and to the left
+    for i, part in enumerate(parts):
+        number = (i + 1) % len(parts)  # 0 for all others, which come last
+        right = part > 0
+        start = ends[right] + (0.0 if right else part)
+        ends[right] += part
+        bar.append(Segment(number, part, (start - low) * scale, abs(part) * scale))
     effects = {effect.latent: effect for effect in explanation.latents}
     values: dict[str, Any] = {"all": [token.contribution for token in explanation.tokens]}
     values |= {str(latent): effects[latent].tokens for latent in latents}
@@ -198,4 +274,5 @@ def _side(name: str, explanation: TextExplanation, latents: list[int]) -> Side:
     for key, of_tokens in values.items():
         largest = max(map(abs, of_tokens), default=0.0) or 1.0
         colours[key] = [round(value / largest, 2) for value in of_tokens[:MOST_TOKENS]]
-    return Side(name, explanation, colours, max(len(explanation.tokens) - MOST_TOKENS, 0))
+    left_out = max(len(explanation.tokens) - MOST_TOKENS, 0)
+    return Side(name, explanation, bar, -low * scale, (sum(parts) - low) * scale, colours, left_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +15,10 @@ from .attribution import LatentEffect, TextExplanation, TokenEffect, contrast
 from .editing import Effect
 from .latents import LatentReport
 from .rows import Explained
+
+NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
+ADDS = "Adds: what the reward loses if the latent's part of the response's tokens is set to its training average. "
+CHECK = f"Tried on the tokens: = it does, to a tenth; ≠ what it loses instead, as their norm changes too. {NAMED}"
 
 UP, DOWN = (34, 160, 90), (210, 70, 70)  # background of a token that adds, that takes away
 
@@ -53,83 +58,89 @@ def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMC
 
 
 def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:
-    table = Table(
-        title=escape(title), caption="Without its direction: how the reward changes; = as what it carries, to 10%."
-    )
-    for column in ("latent", "side", "promotes"):
-        table.add_column(column)
-    for column in ("adds", "carries", "without its direction"):
-        table.add_column(column, justify="right")
+    table = _table(title, ADDS + CHECK, "adds", "check")
     for effect in explanation.latents[:top]:
-        removed = "" if effect.removed is None else f"{effect.removed:+.3f} {'=' if effect.as_stated else '≠'}"
-        numbers = (f"{effect.contribution:+.3f}", f"{effect.own:+.3f}", removed)
-        table.add_row(str(effect.latent), effect.side, _name(effect), *numbers)
+        table.add_row(*_who(effect), f"{effect.contribution:+.3f}", _check(effect))
     return table
+
+
+def _check(effect: LatentEffect) -> str:
+    """Whether the reward loses what the latent adds, and what it loses if not."""
+    if effect.removed is None:
+        return ""
+    return "=" if effect.as_stated else f"≠ {-effect.removed:+.3f}"
 
 
 def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top: int) -> Table:
     margin = chosen.reward - rejected.reward
-    table = Table(title=f"{escape(title)}: chosen {'wins' if margin > 0 else 'loses'} by {margin:+.3f}")
+    table = _table(
+        f"{title}: chosen {'wins' if margin > 0 else 'loses'} by {margin:+.3f}",
+        ADDS + CHECK,
+        "chosen",
+        "rejected",
+        "difference",
+    )
     sides = [{effect.latent: effect for effect in of.latents} for of in (chosen, rejected)]
-    for column in ("latent", "side", "promotes"):
-        table.add_column(column)
-    for column in ("chosen", "rejected", "difference"):
-        table.add_column(column, justify="right")
     for latent, difference in list(contrast(chosen, rejected).items())[:top]:
         effects = [side[latent] for side in sides]
-        numbers = [*(effect.contribution for effect in effects), difference]
-        table.add_row(str(latent), effects[0].side, _name(effects[0]), *(f"{number:+.3f}" for number in numbers))
+        added = [f"{effect.contribution:+.3f} {_check(effect)}" for effect in effects]
+        table.add_row(*_who(effects[0]), *added, f"{difference:+.3f}")
     return table
 
 
-def _name(latent: LatentEffect | LatentReport) -> str:
-    """What the user calls a latent, or the words that it promotes."""
-    return escape(latent.label or ", ".join(latent.promotes[:3]))
+def _table(title: str, caption: str, *columns: str) -> Table:
+    """A table whose rows begin with what `_who` says of a latent; it fits 80 columns."""
+    table = Table(title=escape(title), caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
+    table.add_column("latent", justify="right")
+    table.add_column("name", overflow="fold", ratio=1)
+    for column in ("F1", "purity", *columns):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _who(latent: LatentEffect | LatentReport) -> tuple[str, str, str, str]:
+    """A latent's id, its name, how well the name predicts its firing, and its purity."""
+    f1 = "" if latent.name_f1 is None else f"{latent.name_f1:.2f}"
+    return str(latent.latent), escape(latent.name) or "[dim]no name[/]", f1, f"{latent.purity:.2f}"
 
 
 def print_latents(reports: list[LatentReport], title: str) -> None:
     """Print what latents are: a table of figures, then the passages of each."""
     console = Console()
-    table = Table(
-        title=escape(title), caption="Moves: standard deviation of what it adds. Length: correlation with it."
-    )
-    for column in ("latent", "side", "promotes"):
-        table.add_column(column)
-    for column in ("weight", "moves", "fires: chosen %", "rejected %", "length"):
-        table.add_column(column, justify="right")
+    caption = f"Moves: standard deviation of what it adds. Length: correlation with it. {NAMED}"
+    table = _table(title, caption, "weight", "moves", "fires on %", "length")
     for report in reports:
-        weight = next(iter(report.weights.values()), None)
         rates = [
             "" if rate is None else f"{100 * rate:.0f}" for rate in (report.firing_chosen, report.firing_rejected)
         ]
-        figures = ("" if weight is None else f"{weight:+.3f}", f"{report.importance:.3f}", *rates)
-        table.add_row(str(report.latent), report.side, _name(report), *figures, f"{report.length_correlation:+.2f}")
+        figures = [
+            "" if value is None else f"{value:{form}}"
+            for value, form in ((report.weight, "+.2f"), (report.importance, ".2f"))
+        ]
+        length = "" if report.length_correlation is None else f"{report.length_correlation:+.2f}"
+        table.add_row(*_who(report), *figures, " / ".join(filter(None, rates)), length)
     console.print(table)
+    console.print("[dim]Fires on: % of chosen / of rejected responses.[/]")
     for report in reports:
-        heading = f"\n[bold]latent {report.latent}[/] {escape(report.label)}"
+        heading = f"\n[bold]latent {report.latent}[/] {escape(report.name)}"
         console.print(heading + (f" [dim]{report.link}[/]" if report.link else ""))
-        for what, examples in (("strongest", report.strongest), ("weakest", report.weakest)):
-            for example in examples:
-                console.print(f"[dim]{what:>9}[/] {example.strength:8.2f} ", end=" ")
-                console.print(_shaded(example.tokens, example.strengths), soft_wrap=True)
+        for what, passages in (("strongest", report.strongest), ("weakest", report.weakest)):
+            for passage in passages:
+                console.print(f"[dim]{what:>9}[/] {passage.strength:8.2f} ", end=" ")
+                console.print(_shaded(passage.tokens, passage.activations), soft_wrap=True)
 
 
 def print_drift(drift: Drift, config: SparseRMConfig, title: str, alarm: float, top: int) -> None:
     """Print how far responses are from those of training, and the features that moved most."""
-    console, k = Console(), len(config.latents)
-    table = Table(
-        title=f"{escape(title)}, {drift.texts} responses", caption="Shifts: in standard deviations of training."
-    )
-    for column in ("latent", "read of it", "side", "words"):
-        table.add_column(column)
+    console, caption = Console(), "Shift: in standard deviations of training."
+    table = Table(title=f"{escape(title)}, {drift.texts} responses", caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("latent", justify="right")
+    table.add_column("name", overflow="fold", ratio=1)
     for column in ("shift", "outside %"):
         table.add_column(column, justify="right")
     for i in np.argsort(-np.abs(drift.shift), kind="stable")[:top].tolist():
-        latent = config.latents[i % k]
-        name = config.latent_labels.get(str(latent)) or ", ".join(config.latent_promotes[i % k][:3])
-        read = config.readings[i // k].replace("_", " ")
         figures = f"{drift.shift[i]:+.2f}", f"{100 * drift.outside[i]:.1f}"
-        table.add_row(str(latent), read, config.latent_sides[i % k], escape(name), *figures)
+        table.add_row(str(config.latents[i]), escape(config.latent_name(i)), *figures)
     console.print(table)
     flat = drift.flat()
     console.print(

@@ -18,27 +18,22 @@ from ..scoring import encoder_of, load_reward_model, score_texts
 
 
 def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
-    """What groups of features add to the rewards of a linear head, (N,) each, against the average training response.
+    """What the latents selected for one side add to the rewards of a linear head, (N,) for each side.
 
-    A group is the latents selected for one side, by one of their readings. The groups' sum is the reward minus that
-    of the average response. An MLP's reward is no such sum: there are no groups.
+    What a latent adds is told against the average training response, as everywhere: the two groups' sum is the reward
+    minus that of the average response. An MLP's reward is no such sum: there are no groups.
 
     Args:
         model: The reward model.
-        features: (N, F) what its head read.
+        features: (N, K) what its head read.
     """
     config = model.config
     if config.head_type != "linear":
         return {}
     weight = model.score.weight[0].detach().double().cpu().numpy()
     parts = weight * (features - model.feature_mean.double().cpu().numpy())
-    parts = parts.reshape(len(features), len(config.readings), len(config.latents))
     sides = np.array(config.latent_sides)
-    return {
-        side if len(config.readings) == 1 else f"{side}_{reading}": parts[:, i, sides == side].sum(1)
-        for i, reading in enumerate(config.readings)
-        for side in ("chosen", "rejected")
-    }
+    return {side: parts[:, sides == side].sum(1) for side in ("chosen", "rejected")}
 
 
 class SparseRMReward:

@@ -32,7 +32,6 @@ def check_exact(config: SparseRMConfig) -> None:
     reasons = {
         f"its head is an {config.head_type.upper()}; train with --head_type linear": config.head_type != "linear",
         f"it pools by {config.pooling}; train with --pooling last": config.pooling != "last",
-        "it reads activations; train with --features projection": config.reads_activations,
         "it does not divide tokens by their rms; train with --representation_norm rms": config.representation_norm
         != "rms",
         "it is of version 0.1, which reads the end of the turn too; train it anew": config.response_marks is None,
@@ -51,11 +50,10 @@ def folded(model: SparseRMForSequenceClassification) -> tuple[torch.Tensor, floa
     Returns:
         The direction and the constant. transformers' classifiers have no bias that could hold it.
     """
-    weight = model.score.weight.detach().double()  # (1, F)
+    weight = model.score.weight.detach().double()  # (1, K)
     steered = model.steering_factors().double()
-    directions = model.directions.double().repeat(len(model.config.readings), 1)  # (F, d_model)
     constant = model.score.bias.detach().double() + (weight * (1 - steered)) @ model.feature_mean.double()
-    return (weight * steered) @ directions, float(constant)
+    return (weight * steered) @ model.directions.double(), float(constant)
 
 
 def to_stock(model: SparseRMForSequenceClassification) -> PreTrainedModel:

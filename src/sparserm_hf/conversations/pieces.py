@@ -1,0 +1,26 @@
+"""Tokens as they stand in a text."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling.response_sparserm import pooled_tokens
+from .encoding import TokenizedText
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], t: int) -> str:
+    """Decode a token as it stands in the text, with the space before it, which a tokenizer drops at the start."""
+    before = str(tokenizer.decode(ids[t - 1 : t]))
+    return str(tokenizer.decode(ids[max(t - 1, 0) : t + 1])).removeprefix(before)
+
+
+def pooled_positions(text: TokenizedText, pooling: str) -> list[int]:
+    """Positions of the pooled tokens of a text."""
+    mask = torch.ones(1, len(text.ids), dtype=torch.long)
+    return pooled_tokens(mask, [text.place], pooling)[0].nonzero()[:, 0].tolist()
+
+
+def pooled_pieces(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, pooling: str) -> list[str]:
+    """Decode the pooled tokens of a text, one by one, as they stand in it."""
+    return [token_text(tokenizer, list(text.ids), position) for position in pooled_positions(text, pooling)]

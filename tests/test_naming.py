@@ -1,0 +1,115 @@
+"""Names of latents: found on half of the prompts, scored on the other half, and quoting nobody's secrets."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from sparserm_hf.naming import Name, name_latents, one_line
+
+TEXTS = [
+    "I do not know , but you should never ask .",
+    "No . The sky is blue and the sea is not .",
+    "1 . take the bread\n- cut it\n- eat it",
+    "You CAN do it , they said . Then 42 people left .",
+]
+
+
+def world(count=48):
+    """Responses of several prompts: their tokens, each with the space before it."""
+    pieces = []
+    for i in range(count):
+        words = TEXTS[i % len(TEXTS)].replace("\n", " \n ").split(" ")
+        pieces.append([word if j == 0 or word == "\n" else f" {word}" for j, word in enumerate(words)])
+    return pieces, [i // 4 for i in range(count)]
+
+
+def named(fires, pieces=None, groups=None):
+    """The name of one latent that fires where a function of a token and its place says so."""
+    given, given_groups = world()
+    pieces, groups = pieces or given, groups or given_groups
+    rows = [fires(tokens, j) for tokens in pieces for j in range(len(tokens))]
+    (name,) = name_latents(pieces, sparse.csr_matrix(np.array(rows, dtype=float)[:, None]), groups)
+    return name
+
+
+def parts_of(name):
+    return set(name.replace(" or ", ", ").split(", "))
+
+
+@pytest.mark.parametrize(
+    ("fires", "name"),
+    [
+        (lambda tokens, j: tokens[j] == " not", '"not"'),
+        (lambda tokens, j: tokens[j].strip() in ("not", "sky", "people"), '"not", "sky" or "people"'),
+        (lambda tokens, j: j > 0 and tokens[j - 1].strip().lower() == "the", 'after "the"'),
+        (lambda tokens, j: tokens[j].strip() in {",", ".", "-"}, "punctuation"),
+        (lambda tokens, j: tokens[j] == " ,", '","'),
+        (lambda tokens, j: tokens[j].strip().isdigit(), "numbers"),
+        (lambda tokens, j: tokens[j] == " CAN", '"can"'),
+        (lambda tokens, j: tokens[j] == "\n", "line breaks"),
+        (lambda tokens, j: True, "tokens of every kind"),
+        (lambda tokens, j: j == 0, "the first word"),
+    ],
+)
+def test_what_a_latent_fires_on_is_its_name(fires, name):
+    found = named(fires)
+    assert found and parts_of(found.name) == parts_of(name)
+    assert (found.precision, found.recall, found.f1) == (1.0, 1.0, 1.0)
+
+
+def test_precision_and_recall_by_hand():
+    """Of the 12 times that `not` is said in the half that scores, it fires on 8, and twice elsewhere."""
+    pieces = [[" a", " not", " b", " c"]] * 24
+    groups = [i // 2 for i in range(24)]
+    fires = np.zeros((24, 4))
+    fires[:, 1] = 1  # always on `not`
+    fires[2:4, 1] = fires[6:8, 1] = 0  # but not in two of the six prompts of the half that scores
+    fires[2:4, 3] = 1  # and once on `c` there
+    (name,) = name_latents(pieces, sparse.csr_matrix(fires.reshape(-1, 1)), groups)
+    assert name == Name('"not"', 8 / 12, 8 / 10, pytest.approx(16 / 22))
+
+
+def test_a_name_that_holds_by_chance_scores_low():
+    rng = np.random.default_rng(0)
+    pieces = [[f" word{i}" for i in rng.integers(0, 60, 30)] for _ in range(60)]
+    fires = sparse.random(60 * 30, 1, density=0.05, random_state=0, format="csr")
+    (name,) = name_latents(pieces, fires, range(60))
+    assert name.f1 < 0.25
+
+
+def test_no_private_word_enters_a_name():
+    """A latent that fires on a secret of one prompt, however often it is said there, is not named after it."""
+    pieces, groups = world()
+    secret = [" my", " password", " is", " hunter2"] * 20
+    pieces, groups = [*pieces, secret, secret], [*groups, 98, 98]
+    name = named(lambda tokens, j: tokens[j] == " hunter2", pieces, groups)
+    assert name is None or "hunter2" not in name.name
+    of_many = [*pieces, *[[" hunter2", " said"]] * 12]
+    name = named(lambda tokens, j: tokens[j] == " hunter2", of_many, [*groups, *range(100, 112)])
+    assert "hunter2" in name.name, "what many say is no secret"
+
+
+def test_pieces_are_joined_to_words_and_a_piece_is_marked_as_one():
+    pieces = [[" un", "believ", "able", " dis", "able", " a"]] * 12
+    groups = list(range(12))
+    assert named(lambda tokens, j: j in (0, 1, 2), pieces, groups).name == '"unbelievable"'
+    assert named(lambda tokens, j: tokens[j] == "able", pieces, groups).name == '"…able…"'
+
+
+def test_what_never_fires_has_no_name():
+    assert named(lambda tokens, j: False) is None
+    pieces, groups = world()
+    fires = sparse.csr_matrix((sum(map(len, pieces)), 3))
+    assert name_latents(pieces, fires, groups) == [None, None, None]
+
+
+def test_names_hold_nothing_that_cannot_be_printed():
+    pieces = [[" \x1b[31m", "\ufffd", " " + "x" * 40, '"', " a"]] * 12
+    for place in range(4):
+        name = named(lambda tokens, j, place=place: j == place, pieces, list(range(12)))
+        assert name is not None and name.name.isprintable() and "\ufffd" not in name.name and "xxx" not in name.name
+
+
+def test_a_description_of_others_is_put_on_one_line():
+    assert one_line("  two\nlines\x1b[31m\t") == "two lines [31m"
+    assert len(one_line("word " * 100)) <= 80
