@@ -1,16 +1,23 @@
 """The frozen base model: cut it after one layer, run it, pool its residual stream to one vector per sequence."""
 
 import copy
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-# Where the decoder layers and the final norm are found: Llama and its many kin, GPT-2, GPT-NeoX.
-LAYER_NAMES = ("layers", "h")
-NORM_NAMES = ("norm", "ln_f", "final_layer_norm")
+CONFIG_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Fields of a configuration that end so are no per-layer lists, however long they are.
+NOT_PER_LAYER = ("_id", "_ids", "_dtype")
+
+
+def check_layer(layer: int, depth: int) -> None:
+    """Raise a ValueError unless `layer` is between 1 and the number of layers."""
+    if not 1 <= layer <= depth:
+        raise ValueError(f"Layer {layer} is out of range: the base model has layers 1 to {depth}.")
 
 
 def cut_config(config: PretrainedConfig, layer: int) -> None:
@@ -22,46 +29,75 @@ def cut_config(config: PretrainedConfig, layer: int) -> None:
         ValueError: `layer` is not between 1 and the number of layers.
     """
     depth = config.num_hidden_layers
-    if not 1 <= layer <= depth:
-        raise ValueError(f"Layer {layer} is out of range: the base model has layers 1 to {depth}.")
-    config.num_hidden_layers = layer
-    for name, value in list(vars(config).items()):
-        # Per-layer lists such as `layer_types`: Gemma 2 and Qwen refuse to be saved with entries left over.
-        if name.endswith(("_types", "_layers", "_pattern")) and isinstance(value, list) and len(value) == depth:
-            setattr(config, name, value[:layer])
-
-
-def _only_name(model: nn.Module, candidates: tuple[str, ...], what: str) -> str:
-    found = [name for name in candidates if isinstance(getattr(model, name, None), nn.Module)]
-    if len(found) != 1:
-        raise ValueError(
-            f"{type(model).__name__} is not an architecture that SparseRM can cut: it looked for {what} under the "
-            f"names {', '.join(candidates)} and found {', '.join(found) or 'none'}."
-        )
-    return found[0]
+    check_layer(layer, depth)
+    fields = vars(config)  # written past their checks, which compare them with each other while only some are cut
+    for name, value in list(fields.items()):
+        # Per-layer lists such as `layer_types`, and patterns with a letter for each layer.
+        per_layer = isinstance(value, list) or (isinstance(value, str) and name.endswith("_pattern"))
+        if per_layer and len(value) == depth and not name.startswith("_") and not name.endswith(NOT_PER_LAYER):
+            fields[name] = value[:layer]
+    # GPT-Neo says which kinds of layers it has, and how often they are repeated.
+    if "attention_types" in fields and "attention_layers" in fields:
+        fields["attention_types"] = [[fields["attention_layers"], 1]]
+    name = (getattr(config, "attribute_map", None) or {}).get("num_hidden_layers", "num_hidden_layers")
+    if name in fields:
+        fields[name] = layer
+    else:
+        config.num_hidden_layers = layer
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The decoder of a causal language model, or of a decoder itself."""
-    return model.base_model.get_decoder()  # by way of `base_model`: transformers 4 needs it for GPT-2
+    """Return the decoder of a causal language model, or of a decoder itself."""
+    base = model.base_model  # transformers 4 needs it for GPT-2
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else base
+    inner = getattr(decoder, "model", None)  # Llama 4 gives its language model for its decoder
+    return inner if isinstance(inner, PreTrainedModel) else decoder
+
+
+def decoder_layers_name(decoder: PreTrainedModel) -> str:
+    """Find the name of a decoder's list of layers: its only list as long as its configuration says.
+
+    Raises:
+        ValueError: There is none, or more than one.
+    """
+    depth = getattr(decoder.config, "num_hidden_layers", None)
+    lists = [
+        name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if len(lists) != 1:
+        raise ValueError(
+            f"{type(decoder).__name__} is not an architecture that SparseRM can cut: it looked for one list of "
+            f"{depth} decoder layers and found {', '.join(lists) or 'none'}."
+        )
+    return lists[0]
 
 
 def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
-    """The layers of a decoder, the first one first.
+    """Return the layers of a decoder, the first one first.
 
     Raises:
         ValueError: They are not found.
     """
-    return getattr(decoder, _only_name(decoder, LAYER_NAMES, "the decoder layers"))
+    return getattr(decoder, decoder_layers_name(decoder))
 
 
-def final_norm_name(decoder: PreTrainedModel) -> str:
-    """What a decoder calls its final norm.
+def final_norm_name(decoder: PreTrainedModel) -> str | None:
+    """Find the name of a decoder's final norm: its only norm, or its only one that is not called after the embedding.
+
+    Returns:
+        The name; None where the decoder has no norm.
 
     Raises:
-        ValueError: It is not found.
+        ValueError: It has more than one.
     """
-    return _only_name(decoder, NORM_NAMES, "the final norm")
+    found = [name for name, child in decoder.named_children() if "norm" in type(child).__name__.casefold()]
+    norms = [name for name in found if "emb" not in name] or found  # LFM2 calls its final norm `embedding_norm`
+    if len(norms) > 1:
+        raise ValueError(
+            f"{type(decoder).__name__} is not an architecture that SparseRM can cut: it looked for one final norm and "
+            f"found {', '.join(norms)}."
+        )
+    return norms[0] if norms else None
 
 
 def use_exact_attention(model: PreTrainedModel) -> PreTrainedModel:
@@ -75,8 +111,14 @@ def use_exact_attention(model: PreTrainedModel) -> PreTrainedModel:
 def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
     """Make a decoder, in place, put out its residual stream: without the final norm, and with exact attention."""
     use_exact_attention(model)
-    setattr(model, final_norm_name(model), nn.Identity())
+    if norm := final_norm_name(model):
+        setattr(model, norm, nn.Identity())
     return model
+
+
+def backbone_from_config(config: PretrainedConfig) -> PreTrainedModel:
+    """Build the cut base model of a checkpoint, without its weights."""
+    return prepare_backbone(decoder_of(AutoModel.from_config(config)))
 
 
 def cut_base_model(model: PreTrainedModel, layer: int) -> PreTrainedModel:
@@ -89,7 +131,7 @@ def cut_base_model(model: PreTrainedModel, layer: int) -> PreTrainedModel:
         ValueError: `layer` is out of range, or the layers or the final norm are not found.
     """
     decoder = decoder_of(model)
-    layers = _only_name(decoder, LAYER_NAMES, "the decoder layers")
+    layers = decoder_layers_name(decoder)
     cut_config(decoder.config, layer)
     setattr(decoder, layers, getattr(decoder, layers)[:layer])
     return prepare_backbone(decoder)
@@ -129,17 +171,24 @@ def load_decoder(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
 def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
     """Load the layers of a base model that a cut configuration keeps, and no others.
 
-    The configuration in the base model's own folder is not asked: transformers 4 may misread it.
+    The configuration in the base model's own folder is asked for nothing but its kind: transformers 4 may misread it.
 
     Args:
         name_or_path: Hub id or folder of the whole base model.
         config: Its configuration, cut.
         kwargs: Passed to `load_decoder`.
     """
+    config = copy.deepcopy(config)
+    whole = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in CONFIG_ARGUMENTS})
+    text = whole.get_text_config()
+    if text is not whole:  # a base model that sees too: its text side has another place among its weights
+        name = next(name for name, value in vars(whole).items() if value is text)
+        setattr(whole, name, config)
+        config = whole
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # that the layers further up go unused is meant
     try:
-        return prepare_backbone(load_decoder(name_or_path, config=copy.deepcopy(config), **kwargs)).eval()
+        return prepare_backbone(load_decoder(name_or_path, config=config, **kwargs)).eval()
     finally:
         logging.set_verbosity(verbosity)
 
@@ -179,13 +228,16 @@ def residual_stream(
 
     Positions count attended tokens only, so left padding does not move a text.
     """
+    positions: dict[str, torch.Tensor] = {}
+    if "position_ids" in inspect.signature(base_model.forward).parameters:  # a Mamba of transformers 4 takes none
+        positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return base_model(
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask.long(),
-        position_ids=(attention_mask.long().cumsum(-1) - 1).clamp(min=0),
         use_cache=False,
         return_dict=True,
+        **positions,
     ).last_hidden_state
 
 

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, __version__
 
 from .response_sparserm import MARKS
 
@@ -20,6 +20,9 @@ AUTO_MAP = {
 }
 
 
+LEGACY_ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_local_base_freq")
+
+
 def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
     """The fields in which transformers 4 looks for what transformers 5 keeps in `rope_parameters`.
 
@@ -30,7 +33,7 @@ def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
     """
     rope = base.get("rope_parameters") or {}
     local = rope.get("sliding_attention") or {}
-    rope = rope.get("full_attention", rope)
+    rope = rope.get("full_attention", rope) or {}
     if "rope_theta" not in rope:
         return {}
     theta, fraction = rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)
@@ -151,7 +154,13 @@ class SparseRMConfig(PretrainedConfig):
         if response_marks is not None and set(response_marks) != set(MARKS):
             raise ValueError(f"response_marks has {sorted(response_marks)}, but must have {', '.join(MARKS)}.")
         if isinstance(base_config, dict):
-            base_config = CONFIG_MAPPING[base_config["model_type"]](**base_config)
+            fields = dict(base_config)
+            if fields.get("rope_parameters") and int(__version__.split(".")[0]) >= 5:
+                for (
+                    name
+                ) in LEGACY_ROPE_FIELDS:  # written for transformers 4; transformers 5 would take them for its own
+                    fields.pop(name, None)
+            base_config = CONFIG_MAPPING[fields["model_type"]](**fields)
         if base_config is not None:
             # A copy: setting this configuration's attention implementation sets that of `base_config` too, and a
             # running base model whose own configuration changed under it would mask its padding no longer.
@@ -225,6 +234,11 @@ class SparseRMConfig(PretrainedConfig):
         """The configuration as transformers 4 and 5 both read it."""
         output = super().to_dict()
         if isinstance(output.get("base_config"), dict):
-            output["base_config"] |= legacy_rope_fields(output["base_config"])
-            output["base_config"].pop("_name_or_path", None)  # a folder of the machine that it was trained on
+            base = output["base_config"]
+            base |= legacy_rope_fields(base)
+            # Under every name that a field has: the one that transformers 5 keeps may not be that of transformers 4.
+            for alias, name in (getattr(self.base_config, "attribute_map", None) or {}).items():
+                if name in base:
+                    base.setdefault(alias, base[name])
+            base.pop("_name_or_path", None)  # a folder of the machine that it was trained on
         return output

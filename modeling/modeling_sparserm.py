@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import (
+    backbone_from_config,
     load_cut_decoder,
     mask_from_padding,
     pool_representations,
-    prepare_backbone,
     residual_stream,
 )
 from .configuration_sparserm import SparseRMConfig
@@ -72,7 +72,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             self.model = nn.Identity()
             self.base_model_prefix = ""
         else:
-            self._attach(prepare_backbone(AutoModel.from_config(config.base_config)))
+            self._attach(backbone_from_config(config.base_config))
         self.sae = SparseAutoencoder(**config.sae) if config.sae else None
         # In float32 whatever the base model is in: a buffer is loaded in the type that it has here.
         k = len(config.latents)

@@ -1,5 +1,7 @@
 """Words for directions: through the final norm and the unembedding of the base model, before it is cut."""
 
+import copy
+
 import pytest
 import torch
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_of
@@ -40,8 +42,7 @@ def test_a_base_model_without_an_unembedding_gives_no_words():
 
 def test_an_architecture_that_cannot_be_cut_gets_one_sentence():
     model = tiny_causal_lm()
-    model.model.other_norm = model.model.norm
-    del model.model.norm
+    model.model.other_norm = copy.deepcopy(model.model.norm)
     with pytest.raises(SparseRMError, match="not an architecture that SparseRM can cut"):
         LogitLens(model)
 

@@ -94,9 +94,14 @@ def tiny_reward_model(
     **config,
 ) -> SparseRMForSequenceClassification:
     """A whole random SparseRM model with six selected latents."""
-    causal_lm = tiny_causal_lm(architecture)
-    base = cut_base_model(causal_lm, layer)
-    sae = tiny_sae(sae_architecture)
+    return reward_model_on(cut_base_model(tiny_causal_lm(architecture), layer), layer, sae_architecture, **config)
+
+
+def reward_model_on(
+    base: PreTrainedModel, layer: int, sae_architecture: str = "jumprelu", **config
+) -> SparseRMForSequenceClassification:
+    """The same on a base model that is cut already."""
+    sae = tiny_sae(sae_architecture, base.config.hidden_size)
     latents = [3, 11, 8, 40, 5, 21]
     settings = {
         "base_model_name_or_path": "tiny",

@@ -18,11 +18,22 @@ from transformers import (
 
 from .checkpoints import replacing_folder, save_tokenizer
 from .errors import SparseRMError, reason
-from .modeling.backbone_sparserm import cut_base_model, decoder_of, load_causal_lm
+from .modeling.backbone_sparserm import (
+    backbone_from_config,
+    check_layer,
+    cut_base_model,
+    decoder_layers,
+    decoder_of,
+    load_causal_lm,
+    residual_stream,
+    use_exact_attention,
+)
 from .processes import process_state
 from .representations import default_cache_dir
 
 logger = logging.getLogger(__name__)
+
+PROBE = 4  # tokens that a base model is tried with before it is cut
 
 
 def unpacked_folder(path: Path, cache_dir: Path) -> Path:
@@ -133,11 +144,72 @@ def prepare_base_model(
             "is read from unquantised ones: name the model that it was made from."
         )
     try:
+        expected = stream_of_probe(decoder_of(model), layer)
         model = cut_base_model(model, layer)
     except ValueError as error:
         raise SparseRMError(str(error)) from error
+    except Exception as error:  # whatever an architecture does when it is run or cut
+        raise SparseRMError(f"{type(model).__name__} cannot be cut: {reason(error)}") from error
+    check_backbone(model, expected)
     model.to(device)  # type: ignore[arg-type]
     return cast_weights(model, dtype).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
+    """Run a few tokens through a whole decoder: the (1, T, d_model) residual stream after `layer` layers.
+
+    Raises:
+        ValueError: The layers are not found, or `layer` is out of range.
+    """
+    layers, seen = decoder_layers(use_exact_attention(decoder)), []
+    check_layer(layer, len(layers))
+    hook = layers[layer - 1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    ids = torch.arange(PROBE, device=decoder.device)[None] % decoder.config.vocab_size
+    try:
+        residual_stream(decoder.eval(), ids, torch.ones_like(ids))
+    finally:
+        hook.remove()
+    return seen[-1] if torch.is_tensor(seen[-1]) else seen[-1][0]
+
+
+@torch.no_grad()
+def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
+    """Refuse a cut decoder that a checkpoint could not hold, before anything expensive is computed.
+
+    Args:
+        decoder: Cut.
+        expected: What `stream_of_probe` gave before.
+
+    Raises:
+        SparseRMError: Rebuilt from its configuration it has other weights, or its output is not the residual stream.
+    """
+    kind = type(decoder).__name__
+    try:
+        with torch.device("meta"):
+            again = backbone_from_config(type(decoder.config).from_dict(decoder.config.to_dict()))
+    except Exception as error:  # whatever an architecture does when it is built
+        raise SparseRMError(f"{kind} cannot be rebuilt from its cut configuration: {reason(error)}") from error
+    shapes, wanted = (
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} for model in (decoder, again)
+    )
+    if different := sorted(set(shapes.items()) ^ set(wanted.items())):
+        raise SparseRMError(
+            f"{kind} cannot be cut: rebuilt from its configuration it has other weights, such as {different[0][0]!r}."
+        )
+    for name, module in again.named_modules():
+        numbers = {key: value for key, value in vars(module).items() if isinstance(value, float)}
+        for key, value in numbers.items():  # such as a scale that depends on how many layers there are
+            if vars(decoder.get_submodule(name)).get(key, value) != value:
+                raise SparseRMError(f"{kind} cannot be cut: its layers depend on how many there are ({name}.{key}).")
+    ids = torch.arange(PROBE, device=decoder.device)[None] % decoder.config.vocab_size
+    try:
+        stream = residual_stream(decoder.eval(), ids, torch.ones_like(ids))
+    except Exception as error:  # whatever an architecture does with fewer layers
+        raise SparseRMError(f"{kind} does not run once it is cut: {reason(error)}") from error
+    alike = stream.shape == expected.shape and torch.allclose(stream, expected, rtol=0, atol=0, equal_nan=True)
+    if not alike:
+        raise SparseRMError(f"{kind} cannot be cut: its output is then not the residual stream of its last layer.")
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

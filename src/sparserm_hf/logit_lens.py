@@ -31,10 +31,10 @@ class LogitLens:
     def __init__(self, model: PreTrainedModel):
         decoder = decoder_of(model)
         try:
-            norm = getattr(decoder, final_norm_name(decoder))
+            name = final_norm_name(decoder)
         except ValueError as error:
             raise SparseRMError(str(error)) from error
-        self.norm = copy.deepcopy(norm)
+        self.norm = copy.deepcopy(getattr(decoder, name)) if name else torch.nn.Identity()
         self.unembedding = model.get_output_embeddings()
 
     @torch.no_grad()

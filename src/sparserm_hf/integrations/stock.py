@@ -82,6 +82,8 @@ def to_stock(model: SparseRMForSequenceClassification) -> PreTrainedModel:
     decoder = stock.base_model
     missing, unexpected = decoder.load_state_dict(model.model.state_dict(), strict=False)
     norm_name = final_norm_name(decoder)
+    if norm_name is None:
+        raise SparseRMError(f"The stock form needs a final norm, and {base.model_type} has none.")
     if unexpected or any(not name.startswith(f"{norm_name}.") for name in missing):
         raise SparseRMError(f"The sequence classifier of {base.model_type} has other weights than its base model.")
     set_to_division(getattr(decoder, norm_name), base.model_type)

@@ -1,0 +1,135 @@
+"""Every causal architecture of transformers: it trains, reloads and packs, or is refused with a sentence.
+
+`pytest tests/test_architectures.py --write-architectures` writes the table of docs/architectures.md.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from architectures import KINDS, tiny_model
+from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
+from tiny import reward_model_on, tiny_texts
+
+from sparserm_hf.base_models import prepare_base_model
+from sparserm_hf.errors import SparseRMError
+from sparserm_hf.packing import can_pack
+
+ROOT = Path(__file__).parents[1]
+MANUAL = ROOT / "docs" / "architectures.md"
+TEXTS = tiny_texts()[:3]
+# What people align: none of them may be lost.
+MUST_WORK = """
+llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 gpt2 gpt_neo gpt_neox gptj opt
+bloom falcon mpt olmo olmo2 olmo3 cohere cohere2 granite granitemoe stablelm starcoder2 glm glm4 smollm3 mamba jamba
+lfm2 helium exaone4 ernie4_5 persimmon xglm biogpt codegen gpt_oss llama4_text deepseek_v3
+"""
+KEPT = MUST_WORK.split()
+NEW = ("jamba",)  # of these, what transformers 4.57 does not know or runs on a GPU alone
+PAGE = """# Base models
+
+Every causal architecture of transformers {version}, as a tiny random model: cut after two of its four layers,
+saved whole and slim, loaded again, and loaded under transformers 4.57 without this package: the same rewards, unless
+the table says otherwise. {works} of {all} work, {refused} are refused with a sentence before anything is computed,
+and the others could not be made tiny for the test. *Prompts shared*: the prompt of a pair is computed once. The table
+is made by `tests/test_architectures.py`.
+
+| kind | | |
+|---|---|---|
+{rows}
+"""
+FOUND: dict[str, tuple[str, str]] = {}  # by kind: the verdict, and what else is to be said
+
+
+def rewards(model):
+    with torch.no_grad():
+        return [model(torch.tensor([ids]), torch.ones(1, len(ids))).logits.item() for ids in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A folder for those that work, with the rewards that they must give."""
+    return tmp_path_factory.mktemp("architectures")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_trains_and_reloads_or_is_refused(kind, checkpoints):
+    try:
+        model = tiny_model(kind)
+        for ids in TEXTS:
+            model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long())
+        folder = checkpoints / kind
+        model.save_pretrained(folder / "base")
+    except Exception as error:  # whatever its configuration wants
+        FOUND[kind] = "not tried", f"cannot be made tiny: {' '.join(str(error).split())[:70]}"
+        assert kind not in KEPT
+        return
+    try:
+        base = prepare_base_model(model, 2, torch.device("cpu"), torch.float32)
+    except SparseRMError as error:
+        FOUND[kind] = "refused", str(error)
+        assert kind not in KEPT
+        return
+    model = reward_model_on(base, 2, base_model_name_or_path=str(folder / "base"))
+    expected = rewards(model)
+    for form, saved in (("whole", model), ("slim", model.to_slim())):
+        saved.save_pretrained(folder / form)
+        again = SparseRMForSequenceClassification.from_pretrained(folder / form)
+        assert rewards(again) == pytest.approx(expected, abs=1e-4), form
+    (folder / "rewards.json").write_text(json.dumps(expected))
+    FOUND[kind] = "works", "prompts shared" if can_pack(model.model, 40) else ""
+
+
+SCORE = """
+import json, sys, torch
+from pathlib import Path
+import transformers; transformers.logging.set_verbosity_error()
+from transformers import AutoModelForSequenceClassification
+texts, found = json.loads(sys.argv[2]), {}
+for folder in sorted(Path(sys.argv[1]).glob("*/whole")):
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+        with torch.no_grad():
+            rewards = [model(torch.tensor([ids]), torch.ones(1, len(ids))).logits.item() for ids in texts]
+        found[folder.parent.name] = rewards
+    except Exception as error:
+        found[folder.parent.name] = f"{type(error).__name__}: {error}"[:200]
+print(json.dumps(found))
+"""
+
+
+def test_they_score_the_same_under_transformers_4_without_this_package(checkpoints):
+    """But for kinds that transformers 4.57 does not know yet."""
+    python = ROOT / ".venv-transformers-4" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("make test sets up .venv-transformers-4")
+    run = subprocess.run([python, "-c", SCORE, checkpoints, json.dumps(TEXTS)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    wrong = {}
+    for kind, given in found.items():
+        expected = json.loads((checkpoints / kind / "rewards.json").read_text())
+        verdict, note = FOUND[kind]
+        if given == pytest.approx(expected, rel=1e-3, abs=1e-3):
+            continue
+        what = "not" if isinstance(given, str) else "with other rewards"
+        FOUND[kind] = verdict, "; ".join(filter(None, [note, f"{what} under transformers 4.57"]))
+        if kind in KEPT and kind not in NEW:
+            wrong[kind] = given
+    assert not wrong, "\n".join(f"{kind}: {what}" for kind, what in wrong.items())
+
+
+def test_the_manual_tells_it(request):
+    if len(FOUND) < len(KINDS):
+        pytest.skip("only a run of all kinds can tell")
+    counts = {verdict: sum(found[0] == verdict for found in FOUND.values()) for verdict in ("works", "refused")}
+    rows = (f"| {kind} | {verdict} | {note.replace('|', ' ')} |" for kind, (verdict, note) in sorted(FOUND.items()))
+    text = PAGE.format(version=transformers.__version__, all=len(KINDS), rows="\n".join(rows), **counts)
+    if request.config.getoption("--write-architectures"):
+        MANUAL.write_text(text)
+    rows = (line.strip("| ").split(" | ") for line in MANUAL.read_text().splitlines() if line.startswith("| "))
+    told = {row[0]: row[1] for row in rows if row[0] in FOUND}  # a newer transformers may know more kinds
+    assert told == {kind: FOUND[kind][0] for kind in told} and len(told) > 150
