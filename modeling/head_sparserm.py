@@ -1,5 +1,6 @@
 """The reward head: what turns a text's features into its reward."""
 
+import torch
 from torch import nn
 
 from .configuration_sparserm import SparseRMConfig
@@ -14,6 +15,11 @@ class LinearHead(nn.Linear):
     def __init__(self, config: SparseRMConfig):
         super().__init__(len(config.latents), 1)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; the replicas of DataParallel have no parameters to ask."""
+        return self.weight.dtype
+
 
 class MLPHead(nn.Sequential):
     """The reward head with a hidden layer, (B, K) to (B, 1)."""
@@ -21,6 +27,11 @@ class MLPHead(nn.Sequential):
     def __init__(self, config: SparseRMConfig):
         width = config.head_hidden_size
         super().__init__(nn.Linear(len(config.latents), width), nn.ReLU(), nn.Linear(width, 1))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, see `LinearHead.dtype`."""
+        return self[0].weight.dtype
 
 
 HEADS = {"linear": LinearHead, "mlp": MLPHead}

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import logging
 
 from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import (
     backbone_from_config,
-    load_cut_decoder,
     mask_from_padding,
     pool_representations,
     residual_stream,
@@ -20,17 +20,21 @@ from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
 from .head_sparserm import HEADS
 from .response_sparserm import align_bos, find_responses, pooled_tokens
+from .slim_sparserm import BASE_LOADING_ARGUMENTS, changed_weight, load_base_of_slim, sample_weights
 
-# What `from_pretrained` passes on to the base model of a slim checkpoint.
-BASE_LOADING_ARGUMENTS = (
-    "attn_implementation",
-    "cache_dir",
-    "device_map",
-    "force_download",
-    "local_files_only",
-    "max_memory",
-    "proxies",
-    "token",
+logger = logging.get_logger(__name__)
+
+# What `forward` is given by trainers and pipelines, and does not need.
+IGNORED = (
+    "cache_position",
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "past_key_values",
+    "position_ids",
+    "return_dict",
+    "token_type_ids",
+    "use_cache",
 )
 
 
@@ -65,6 +69,9 @@ class SparseRMForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: SparseRMConfig, base_model: PreTrainedModel | None = None):
         super().__init__(config)
+        if config.num_labels != 1:
+            raise ValueError(f"num_labels is {config.num_labels}, but a reward model has one: leave num_labels out.")
+        self._base_samples: dict[str, torch.Tensor] = {}
         if base_model is not None:
             self._attach(base_model)
         elif config.slim:
@@ -88,6 +95,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         self.model = base_model
         self.base_model_prefix = type(self).base_model_prefix
         self._no_split_modules = [*(base_model._no_split_modules or []), HEADS[self.config.head_type].__name__]
+        if self.config.slim:
+            self._base_samples = sample_weights(base_model)
 
     def freeze(self) -> None:
         """Leave only the head trainable. `from_pretrained` makes everything it loads trainable."""
@@ -210,13 +219,14 @@ class SparseRMForSequenceClassification(PreTrainedModel):
     def reward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, K) features to (B, 1) rewards, in float32 under any autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.score(features.to(next(self.score.parameters()).dtype)).float()
+            return self.score(features.to(self.score.dtype)).float()
 
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **ignored: Any,
     ) -> SequenceClassifierOutput:
         """Score sequences.
@@ -226,17 +236,26 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             attention_mask: (B, T), nonzero where a token is text. Where it is left out, pad tokens at either end
                 are taken for padding.
             inputs_embeds: (B, T, d_model), instead of `input_ids`.
-            ignored: What trainers pass besides: `position_ids` (always counted from the mask), `labels`,
+            labels: (B,) or (B, 1) rewards that the texts should have: `loss` is then the mean squared error, as of any
+                sequence classifier with one label.
+            ignored: What trainers pass besides, of ``IGNORED``: `position_ids` (always counted from the mask),
                 `use_cache`, `return_dict` and the like.
 
         Returns:
-            `logits` of shape (B, 1): the rewards, in float32 under any autocast.
+            `logits` of shape (B, 1): the rewards, in float32 under any autocast; `loss` where there are labels.
 
         Raises:
+            TypeError: An argument that no trainer passes, such as a misspelt one.
             ValueError: No mask where padding cannot be told from text.
         """
-        features = self.extract_features(input_ids, attention_mask, inputs_embeds)
-        return SequenceClassifierOutput(logits=self.reward(features))
+        if unknown := [name for name in ignored if name not in IGNORED]:
+            known = ", ".join(("input_ids", "attention_mask", "inputs_embeds", "labels", *IGNORED))
+            raise TypeError(f"forward() does not know the argument {unknown[0]!r}; it knows {known}.")
+        logits = self.reward(self.extract_features(input_ids, attention_mask, inputs_embeds))
+        loss = None
+        if labels is not None:
+            loss = nn.functional.mse_loss(logits[:, 0], labels.to(logits).view(-1))
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def explain(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Explanation:
         """Say why texts (B, T) get their rewards, feature by feature and token by token; see `explain_rewards`."""
@@ -273,11 +292,30 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         return slim.eval()
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save the checkpoint with its code; a slim model leaves the base model out."""
-        if self.config.slim and kwargs.get("state_dict") is None:
-            state = self.state_dict()
-            kwargs["state_dict"] = {name: value for name, value in state.items() if not name.startswith("model.")}
-        super().save_pretrained(save_directory, **kwargs)
+        """Save the checkpoint with its code.
+
+        A slim model leaves the base model out, unless its base model has changed since it was loaded: then the
+        checkpoint is self-contained, and the log says so.
+        """
+        slim, state = self.config.slim, kwargs.get("state_dict")
+        if slim:
+            state = self.state_dict() if state is None else state
+            of_base = {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
+            changed = changed_weight(self._base_samples, of_base) if of_base else None
+            if changed is None:
+                kwargs["state_dict"] = {name: x for name, x in state.items() if not name.startswith("model.")}
+            else:
+                logger.warning(
+                    f"The base model is not {self.config.base_model_name_or_path!r} any more ({changed} has changed): "
+                    "the checkpoint is saved with it, not slim."
+                )
+                self.config.slim = False
+        if self.config.base_config is not None:  # resizing the token embedding changes one of the two
+            self.config.base_config.vocab_size = self.config.vocab_size
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config.slim = slim
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
@@ -302,19 +340,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         if model.config.slim:
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             for_base["dtype"] = model.config.dtype if dtype in (None, "auto") else dtype
-            model._attach(cls._load_base_model(model.config, for_base))
+            model._attach(load_base_of_slim(model.config, for_base))
         model.freeze()
         model.eval()
         return (model, info) if output_loading_info else model
-
-    @staticmethod
-    def _load_base_model(config: SparseRMConfig, arguments: dict[str, Any]) -> PreTrainedModel:
-        name = config.base_model_name_or_path
-        try:
-            return load_cut_decoder(name, config.base_config, revision=config.base_model_revision, **arguments)
-        except OSError as error:
-            raise OSError(
-                f"This checkpoint is slim: it needs its base model {name!r} (revision "
-                f"{config.base_model_revision or 'not pinned'}), which cannot be loaded. Name where it is now with "
-                "from_pretrained(..., base_model_name_or_path=...)."
-            ) from error

@@ -115,6 +115,7 @@ def test_the_code_travels_byte_for_byte(tmp_path):
         "explanation_sparserm",
         "head_sparserm",
         "response_sparserm",
+        "slim_sparserm",
     ):
         assert (tmp_path / f"{name}.py").read_bytes() == (ROOT / "modeling" / f"{name}.py").read_bytes()
 
