@@ -25,6 +25,7 @@ LEVELS = [
         "fitting",
         "calibration",
         "activations",
+        "devices",
         "directions",
         "latent_fields",
         "logit_lens",
@@ -118,6 +119,13 @@ def test_the_code_travels_byte_for_byte(tmp_path):
         "slim_sparserm",
     ):
         assert (tmp_path / f"{name}.py").read_bytes() == (ROOT / "modeling" / f"{name}.py").read_bytes()
+
+
+def test_float64_is_only_on_the_cpu():
+    """Apple's GPUs have none: with `.double()` in six files every `sparserm score` failed there."""
+    for path in (*PACKAGE.rglob("*.py"), *(ROOT / "modeling").glob("*.py")):
+        if path.name != "devices.py":
+            assert not re.search(r"\.double\(\)|torch\.(float64|double)", path.read_text()), path
 
 
 @pytest.mark.parametrize("path", [p for p in (*PACKAGE.rglob("*.py"), *(ROOT / "modeling").glob("*.py"))], ids=str)

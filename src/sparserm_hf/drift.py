@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 from .conversations.encoding import TokenizedText
+from .devices import as_numpy
 from .errors import SparseRMError
 from .evaluation.controls import Control
 from .modeling.backbone_sparserm import pool_representations, residual_stream
@@ -201,9 +202,9 @@ def read_texts(
             where = pooled_tokens(mask, [texts[i].place for i in batch], config.pooling).to(hidden.device)
             mean = pool_representations(hidden, where, config.representation_norm)
             read = model.project(mean, where.any(-1, keepdim=True), steered=False)
-            features[batch] = read.double().cpu().numpy()
-            rewards[batch] = model.reward(read)[:, 0].double().cpu().numpy()
+            features[batch] = as_numpy(read)
+            rewards[batch] = as_numpy(model.reward(read)[:, 0])
             if twin and of_twin is not None:
-                of_twin[batch] = twin.head.rewards(mean.double().cpu().numpy())
+                of_twin[batch] = twin.head.rewards(as_numpy(mean))
             bar.update(len(batch))
     return TextReadings(features, rewards, of_twin)

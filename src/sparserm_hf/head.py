@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.svm import LinearSVC
 
+from .devices import as_numpy
 from .errors import SparseRMError
 
 FOLDS = 5
@@ -319,7 +320,7 @@ def fit_mlp_head(
             best, best_loss, waited = {k: v.clone() for k, v in net.state_dict().items()}, held_out_loss, 0
         if waited >= patience:
             break
-    weights = {name: value.double().numpy() for name, value in best.items()}
+    weights = {name: as_numpy(value) for name, value in best.items()}
     first = _without(weights["0.weight"], basis) / deviation
     layers = ((first, weights["0.bias"] - first @ mean), (weights["2.weight"], weights["2.bias"]))
     head = FittedHead(layers, None, None)

@@ -20,6 +20,7 @@ from .checkpoints import replacing_file
 from .conversations.encoding import ChatEncoder, TokenizedText
 from .conversations.messages import row_name
 from .conversations.rows import check_row, texts_of_row
+from .devices import as_numpy
 from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
@@ -79,8 +80,8 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
         ids, mask = pad_texts([texts[i].ids for i in batch], device)
         with torch.inference_mode():
             read = model.extract_features(ids, mask, responses=[texts[i].place for i in batch])
-            features[batch] = read.double().cpu().numpy()
-            rewards[batch] = model.reward(read)[:, 0].double().cpu().numpy()
+            features[batch] = as_numpy(read)
+            rewards[batch] = as_numpy(model.reward(read)[:, 0])
     return Scores(features, rewards)
 
 

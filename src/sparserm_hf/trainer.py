@@ -24,6 +24,7 @@ from .conversations.marks import find_marks
 from .conversations.pairs import TokenizedPreferences, tokenize_preferences
 from .conversations.styles import STYLES, measure_styles, style_differences
 from .conversations.templates import prepare_tokenizer
+from .devices import as_numpy
 from .drift import REFERENCE_FILE, DriftReference, TextReadings, find_twin
 from .errors import SparseRMError
 from .evaluation.controls import CONTROLS_FILE, Control, fit_controls, save_controls
@@ -244,7 +245,7 @@ class SparseRMTrainer:
             for style, column in zip(avoided, differences.T, strict=True):
                 if self.state.is_main_process and not column.std() > 0:
                     logger.info("No reward can follow the number of %s: it does not differ within pairs.", style)
-        decoder = self.sae.autoencoder.W_dec.cpu().double().numpy()  # (d_sae, d_model)
+        decoder = as_numpy(self.sae.autoencoder.W_dec)  # (d_sae, d_model)
         return HeadFitter(args, pairs, self.train_representations, decoder, differences)
 
     def assemble(self, selection: Selection, head: FittedHead) -> SparseRMForSequenceClassification:
@@ -253,15 +254,8 @@ class SparseRMTrainer:
         directions = self.fitter.directions(selection)
         if self.state.is_main_process:
             warn_of_purity(selection.latents, directions.purities)
-        facts = latent_fields(
-            self.fitter,
-            selection,
-            directions,
-            self.lens,
-            self.processing_class,
-            self.sae.source.get("neuronpedia_id"),
-            self.cache_dir,
-        )
+        tokenizer, site = self.processing_class, self.sae.source.get("neuronpedia_id")
+        facts = latent_fields(self.fitter, selection, directions, self.lens, tokenizer, site, self.cache_dir)
         config = SparseRMConfig(
             base_config=self.base_model.config,
             base_model_name_or_path=self.recorded_name,
@@ -276,9 +270,9 @@ class SparseRMTrainer:
             head_hidden_size=args.head_hidden_size,
             sae=sae.spec(),
             sae_source=self.sae.source,
-            pad_token_id=self.processing_class.pad_token_id,
-            eos_token_id=self.processing_class.eos_token_id,
-            bos_token_id=self.processing_class.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
             **facts,
         )
         config._name_or_path = args.output_dir  # trainers load the tokenizer from it

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from ..conversations.encoding import ChatEncoder
 from ..conversations.messages import Messages, row_name
+from ..devices import as_numpy, exact
 from ..drift import Drift, DriftReference, TextReadings, find_twin, load_reference, read_texts
 from ..errors import SparseRMError, reason
 from ..evaluation.evaluate import SavedRewardModel
@@ -60,10 +61,10 @@ class SparseJudge:
         readings, model = self.read(texts), self.saved.model
         if not model.config.steering:
             return readings.rewards
-        mean, factors = model.feature_mean.cpu().double(), model.steering_factors().cpu().double()
+        mean, factors = exact(model.feature_mean), exact(model.steering_factors())
         steered = mean + factors * (torch.from_numpy(readings.features) - mean)
         with torch.inference_mode():
-            return model.reward(steered.to(model.feature_mean))[:, 0].double().cpu().numpy()
+            return as_numpy(model.reward(steered.to(model.feature_mean))[:, 0])
 
     def dense(self, texts: Sequence[Messages]) -> np.ndarray:
         """(N,) rewards of conversations by the control that reads the whole representation."""
@@ -124,6 +125,6 @@ class ClassifierJudge:
                 padded, mask = pad_texts([ids[i] for i in batch], self.model.device)
                 padded = padded.masked_fill(mask == 0, self.tokenizer.pad_token_id)  # its last token is found by it
                 logits = self.model(padded, attention_mask=mask).logits
-                rewards[batch] = logits[:, 0].double().cpu().numpy()
+                rewards[batch] = as_numpy(logits[:, 0])
                 bar.update(len(batch))
         return rewards

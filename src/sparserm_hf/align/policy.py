@@ -18,6 +18,7 @@ from ..base_models import load_language_model, load_tokenizer, unpacked
 from ..conversations.messages import Messages
 from ..conversations.rows import Preference, common_prefix_length
 from ..conversations.templates import encode
+from ..devices import as_numpy, exact
 from ..errors import SparseRMError
 from ..packing import Family, can_pack, find_families, lay_out
 from ..representations import pad_texts, plan_batches
@@ -224,7 +225,7 @@ class Policy:
                     scores = logits[row, where[start - 1 : -1].to(logits.device)].float()  # (tokens, V) that count
                     targets = torch.tensor(own[member][start:], device=logits.device)
                     likely = scores.gather(1, targets[:, None])[:, 0] - scores.logsumexp(-1)
-                    found[member] = likely.double().sum()
+                    found[member] = exact(likely).sum()
                 bar.update(len(members))
         return found
 
@@ -260,4 +261,4 @@ def _counted(mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
 def _sum_by_text(values: torch.Tensor, counted: torch.Tensor) -> np.ndarray:
     """(B,) sums of (tokens,) values over the tokens of each text that count."""
     rows = counted.nonzero()[:, 0].cpu().numpy()
-    return np.bincount(rows, weights=values.double().cpu().numpy(), minlength=len(counted))
+    return np.bincount(rows, weights=as_numpy(values), minlength=len(counted))

@@ -18,6 +18,7 @@ from ..calibration import calibration_error
 from ..conversations.encoding import TokenizedText
 from ..conversations.pairs import TokenizedPreferences, tokenize_preferences
 from ..conversations.styles import measure_styles, style_differences
+from ..devices import as_numpy
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..processes import process_state
 from ..representations import Pooling, collect_representations, default_cache_dir
@@ -139,7 +140,7 @@ def reward_represented(
 
     @torch.inference_mode()
     def of_shard(shard: Shard) -> np.ndarray:
-        return model.reward(shard_features(model, shard))[:, 0].cpu().double().numpy()
+        return as_numpy(model.reward(shard_features(model, shard))[:, 0])
 
     rewards = {"SparseRM": representations.read(of_shard)}
     for control in controls:

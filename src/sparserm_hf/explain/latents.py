@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..conversations.pairs import TokenizedPreferences
+from ..devices import as_numpy
 from ..errors import SparseRMError
 from ..evaluation.evaluate import SavedRewardModel, shard_features
 from ..evaluation.metrics import correlation
@@ -80,7 +81,7 @@ def known_latents(saved: SavedRewardModel, top: int | None = None) -> list[Laten
 
 def _weights(saved: SavedRewardModel) -> np.ndarray | None:
     linear = saved.model.config.head_type == "linear"
-    return saved.model.score.weight[0].detach().double().cpu().numpy() if linear else None
+    return as_numpy(saved.model.score.weight[0]) if linear else None
 
 
 def _known(config: SparseRMConfig, weights: np.ndarray | None, i: int) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def report_latents(
     """
     model, config = saved.model, saved.model.config
     texts = saved.represent(pairs.texts, cache_dir)
-    features = texts.read(lambda shard: shard_features(model, shard).cpu().double().numpy())  # (N, K)
+    features = texts.read(lambda shard: as_numpy(shard_features(model, shard)))  # (N, K)
     fires = passages = None
     if saved.columns:
         fires = texts.read(lambda shard: (shard.max_activation[:, saved.columns] > 0).toarray())

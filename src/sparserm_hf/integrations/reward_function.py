@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..conversations.encoding import ChatEncoder, TokenizedText
 from ..conversations.messages import Messages, row_name
 from ..conversations.rows import texts_of_row
+from ..devices import as_numpy
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..processes import process_state
 from ..scoring import encoder_of, load_reward_model, score_texts
@@ -30,8 +31,8 @@ def group_contributions(model: SparseRMForSequenceClassification, features: np.n
     config = model.config
     if config.head_type != "linear":
         return {}
-    weight = model.score.weight[0].detach().double().cpu().numpy()
-    parts = weight * (features - model.feature_mean.double().cpu().numpy())
+    weight = as_numpy(model.score.weight[0])
+    parts = weight * (features - as_numpy(model.feature_mean))
     sides = np.array(config.latent_sides)
     return {side: parts[:, sides == side].sum(1) for side in ("chosen", "rejected")}
 

@@ -16,6 +16,7 @@ from ..checkpoints import replacing_folder, save_tokenizer
 from ..conversations.encoding import ChatEncoder
 from ..conversations.marks import ChatFormat
 from ..conversations.templates import render
+from ..devices import as_numpy, exact
 from ..errors import SparseRMError
 from ..modeling.backbone_sparserm import final_norm_name
 from ..modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
@@ -50,10 +51,10 @@ def folded(model: SparseRMForSequenceClassification) -> tuple[torch.Tensor, floa
     Returns:
         The direction and the constant. transformers' classifiers have no bias that could hold it.
     """
-    weight = model.score.weight.detach().double()  # (1, K)
-    steered = model.steering_factors().double()
-    constant = model.score.bias.detach().double() + (weight * (1 - steered)) @ model.feature_mean.double()
-    return (weight * steered) @ model.directions.double(), float(constant)
+    weight = exact(model.score.weight)  # (1, K)
+    steered = exact(model.steering_factors())
+    constant = exact(model.score.bias) + (weight * (1 - steered)) @ exact(model.feature_mean)
+    return (weight * steered) @ exact(model.directions), float(constant)
 
 
 def to_stock(model: SparseRMForSequenceClassification) -> PreTrainedModel:
@@ -196,7 +197,7 @@ def largest_difference(
             "text that the template writes after it."
         )
     batch = {name: batch[name].to(model.directions.device) for name in ("input_ids", "attention_mask")}
-    theirs = stock(**batch).logits[:, 0].double().cpu().numpy() + stock.config.reward_offset
+    theirs = as_numpy(stock(**batch).logits[:, 0]) + stock.config.reward_offset
     return float(np.abs(score_texts(model, texts).rewards - theirs).max() / max(model.config.reward_std, 1e-6))
 
 
