@@ -37,7 +37,7 @@ LEVELS = [
         "training_config",
         "trackers",
     },
-    {"evaluation", "scoring", "trainer", "assembly", "drift"},
+    {"evaluation", "scoring", "trainer", "assembly", "drift", "reload"},
     {"explain", "integrations", "serve", "align", "demo"},
     {"cli", "align_cli", "explain_cli", "sae_cli", "__init__"},
 ]

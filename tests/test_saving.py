@@ -9,7 +9,9 @@ from datasets import Dataset
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tiny import VOCAB, tiny_causal_lm, tiny_reward_model, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+from world import train_arguments
 
+from sparserm_hf.cli import main
 from sparserm_hf.representations import pad_texts
 
 
@@ -121,3 +123,18 @@ def test_a_replica_of_data_parallel_scores(head_type):
                 setattr(module, name, parameter.detach())
     assert not list(replica.parameters())
     torch.testing.assert_close(rewards(replica), expected)
+
+
+def test_what_does_not_load_again_is_not_written(world, tmp_path, monkeypatch, capsys):
+    """OPT trained, exited 0, and the checkpoint never loaded: nothing had tried."""
+    save = SparseRMForSequenceClassification.save_pretrained
+
+    def forget(model, folder, **kwargs):
+        state = {**model.state_dict(), "score.weight": model.score.weight + 1}
+        save(model, folder, state_dict=state, **kwargs)
+
+    monkeypatch.setattr(SparseRMForSequenceClassification, "save_pretrained", forget)
+    assert main(train_arguments(world, tmp_path / "model")) == 2
+    error = capsys.readouterr().err
+    assert "The saved model gives the reward" in error and "nothing was written" in error
+    assert not list(tmp_path.iterdir())

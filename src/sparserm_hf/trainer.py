@@ -40,6 +40,7 @@ from .modeling.backbone_sparserm import cut_base_model
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .processes import process_state
+from .reload import check_reload
 from .representations import Pooling, collect_representations, default_cache_dir, named_dtype
 from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
@@ -325,6 +326,7 @@ class SparseRMTrainer:
             name, settings = self.args.hub_model_id or folder.name, asdict(self.args)
             card = render_model_card(name, model.config, settings, self.metrics, self.evaluation)
             (temporary / "README.md").write_text(card)
+            check_reload(temporary, model, self.processing_class)
 
     def push_to_hub(self, commit_message: str = "Add SparseRM reward model", **kwargs: Any) -> str:
         """Save the model and upload the folder, tokenizer and card included.

@@ -19,6 +19,7 @@ from ..evaluation.controls import CONTROLS_FILE
 from ..evaluation.evaluate import EVALUATION_FILE, SavedRewardModel, reward_represented
 from ..evaluation.metrics import PairMetrics, pair_metrics
 from ..hub_cards.render import PLOT_FILE
+from ..reload import check_reload
 
 SECTION = "## Steering"
 
@@ -113,6 +114,7 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
             card = ModelCard.load(card_file)
             card.text = _corrected(card.text, folder.name, _section(saved))
             card.save(temporary / "README.md")
+        check_reload(temporary, saved.model, saved.tokenizer)
 
 
 def _corrected(text: str, name: str, section: str) -> str:

@@ -228,7 +228,7 @@ def write_card(class_name: str, source: str, offset: float, softcapped: bool) ->
 def export_stock(
     model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str
 ) -> float:
-    """Write the stock form of a reward model, with its tokenizer, after checking that it gives the same rewards.
+    """Write the stock form of a reward model, with its tokenizer, once it loads again and gives the same rewards.
 
     Args:
         model: The reward model.
@@ -247,12 +247,6 @@ def export_stock(
     stock = to_stock(model)
     own_tokenizer = stock_tokenizer(tokenizer)
     stock.config.pad_token_id = own_tokenizer.pad_token_id
-    difference = largest_difference(model, stock, tokenizer, own_tokenizer)
-    if not difference <= TOLERANCE[model.model.dtype]:
-        raise SparseRMError(
-            f"The stock form differs by {difference:.2g} standard deviations of the reward: the base "
-            "model's residual stream is too small for the epsilon of its final norm, or its weights are broken."
-        )
     with replacing_folder(folder) as temporary:
         # Whoever loads it in float32 gets all digits.
         stock.get_parameter("score.weight").data = folded(model)[0].float()
@@ -266,4 +260,11 @@ def export_stock(
         (temporary / "README.md").write_text(
             write_card(type(stock).__name__, source, stock.config.reward_offset, softcapped)
         )
+        again = AutoModelForSequenceClassification.from_pretrained(temporary).to(model.directions.device).eval()
+        difference = largest_difference(model, again, tokenizer, own_tokenizer)
+        if not difference <= TOLERANCE[model.model.dtype]:
+            raise SparseRMError(
+                f"The stock form differs by {difference:.2g} standard deviations of the reward: the base "
+                "model's residual stream is too small for the epsilon of its final norm, or its weights are broken."
+            )
     return difference
