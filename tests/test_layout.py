@@ -25,6 +25,7 @@ LEVELS = [
         "fitting",
         "calibration",
         "activations",
+        "cache",
         "devices",
         "directions",
         "latent_fields",

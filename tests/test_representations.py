@@ -1,5 +1,6 @@
 """One pass of the base model: right, cached, resumable, and the same whatever interrupted it."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 from scipy import sparse
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tiny import tiny_causal_lm, tiny_sae, tiny_texts, tokenized
+from torch import nn
 
 from sparserm_hf import representations
+from sparserm_hf.cache import prune_cache
 from sparserm_hf.errors import SparseRMError
-from sparserm_hf.representations import Pooling, collect_representations, plan_batches
+from sparserm_hf.representations import Pooling, collect_representations, fingerprint_module, plan_batches
 from sparserm_hf.shards import Representations
 
 HOW = Pooling("response_mean", "rms")
@@ -170,3 +173,32 @@ def test_batches_hold_similar_lengths_within_the_budget():
     padded = [max(lengths[i] for i in batch) * len(batch) for batch in batches]
     assert max(padded) <= 256 and sum(padded) < 1.1 * sum(lengths)
     assert plan_batches([500, 3], 256) == [[0], [1]], "a text longer than the budget goes alone"
+
+
+def test_the_cache_stays_under_its_size_and_what_was_unused_longest_goes_first(tmp_path):
+    for i, name in enumerate("abcd"):
+        folder = tmp_path / (name * 32)
+        folder.mkdir()
+        (folder / "0.safetensors").write_bytes(bytes(100))
+        os.utime(folder, (1000 + i, 1000 + i))
+    os.utime(tmp_path / ("a" * 32))  # used just now
+    (tmp_path / "base_models").mkdir()
+    (tmp_path / "base_models" / "file").write_bytes(bytes(1000))
+    prune_cache(tmp_path, 250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a" * 32, "base_models", "d" * 32]
+    prune_cache(tmp_path, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a" * 32, "base_models"], "one in use stays"
+
+
+def test_a_fingerprint_is_made_once_and_again_when_a_weight_changes(base_model, monkeypatch):
+    calls = []
+    counted = representations._hash
+    monkeypatch.setattr(representations, "_hash", lambda *given: calls.append(1) or counted(*given))
+    first = fingerprint_module(base_model)
+    calls.clear()
+    assert fingerprint_module(base_model) == first and len(calls) == 1, "the sample alone"
+    base_model.layers[0].mlp.up_proj.weight.data += 1
+    assert fingerprint_module(base_model) != first
+    number = nn.Module()
+    number.register_buffer("scale", torch.tensor(2.0))  # without dimensions: it was an error
+    assert fingerprint_module(number) != fingerprint_module(nn.Module())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,12 +22,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .activations import encode_texts, mean_and_largest
+from .cache import prune_cache
 from .checkpoints import replacing_file
 from .conversations.encoding import TokenizedText
 from .errors import SparseRMError
 from .modeling.autoencoder_sparserm import SparseAutoencoder
 from .modeling.backbone_sparserm import pool_representations, residual_stream
 from .modeling.response_sparserm import pooled_tokens
+from .modeling.slim_sparserm import sample
 from .packing import Family, can_pack, find_families, run_packed
 from .processes import process_state
 from .shards import Representations, StoredShard
@@ -71,12 +75,25 @@ def batch_tokens(device: torch.device) -> int:
     return 4096 if device.type == "cpu" else 32_768
 
 
+_fingerprints: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()
+
+
 def fingerprint_module(module: nn.Module) -> str:
-    """Hash of a module's type, tensors and their names: the same weights give the same, wherever they came from."""
+    """Hash a module's type, tensors and their names: the same weights give the same, wherever they came from.
+
+    All weights are hashed once; as long as a sample of each is the same, they are taken to be the same.
+    """
+    sampled = _hash(module, {name: sample(tensor) for name, tensor in module.state_dict().items()})
+    if _fingerprints.get(module, ("", ""))[0] != sampled:
+        _fingerprints[module] = sampled, _hash(module, module.state_dict())
+    return _fingerprints[module][1]
+
+
+def _hash(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(type(module).__name__.encode(), digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -223,7 +240,8 @@ def collect_representations(
         "format": CACHE_FORMAT,
         "base_model": fingerprint_module(base_model),
         "base_config": {k: v for k, v in base_model.config.to_dict().items() if not k.startswith("_")},
-        "torch": torch.__version__,
+        "versions": [torch.__version__, transformers.__version__],
+        "attention": base_model.config._attn_implementation,
         "sae": [fingerprint_module(sae), sae.spec()] if sae else None,
         "how": vars(how),
         "dtype": str(base_model.dtype),
@@ -235,6 +253,9 @@ def collect_representations(
     fingerprint = hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16)
     folder = cache_dir / fingerprint.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
+    folder.touch()
+    if state.is_main_process:
+        prune_cache(cache_dir)
     families = find_families(ids_of) if packed else [Family((i,), len(x), len(x)) for i, x in enumerate(ids_of)]
     lengths = [family.length for family in families]
     batches = plan_batches(lengths, max_tokens)
