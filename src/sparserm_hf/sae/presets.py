@@ -28,7 +28,7 @@ class Preset:
 # base.
 PRESETS = {
     "gemma-2-2b-it": Preset("google/gemma-2-2b-it", "gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical"),
-    "gemma-2-9b-it": Preset("google/gemma-2-9b-it", "gemma-scope-9b-it-res-canonical/layer_31/width_16k/canonical"),
+    "gemma-2-9b-it": Preset("google/gemma-2-9b-it", "gemma-scope-9b-it-res-canonical/layer_31/width_131k/canonical"),
     "llama-3.1-8b-instruct": Preset("meta-llama/Llama-3.1-8B-Instruct", "llama_scope_lxr_8x/l15r_8x"),
     "smollm2-135m-instruct": Preset("HuggingFaceTB/SmolLM2-135M-Instruct", str(SHIPPED_SAE)),
 }
