@@ -20,6 +20,7 @@ from sparserm_hf.errors import SparseRMError
 from sparserm_hf.sae.formats import LoadedSAE, load_sae
 from sparserm_hf.sae.matching import default_sae, matching_layer
 from sparserm_hf.sae.presets import SHIPPED_SAE, model_and_sae
+from sparserm_hf.sae.registry import find_saes
 
 # The real models' config.json on the Hub: what decides shapes.
 GEMMA_2 = {
@@ -154,3 +155,25 @@ def test_a_preset_on_the_command_line(command, capsys):
     assert (
         "No base model is given: name one with --model, or take a --preset (gemma-2-2b-it" in capsys.readouterr().err
     )
+
+
+def test_the_saes_of_a_base_model_are_found_in_the_registry(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    saes = find_saes("google/gemma-2-9b-it")
+    names = {sae.name for sae in saes}
+    assert (
+        PRESETS["gemma-2-9b-it"].sae in names
+        and "gemma-scope-9b-pt-res-canonical/layer_20/width_16k/canonical" in names
+    )
+    assert not any(part in sae.name for sae in saes for part in ("att", "mlp", "transcoder", "resid_mid"))
+    ours = next(sae for sae in saes if sae.name == PRESETS["gemma-2-9b-it"].sae)
+    assert (ours.layer, ours.width, ours.model) == (31, "131k", "gemma-2-9b-it")
+    assert {sae.model for sae in find_saes("meta-llama/Llama-3.1-8B-Instruct")} >= {"meta-llama/Llama-3.1-8B"}
+    assert find_saes("openai-community/gpt2")[0].layer == 0
+    assert main(["sae", "find", "google/gemma-2-9b-it"]) == 0
+    assert "gemma-scope-9b-it-res-canonical" in capsys.readouterr().out
+    assert main(["sae", "find", "google/gemma-2-9b-it", "--layer", "31"]) == 0
+    assert PRESETS["gemma-2-9b-it"].sae in capsys.readouterr().out
+    assert main(["sae", "find", "nobody/nothing"]) == 2
+    assert main(["sae", "find", "google/gemma-2-9b-it", "--layer", "99"]) == 2
+    assert "train one with `sparserm sae train`" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -23,6 +24,7 @@ from .sae.formats import load_sae
 from .sae.matching import default_sae, matching_layer
 from .sae.presets import PRESETS, model_and_sae
 from .sae.recipe import SAETrainingData, train_from_dataset
+from .sae.registry import find_saes
 from .sae.training_config import SAETrainingConfig
 from .training_config import MIN_LENGTH
 
@@ -72,6 +74,13 @@ def add_sae_commands(commands: argparse._SubParsersAction) -> None:
     )
     check.set_defaults(run=check_command)
 
+    find = sae_commands.add_parser(
+        "find", dataclass_types=[], help="the SAEs on the residual stream of a base model in sae-lens' registry"
+    )
+    find.add_argument("model", help="base model: a Hub id")
+    find.add_argument("--layer", type=int, help="list each SAE that reads this layer's output; by default an overview")
+    find.set_defaults(run=find_command)
+
     train = sae_commands.add_parser(
         "train", dataclass_types=[SAETrainingData, SAETrainingConfig], help="train an SAE on a layer of a base model"
     )
@@ -81,6 +90,31 @@ def add_sae_commands(commands: argparse._SubParsersAction) -> None:
 def given(kind: type, args: argparse.Namespace) -> Any:
     """The instance of a dataclass whose fields a command was given."""
     return kind(**{f.name: getattr(args, f.name) for f in fields(kind)})
+
+
+def find_command(args: argparse.Namespace) -> None:
+    """`sparserm sae find`."""
+    saes = find_saes(args.model)
+    table = Table(title=f"SAEs on the residual stream of {escape(args.model)}", box=box.SIMPLE_HEAD)
+    if args.layer is not None:
+        saes = [sae for sae in saes if sae.layer == args.layer]
+        if not saes:
+            raise SparseRMError(f"sae-lens' registry lists no SAE at layer {args.layer} of {args.model!r}.")
+        for column in ("--sae", "trained on", "latents", "L0", "explained variance"):
+            table.add_column(column, overflow="fold")
+        for sae in saes:
+            l0, variance = ("" if x is None else f"{x:.3g}" for x in (sae.l0, sae.explained_variance))
+            table.add_row(escape(sae.name), escape(sae.model), sae.width, l0, variance)
+    else:
+        for column in ("release", "trained on", "SAEs", "layers", "latents"):
+            table.add_column(column, overflow="fold")
+        for release in sorted({sae.name.partition("/")[0] for sae in saes}):
+            of = [sae for sae in saes if sae.name.partition("/")[0] == release]
+            layers = sorted({sae.layer for sae in of if sae.layer is not None})
+            shown = f"{layers[0]} to {layers[-1]}" if len(layers) > 1 else ", ".join(map(str, layers))
+            widths = ", ".join(sorted({sae.width for sae in of if sae.width}))
+            table.add_row(escape(release), escape(of[0].model), str(len(of)), shown, widths)
+    Console().print(table)
 
 
 def train_command(args: argparse.Namespace) -> None:
