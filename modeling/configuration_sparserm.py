@@ -94,6 +94,8 @@ class SparseRMConfig(PretrainedConfig):
         steering: Factor for each steered latent, by its id as a string: the distance of its features from their
             training mean is multiplied by it. 0 drops the latent.
         slim: Whether the checkpoint leaves out the base model, to be loaded from `base_model_name_or_path`.
+        run_dtype: Type that the base model ran in when the head was trained, `float32` or `bfloat16`; its weights may
+            be saved in another one, without loss.
 
     Raises:
         ValueError: An unknown pooling, norm, kind of directions or head, marks that are not those of ``MARKS``, or a
@@ -135,6 +137,7 @@ class SparseRMConfig(PretrainedConfig):
         latent_labels: dict[str, str] | None = None,
         steering: dict[str, float] | None = None,
         slim: bool = False,
+        run_dtype: str | None = None,
         **kwargs: Any,
     ):
         for value, known, what in (
@@ -204,6 +207,7 @@ class SparseRMConfig(PretrainedConfig):
         self.latent_labels = latent_labels or {}
         self.steering = steering or {}
         self.slim = slim
+        self.run_dtype = run_dtype
         super().__init__(**kwargs)
 
     def latent_name(self, i: int) -> str:

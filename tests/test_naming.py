@@ -89,6 +89,41 @@ def test_no_private_word_enters_a_name():
     assert "hunter2" in name.name, "what many say is no secret"
 
 
+def test_a_private_word_in_many_pieces_counts_once_each_time():
+    """Five pieces of a user name that four prompts hold were counted as twenty occurrences, and it became a name."""
+    user = [" ask", " jo", "hn", "smi", "th", "42", " now"]
+    fires = lambda tokens, j: tokens[j] in user[1:-1]  # noqa: E731
+    for prompts, is_named in ((8, False), (10, True)):  # half of them are in the half that names are found on
+        pieces, groups = [[" a", " b"]] * 40 + [user] * prompts, list(range(40 + prompts))
+        assert ("johnsmith42" in named(fires, pieces, groups).name) == is_named
+
+
+def test_the_one_word_of_many_responses_occurs_once_in_each():
+    pieces, groups = [["Yes"]] * 12 + [["Maybe"]] * 12, list(range(24))
+    assert named(lambda tokens, j: tokens[j] == "Yes", pieces, groups).name == '"yes"'
+
+
+def test_no_long_word_enters_a_name_beside_a_short_one():
+    """A key of 40 characters was in names through the word after it: `"<key> b"` and `after "<key> b"`."""
+    pieces = [[" is", " " + "x" * 40, " b", " c", " d"]] * 12 + [[" b", " c", " b", " d"]] * 12
+    for place in range(5):
+        fires = lambda tokens, j, place=place: len(tokens) == 5 and j == place  # noqa: E731
+        name = named(fires, pieces, list(range(24)))
+        assert name is not None and "xxx" not in name.name
+
+
+def test_list_items_and_the_first_five_words_are_places():
+    pieces = [[" Take", ":", "\n", "-", f" {a}", f" {b}", "\n", "-", f" {c}"] for a, b, c in ["abc", "def", "ghi"] * 8]
+    name = named(lambda tokens, j: j in (4, 5, 8), pieces, list(range(24)))
+    assert name == Name("list items", 1.0, 1.0, 1.0)
+
+
+def test_the_same_input_gives_the_same_names():
+    pieces, groups = world()
+    fires = sparse.random(sum(map(len, pieces)), 20, density=0.2, random_state=1, format="csr")
+    assert name_latents(pieces, fires, groups) == name_latents(pieces, fires, groups)
+
+
 def test_pieces_are_joined_to_words_and_a_piece_is_marked_as_one():
     pieces = [[" un", "believ", "able", " dis", "able", " a"]] * 12
     groups = list(range(12))

@@ -186,6 +186,12 @@ def test_what_was_run_is_what_is_saved(published, run, saved, tmp_path):
     assert loaded.model.dtype == saved
     expected = cut_base_model(tiny_causal_lm(), 2).layers[1].mlp.up_proj.weight.to(published).to(saved)
     assert torch.equal(loaded.model.layers[1].mlp.up_proj.weight, expected)
+    # Scoring runs as training ran: trained in float32, it was scored in bfloat16 where the CPU lacks it.
+    scoring, _ = load_reward_model(str(tmp_path / "out"), torch.device("cpu"))
+    assert scoring.model.dtype == getattr(torch, run) and scoring.config.run_dtype == run
+    label = f"{loaded.config.latents[0]}=mine"
+    assert main(["edit", str(tmp_path / "out"), "--label", label, "--output_dir", str(tmp_path / "edited")]) == 0
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "edited").model.dtype == saved
 
 
 def cut_off(folder, copy, name="model.safetensors"):

@@ -239,7 +239,8 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
 def export_command(args: argparse.Namespace) -> None:
     """`sparserm export`."""
-    model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
+    dtype = "saved" if args.dtype == "auto" else args.dtype
+    model, tokenizer = load_reward_model(args.model, process_state().device, dtype, args.revision)
     difference = export_stock(model, tokenizer, args.output_dir, args.model)
     print(f"Wrote {args.output_dir}; on probe conversations it differs by {difference:.1e} standard deviations.")
 

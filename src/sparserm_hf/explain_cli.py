@@ -191,7 +191,7 @@ def edit_command(args: argparse.Namespace) -> None:
     if not factors and not args.label:
         raise SparseRMError("There is nothing to edit: use --steer LATENT=FACTOR or --label LATENT=NAME.")
     check_output_dir(args.output_dir)
-    saved = SavedRewardModel.load(args.model, revision=args.revision)  # in its own type: it is saved again
+    saved = SavedRewardModel.load(args.model, "saved", args.revision)
     pairs = saved.tokenize(load_preferences(args.dataset, args.split)) if args.dataset else None
     effect = edit_model(saved, factors, dict(args.label), pairs, args.cache_dir)
     if not process_state().is_main_process:

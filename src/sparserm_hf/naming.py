@@ -12,7 +12,8 @@ from scipy import sparse
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 LIST_ITEM = re.compile(r"\s*(?:[-*•]|\d+[.)])\s")
 LONGEST_WORD = 24  # characters
-LEAST_TOKENS, LEAST_PROMPTS = 5, 3  # that a word occurs in, if it stands in a name: no private text is given away
+# How often a word occurs, and in how many prompts, if it stands in a name: no private text is given away.
+LEAST_OCCURRENCES, LEAST_PROMPTS = 5, 3
 PARTS = 4  # of a name
 LEAST_PRECISION = 0.25
 LEAST_GAIN = 0.02  # of F1, by a further part
@@ -31,6 +32,9 @@ class Name:
         precision: Share of the named tokens that the latent fires on.
         recall: Share of the tokens that the latent fires on that are named.
         f1: Harmonic mean of the two.
+
+    >>> Name('"not"', precision=1.0, recall=0.5, f1=2 / 3).name
+    '"not"'
     """
 
     name: str
@@ -63,11 +67,12 @@ def name_latents(
     >>> name_latents(pieces, fires, [i // 2 for i in range(24)])
     [Name(name='"yes"', precision=1.0, recall=1.0, f1=1.0)]
     """
-    prompt_of = np.repeat(np.unique(groups, return_inverse=True)[1], [len(tokens) for tokens in pieces])  # (tokens,)
+    response_of = np.repeat(np.arange(len(pieces)), [len(tokens) for tokens in pieces])  # (tokens,)
+    prompt_of = np.unique(groups, return_inverse=True)[1][response_of]  # (tokens,)
     texts, holds = _candidates(pieces)
     fires = sparse.csr_matrix((fires != 0).astype(np.int64))
     seen, held_out = (np.flatnonzero(prompt_of % 2 == half) for half in (0, 1))
-    kept = _supported(texts, holds[seen], prompt_of[seen])
+    kept = _supported(texts, holds[seen], response_of[seen], prompt_of[seen])
     texts, holds = [texts[i] for i in kept], holds[:, kept]
     found, tested = holds[seen].tocsc(), holds[held_out].tocsc()
     fires_found, fires_tested = fires[seen].tocsc(), fires[held_out].tocsc()
@@ -83,13 +88,16 @@ def name_latents(
             names.append(None)
             continue
         best = best[scores[best, k] > scores[best[0], k] / 100]
-        parts = _parts(found[:, best].toarray().astype(bool), where, [texts[i] for i in best])
-        named = tested[:, best[parts]].sum(1).A1 > 0
-        both = float((named & there).sum())
-        precision, recall = both / max(named.sum(), 1), both / there.sum()
-        f1 = 2 * both / (named.sum() + there.sum())
-        names.append(Name(_joined([texts[best[i]] for i in parts]), float(precision), float(recall), float(f1)))
+        parts = best[_parts(found[:, best], where, [texts[i] for i in best])]
+        names.append(_tested(_joined([texts[i] for i in parts]), tested[:, parts].sum(1).A1 > 0, there))
     return names
+
+
+def _tested(name: str, named: np.ndarray, fires: np.ndarray) -> Name:
+    """Score a name on held-out tokens: (tokens,) bool where the name says that a latent fires, and where it does."""
+    both = int((named & fires).sum())
+    precision, recall = both / max(int(named.sum()), 1), both / int(fires.sum())
+    return Name(name, precision, recall, 2 * both / int(named.sum() + fires.sum()))
 
 
 def _column(matrix: sparse.csc_matrix, k: int) -> np.ndarray:
@@ -101,24 +109,25 @@ def _f1(both: np.ndarray, named: np.ndarray, fires: np.ndarray) -> np.ndarray:
     return 2 * both / np.maximum(named + fires, 1)
 
 
-def _parts(holds: np.ndarray, fires: np.ndarray, texts: list[str]) -> list[int]:
+def _parts(holds: sparse.csc_matrix, fires: np.ndarray, texts: list[str]) -> list[int]:
     """Which of some candidates make up a name: the first, and those that raise the F1 of all together.
 
     Args:
-        holds: (tokens, candidates) bool, the best candidate first.
+        holds: (tokens, candidates) 1 where a candidate holds, the best candidate first.
         fires: (tokens,) bool.
         texts: What each candidate is called.
     """
-    parts, named = [0], holds[:, 0]
+    parts, named = [0], _column(holds, 0)
     score = float(_f1((named & fires).sum(), named.sum(), fires.sum()))
     while len(parts) < PARTS:
-        union = holds | named[:, None]
-        scores = _f1((union & fires[:, None]).sum(0), union.sum(0), fires.sum())
+        # Counted on the tokens that are not named yet: a dense union of all candidates takes seconds.
+        more_both, more_named = (holds.T @ (where & ~named).astype(np.int64) for where in (fires, np.True_))
+        scores = _f1((named & fires).sum() + more_both, named.sum() + more_named, fires.sum())
         following = int(scores.argmax())
         too_long = len(_joined([texts[i] for i in [*parts, following]])) > LONGEST_NAME
         if scores[following] < score + LEAST_GAIN or too_long:
             break
-        parts, named, score = [*parts, following], union[:, following], float(scores[following])
+        parts, named, score = [*parts, following], named | _column(holds, following), float(scores[following])
     return parts
 
 
@@ -126,11 +135,24 @@ def _joined(texts: list[str]) -> str:
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
 
 
-def _supported(texts: list[str], holds: sparse.csr_matrix, prompt_of: np.ndarray) -> list[int]:
-    """The candidates that occur often enough, and in enough prompts; what quotes no text always does."""
+def _supported(
+    texts: list[str], holds: sparse.csr_matrix, response_of: np.ndarray, prompt_of: np.ndarray
+) -> list[int]:
+    """The candidates that occur often enough, and in enough prompts; what quotes no text always does.
+
+    Tokens in a row are one occurrence: a rare word in many pieces, such as a user name, would pass otherwise.
+
+    Args:
+        texts: What each candidate is called.
+        holds: (tokens, candidates) 1 where a candidate holds.
+        response_of: (tokens,) number of each token's response.
+        prompt_of: (tokens,) number of each token's prompt.
+    """
     of_prompt = sparse.csr_matrix((np.ones(len(prompt_of)), (np.arange(len(prompt_of)), prompt_of)))
     prompts = (holds.T @ of_prompt > 0).sum(1).A1
-    often = (holds.sum(0).A1 >= LEAST_TOKENS) & (prompts >= LEAST_PROMPTS)
+    goes_on = np.flatnonzero(response_of[1:] == response_of[:-1])
+    occurrences = holds.sum(0).A1 - holds[goes_on].multiply(holds[goes_on + 1]).sum(0).A1
+    often = (occurrences >= LEAST_OCCURRENCES) & (prompts >= LEAST_PROMPTS)
     return [i for i, text in enumerate(texts) if often[i] or '"' not in text]
 
 
@@ -155,7 +177,11 @@ def _candidates(pieces: Sequence[Sequence[str]]) -> tuple[list[str], sparse.csr_
 
 
 def one_line(text: str) -> str:
-    """Put a description by others on one line of printable characters, no longer than a table takes."""
+    """Put a description by others on one line of printable characters, no longer than a table takes.
+
+    >>> one_line("  Says no,   politely")
+    'Says no, politely'
+    """
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1].rstrip()}…"
 
@@ -238,19 +264,22 @@ def _of_word(words: _Words, number: int, piece: str, text: str) -> list[str]:
     if len(word) > LONGEST_WORD:
         return properties
     if number:
-        properties += _after(words.texts[number - 1])
+        previous = words.texts[number - 1]
+        properties += _after(previous)
         if number > 1:
-            properties.append(f"after {_quoted(words.texts[number - 2] + ' ' + words.texts[number - 1])}")
-        properties.append(_quoted(f"{words.texts[number - 1]} {word}"))
+            properties += _after(words.texts[number - 2], previous)
+        if len(previous) <= LONGEST_WORD:
+            properties.append(_quoted(f"{previous} {word}"))
     properties.append(_quoted(word))
     if piece.casefold() != word.casefold() and WORD.fullmatch(piece):
         properties.append(f'"…{piece.casefold()}…"')
     return properties
 
 
-def _after(word: str) -> list[str]:
-    return [f"after {_quoted(word)}"] if len(word) <= LONGEST_WORD else []
+def _after(*words: str) -> list[str]:
+    """The property of coming after some words, unless one of them is too long to be a word of a language."""
+    return [f"after {_quoted(' '.join(words))}"] if max(map(len, words)) <= LONGEST_WORD else []
 
 
 def _quoted(text: str) -> str:
-    return f'"{text.casefold()}"'.replace('"""', "a quotation mark")
+    return "a quotation mark" if text == '"' else f'"{text.casefold()}"'

@@ -31,7 +31,7 @@ def check_reload(folder: Path, model: SparseRMForSequenceClassification, tokeniz
     Raises:
         SparseRMError: It cannot be loaded, or gives other token ids or another reward.
     """
-    again, their_tokenizer = load_reward_model(str(folder), torch.device("cpu"))
+    again, their_tokenizer = load_reward_model(str(folder), torch.device("cpu"), "saved")
     text, theirs = (
         encoder_of(of, tokens)(CONVERSATION) for of, tokens in ((model, tokenizer), (again, their_tokenizer))
     )

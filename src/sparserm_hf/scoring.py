@@ -33,14 +33,19 @@ ADDED = ("reward", "chosen_reward", "rejected_reward", PROBABILITY, ROW_ERROR)
 CHUNK_ROWS = 512  # rows that are sorted by length and written together
 
 
-def check_reward_model(name: str, revision: str | None = None) -> None:
-    """Raise a `SparseRMError` unless there is a SparseRM checkpoint; only its configuration is read."""
+def check_reward_model(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Read the configuration of a SparseRM checkpoint, and nothing else.
+
+    Raises:
+        SparseRMError: There is none.
+    """
     try:
         settings, _ = SparseRMConfig.get_config_dict(name, revision=revision)
         if settings.get("model_type") != SparseRMConfig.model_type:
             raise ValueError(f"it is a {settings.get('model_type')}, not a SparseRM reward model.")
     except (OSError, ValueError) as error:
         raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
+    return settings
 
 
 def load_reward_model(
@@ -48,10 +53,18 @@ def load_reward_model(
 ) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
     """Load a SparseRM checkpoint and its tokenizer.
 
+    Args:
+        name: Folder or Hub id.
+        device: Where it runs.
+        dtype: Type that it runs in: `float32`, `bfloat16`, `auto` for the one that training ran in, or `saved` for the
+            one that its weights are saved in.
+        revision: On the Hub.
+
     Raises:
         SparseRMError: It is missing, broken or something else than a SparseRM.
     """
-    check_reward_model(name, revision)
+    settings = check_reward_model(name, revision)
+    dtype = {"auto": settings.get("run_dtype") or "auto", "saved": "auto"}.get(dtype, dtype)
     try:
         model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)

@@ -274,6 +274,7 @@ class SparseRMTrainer:
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             bos_token_id=tokenizer.bos_token_id,
+            run_dtype=str(self.base_model.dtype).removeprefix("torch."),
             **facts,
         )
         config._name_or_path = args.output_dir  # trainers load the tokenizer from it

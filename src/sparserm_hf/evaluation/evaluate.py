@@ -177,7 +177,7 @@ class SavedRewardModel:
 
         Args:
             name: Folder or Hub id of the reward model.
-            dtype: Type to run the base model in; `auto` is the checkpoint's own.
+            dtype: Type to run the base model in; `auto` is the one that training ran in.
             revision: Of the reward model on the Hub.
 
         Raises:

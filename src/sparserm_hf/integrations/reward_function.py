@@ -48,7 +48,7 @@ class SparseRMReward:
     Args:
         model: Folder or Hub id of the reward model.
         revision: Of the reward model on the Hub.
-        dtype: Type to run in; `auto` is the checkpoint's own.
+        dtype: Type to run in; `auto` is the one that training ran in.
         max_length: Longer texts lose their start; by default as long as in training.
 
     Attributes:
