@@ -26,7 +26,7 @@ ESCAPES = re.compile(
 )  # colours, links and titles of terminals
 # Only pairs: a description may be about a lone tag.
 MARKUP = re.compile(
-    r"<(?P<html>\w+)[^<>]*>(?P<in_html>.*?)</(?P=html)>"
+    r"<(?P<html>\w+)\b[^<>]*>(?P<in_html>.*?)</(?P=html)>"
     r"|\[(?P<rich>[\w #]+)\](?P<in_rich>.*?)\[/(?P=rich)?\]"
     r"|(?P<sign>\*\*|`)(?P<in_sign>.+?)(?P=sign)"
 )
