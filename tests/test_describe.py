@@ -95,10 +95,8 @@ def test_a_description_is_asked_for_and_tested(endpoint):
     name = Describer.at(server.url, "tiny").describe([passage("x not y", 1), EVIL], [passage("z")], HELD_OUT)
     assert (name.name, name.precision, name.recall, name.f1) == ("the word not", 0.5, 0.5, 0.5)
     first, second = server.asked
-    assert first["response_format"] == {"type": "json_object"} and [m["role"] for m in first["messages"]] == [
-        "system",
-        "user",
-    ]
+    assert [message["role"] for message in first["messages"]] == ["system", "user"]
+    assert "response_format" not in first, "some endpoints refuse it"
     assert first["model"] == "tiny" and first["temperature"] == 0
     shown = excerpts_of(first["messages"][1]["content"])
     assert shown["fires"][0] == " x« not» y" and shown["silent"] == [" z"]

@@ -121,7 +121,6 @@ class Describer:
             answer = self.client.chat.completions.create(
                 model=self.model,
                 temperature=0,
-                response_format={"type": "json_object"},
                 messages=[
                     {"role": "system", "content": SYSTEM},
                     {"role": "user", "content": f"{task}\n\n{json.dumps(data, ensure_ascii=False)}"},
