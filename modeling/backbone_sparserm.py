@@ -229,7 +229,9 @@ def residual_stream(
     Positions count attended tokens only, so left padding does not move a text.
     """
     positions: dict[str, torch.Tensor] = {}
-    if "position_ids" in inspect.signature(base_model.forward).parameters:  # a Mamba of transformers 4 takes none
+    taken = inspect.signature(base_model.forward).parameters
+    # A Mamba of transformers 4 takes none. What wraps a model, such as FSDP, takes whatever the model does.
+    if "position_ids" in taken or any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return base_model(
         input_ids=input_ids,

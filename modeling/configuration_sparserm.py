@@ -159,10 +159,8 @@ class SparseRMConfig(PretrainedConfig):
         if isinstance(base_config, dict):
             fields = dict(base_config)
             if fields.get("rope_parameters") and int(__version__.split(".")[0]) >= 5:
-                for (
-                    name
-                ) in LEGACY_ROPE_FIELDS:  # written for transformers 4; transformers 5 would take them for its own
-                    fields.pop(name, None)
+                # Written for transformers 4; transformers 5 would take them for its own.
+                fields = {name: value for name, value in fields.items() if name not in LEGACY_ROPE_FIELDS}
             base_config = CONFIG_MAPPING[fields["model_type"]](**fields)
         if base_config is not None:
             # A copy: setting this configuration's attention implementation sets that of `base_config` too, and a
@@ -216,8 +214,7 @@ class SparseRMConfig(PretrainedConfig):
         It is the user's label, or else the description of the SAE's publisher, the tested name, the words that its
         direction promotes, or nothing.
         """
-        latent, tested, words = str(self.latents[i]), self.latent_names[i], self.latent_promotes[i][:3]
-        given = self.latent_labels.get(latent) or self.latent_descriptions.get(latent)
+        given, tested, words = self._given_name(i), self.latent_names[i], self.latent_promotes[i][:3]
         if given or not tested:
             return given or (f"promotes {', '.join(words)}" if words else "")
         clear = tested["f1"] >= CLEAR_F1 and tested["precision"] >= CLEAR_PRECISION
@@ -225,9 +222,13 @@ class SparseRMConfig(PretrainedConfig):
 
     def latent_name_f1(self, i: int) -> float | None:
         """How well the name of the i-th selected latent predicts its firing (F1); None if it was not tested."""
-        latent, tested = str(self.latents[i]), self.latent_names[i]
-        others = self.latent_labels.get(latent) or self.latent_descriptions.get(latent)
-        return tested["f1"] if tested and not others else None
+        tested = self.latent_names[i]
+        return tested["f1"] if tested and not self._given_name(i) else None
+
+    def _given_name(self, i: int) -> str | None:
+        """What its user or the SAE's publisher calls the i-th selected latent."""
+        latent = str(self.latents[i])
+        return self.latent_labels.get(latent) or self.latent_descriptions.get(latent)
 
     def latent_link(self, latent: int) -> str | None:
         """A latent's page on Neuronpedia, where the SAE is there."""

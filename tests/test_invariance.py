@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sparserm_hf.modeling.backbone_sparserm import residual_stream
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tiny import ARCHITECTURES, BOS, EOS, PAD, tiny_reward_model, tiny_texts
 from transformers import AutoModelForSequenceClassification
@@ -142,3 +143,21 @@ def test_auto_classes_know_the_model_once_the_package_is_imported(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert type(loaded) is SparseRMForSequenceClassification
+
+
+@torch.no_grad()
+def test_a_wrapped_base_model_still_gets_its_positions():
+    """What wraps a model, such as FSDP, takes any arguments: without positions, left padding would move a text."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, *args, **kwargs):
+            return self.inside(*args, **kwargs)
+
+    base = tiny_reward_model("gpt2").model
+    ids, mask = torch.tensor([[PAD, PAD, BOS, 7, 8]]), torch.tensor([[0, 0, 1, 1, 1]])
+    bare, wrapped = (residual_stream(model, ids, mask) for model in (base, Wrapper(base)))
+    assert torch.equal(bare, wrapped)

@@ -155,7 +155,6 @@ def prepare_base_model(
     return cast_weights(model, dtype).eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
     """Run a few tokens through a whole decoder: the (1, T, d_model) residual stream after `layer` layers.
 
@@ -165,15 +164,20 @@ def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
     layers, seen = decoder_layers(use_exact_attention(decoder)), []
     check_layer(layer, len(layers))
     hook = layers[layer - 1].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    ids = torch.arange(PROBE, device=decoder.device)[None] % decoder.config.vocab_size
     try:
-        residual_stream(decoder.eval(), ids, torch.ones_like(ids))
+        run_probe(decoder)
     finally:
         hook.remove()
     return seen[-1] if torch.is_tensor(seen[-1]) else seen[-1][0]
 
 
 @torch.no_grad()
+def run_probe(decoder: PreTrainedModel) -> torch.Tensor:
+    """Run a few tokens through a decoder: what it puts out, (1, T, d_model)."""
+    ids = torch.arange(PROBE, device=decoder.device)[None] % decoder.config.vocab_size
+    return residual_stream(decoder.eval(), ids, torch.ones_like(ids))
+
+
 def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
     """Refuse a cut decoder that a checkpoint could not hold, before anything expensive is computed.
 
@@ -202,9 +206,8 @@ def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
         for key, value in numbers.items():  # such as a scale that depends on how many layers there are
             if vars(decoder.get_submodule(name)).get(key, value) != value:
                 raise SparseRMError(f"{kind} cannot be cut: its layers depend on how many there are ({name}.{key}).")
-    ids = torch.arange(PROBE, device=decoder.device)[None] % decoder.config.vocab_size
     try:
-        stream = residual_stream(decoder.eval(), ids, torch.ones_like(ids))
+        stream = run_probe(decoder)
     except Exception as error:  # whatever an architecture does with fewer layers
         raise SparseRMError(f"{kind} does not run once it is cut: {reason(error)}") from error
     alike = stream.shape == expected.shape and torch.allclose(stream, expected, rtol=0, atol=0, equal_nan=True)

@@ -42,6 +42,12 @@ class Name:
     recall: float
     f1: float
 
+    @classmethod
+    def scored(cls, name: str, named: np.ndarray, fires: np.ndarray) -> Name:
+        """Score a name on held-out items: (n,) bool where it says that a latent fires, and where the latent does."""
+        both, says, does = (int(where.sum()) for where in (named & fires, named, fires))
+        return cls(name, both / max(says, 1), both / max(does, 1), 2 * both / max(says + does, 1))
+
 
 def name_latents(
     pieces: Sequence[Sequence[str]], fires: sparse.csr_matrix, groups: Sequence[int]
@@ -89,15 +95,8 @@ def name_latents(
             continue
         best = best[scores[best, k] > scores[best[0], k] / 100]
         parts = best[_parts(found[:, best], where, [texts[i] for i in best])]
-        names.append(_tested(_joined([texts[i] for i in parts]), tested[:, parts].sum(1).A1 > 0, there))
+        names.append(Name.scored(_joined([texts[i] for i in parts]), tested[:, parts].sum(1).A1 > 0, there))
     return names
-
-
-def _tested(name: str, named: np.ndarray, fires: np.ndarray) -> Name:
-    """Score a name on held-out tokens: (tokens,) bool where the name says that a latent fires, and where it does."""
-    both = int((named & fires).sum())
-    precision, recall = both / max(int(named.sum()), 1), both / int(fires.sum())
-    return Name(name, precision, recall, 2 * both / int(named.sum() + fires.sum()))
 
 
 def _column(matrix: sparse.csc_matrix, k: int) -> np.ndarray:

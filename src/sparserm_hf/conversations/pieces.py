@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -9,10 +11,10 @@ from ..modeling.response_sparserm import pooled_tokens
 from .encoding import TokenizedText
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], t: int) -> str:
+def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], t: int) -> str:
     """Decode a token as it stands in the text, with the space before it, which a tokenizer drops at the start."""
-    before = str(tokenizer.decode(ids[t - 1 : t]))
-    return str(tokenizer.decode(ids[max(t - 1, 0) : t + 1])).removeprefix(before)
+    before = str(tokenizer.decode(list(ids[t - 1 : t])))
+    return str(tokenizer.decode(list(ids[max(t - 1, 0) : t + 1]))).removeprefix(before)
 
 
 def pooled_positions(text: TokenizedText, pooling: str) -> list[int]:
@@ -23,4 +25,4 @@ def pooled_positions(text: TokenizedText, pooling: str) -> list[int]:
 
 def pooled_pieces(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, pooling: str) -> list[str]:
     """Decode the pooled tokens of a text, one by one, as they stand in it."""
-    return [token_text(tokenizer, list(text.ids), position) for position in pooled_positions(text, pooling)]
+    return [token_text(tokenizer, text.ids, position) for position in pooled_positions(text, pooling)]

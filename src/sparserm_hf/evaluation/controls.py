@@ -70,10 +70,11 @@ def fit_controls(fitter: HeadFitter) -> list[Control]:
     length = fitter.pairs.lengths[:, None].astype(np.float64)
     drawn = random_directions(fitter.decoder.shape[1], len(selection.latents), args.seed)
     random = fitter.make_directions(drawn).rows
+    whole, projected = dense(fitter.texts), fitter.project(random)  # the same in each fold
     encoded = fitter.fit(lambda train: activations(fitter.texts, fitter.select(train).latents))
     controls = [
-        Control("dense representation", fitter.fit(lambda _: dense(fitter.texts)), "representation"),
-        _on_directions("random directions", fitter.fit(lambda _: fitter.project(random)), random),
+        Control("dense representation", fitter.fit(lambda _: whole), "representation"),
+        _on_directions("random directions", fitter.fit(lambda _: projected), random),
         Control("SAE activations", encoded, "activations"),
     ]
     if args.debias_names:

@@ -109,9 +109,7 @@ class Describer:
         numbers = {str(number) for number in said}
         predicted = np.array([number in numbers for number in excerpts], dtype=bool)
         fires = np.array([held_out[i].strength > 0 for i in order], dtype=bool)
-        both = int((predicted & fires).sum())
-        precision, recall = both / max(int(predicted.sum()), 1), both / max(int(fires.sum()), 1)
-        return Name(description, precision, recall, 2 * both / max(int(predicted.sum() + fires.sum()), 1))
+        return Name.scored(description, predicted, fires)
 
     def _ask(self, task: str, data: dict[str, Any]) -> dict[str, Any]:
         """The JSON object that the model answers with."""

@@ -76,7 +76,8 @@ def known_latents(saved: SavedRewardModel, top: int | None = None) -> list[Laten
     """
     config = saved.model.config
     order = np.argsort(-np.abs(config.latent_separations), kind="stable")[:top]
-    return [LatentReport(**_known(config, _weights(saved), i)) for i in order.tolist()]
+    weights = _weights(saved)
+    return [LatentReport(**_known(config, weights, i)) for i in order.tolist()]
 
 
 def _weights(saved: SavedRewardModel) -> np.ndarray | None:

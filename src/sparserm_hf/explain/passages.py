@@ -59,12 +59,13 @@ class Passages:
         """Passages in which latent i, of K, fires on no token, spread over the texts."""
         rows = np.linspace(0, self.found.values.shape[0] - 1, 20 * count).astype(int)
         places = np.searchsorted(self.found.starts, rows, side="right") - 1
-        passages = []
+        fires = self._column(i) > 0
+        silent = []
         for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-            passage = self._around(i, place, row)
-            if not passage.strength:
-                passages.append(passage)
-        return passages[:: max(len(passages) // count, 1)][:count]
+            window = self._window(place, row)
+            if not fires[window.start : window.stop].any():
+                silent.append((place, row))
+        return [self._around(i, *at) for at in silent[:: max(len(silent) // count, 1)][:count]]
 
     def of_text(self, i: int, number: int) -> Passage | None:
         """The passage of one text around its token where latent i is strongest; None where none was kept of it."""
@@ -87,9 +88,13 @@ class Passages:
 
     def _around(self, i: int, place: int, row: int) -> Passage:
         """The tokens of the text at a place around one of them, given by its row."""
-        start, stop = self.found.starts[place : place + 2].tolist()
-        rows = range(max(start, row - WINDOW), min(stop, row + WINDOW + 1))
+        rows, start = self._window(place, row), int(self.found.starts[place])
         text = self.texts[self.found.texts[place]]
         positions = pooled_positions(text, self.pooling)
-        tokens = [token_text(self.tokenizer, list(text.ids), positions[r - start]) for r in rows]
-        return Passage(tokens, self._column(i)[rows.start : rows.stop].tolist())
+        tokens = [token_text(self.tokenizer, text.ids, positions[r - start]) for r in rows]
+        return Passage(tokens, self.found.values[rows.start : rows.stop, [i]].toarray()[:, 0].tolist())
+
+    def _window(self, place: int, row: int) -> range:
+        """The rows around one, of the same text."""
+        start, stop = self.found.starts[place : place + 2].tolist()
+        return range(max(start, row - WINDOW), min(stop, row + WINDOW + 1))
