@@ -1,28 +1,33 @@
 """Presets: in sae-lens' registry, and fitting the real models' shapes, with random weights."""
 
+import logging
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from sae_lens.loading.pretrained_sae_loaders import get_gemma_2_config_from_hf, get_qwen_scope_config_from_hf
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import (
     cut_base_model,
+    decoder_layers,
     pool_representations,
     residual_stream,
 )
 from tiny import tiny_causal_lm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from sparserm_hf import PRESETS
+from sparserm_hf import PRESETS, SparseRMTrainer, SparseRMTrainingConfig
 from sparserm_hf.activations import encode_texts
 from sparserm_hf.cli import build_parser, main
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.sae.formats import LoadedSAE, load_sae
-from sparserm_hf.sae.matching import default_sae, matching_layer
+from sparserm_hf.sae.matching import chosen_sae, default_sae, matching_layer
 from sparserm_hf.sae.presets import SHIPPED_SAE, model_and_sae
-from sparserm_hf.sae.registry import find_saes
+from sparserm_hf.sae.registry import ListedSAE, find_saes, middle_sae
 
-# The real models' config.json on the Hub: what decides shapes.
+# The real models' config.json on the Hub: what decides shapes. Then their parameters, in millions.
 GEMMA_2 = {
     "head_dim": 256,
     "num_key_value_heads": 4,
@@ -30,58 +35,87 @@ GEMMA_2 = {
     "sliding_window": 4096,
     "vocab_size": 256_000,
 }
+
+
+def sizes(hidden, intermediate, layers, heads, key_value_heads, **others):
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+    } | others
+
+
+def gemma_3(*numbers, **others):
+    return sizes(*numbers, **{"head_dim": 256, "sliding_window": 512, "vocab_size": 262_144} | others)
+
+
+def gemma_3_that_sees(*numbers, **others):
+    vision = sizes(1152, 4304, 27, 16, None, image_size=896, patch_size=14, vision_use_head=False)
+    del vision["num_key_value_heads"]
+    text = gemma_3(*numbers, **{"sliding_window": 1024, "vocab_size": 262_208} | others)
+    return {"text_config": text, "vision_config": vision}
+
+
+QWEN_3 = {"head_dim": 128, "vocab_size": 151_936}
+EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
 CONFIGS = {
-    "gemma-2-2b-it": (
-        "gemma2",
-        GEMMA_2 | {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8},
-    ),
-    "gemma-2-9b-it": (
-        "gemma2",
-        GEMMA_2
-        | {"hidden_size": 3584, "intermediate_size": 14_336, "num_hidden_layers": 42, "num_attention_heads": 16}
-        | {"num_key_value_heads": 8},
-    ),
-    "llama-3.1-8b-instruct": (
-        "llama",
-        {
-            "hidden_size": 4096,
-            "intermediate_size": 14_336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "vocab_size": 128_256,
-        },
-    ),
-    "smollm2-135m-instruct": (
-        "llama",
-        {
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "vocab_size": 49_152,
-        },
-    ),
+    "gemma-2-2b-it": ("gemma2", GEMMA_2 | sizes(2304, 9216, 26, 8, 4), 2614),
+    "gemma-2-9b-it": ("gemma2", GEMMA_2 | sizes(3584, 14_336, 42, 16, 8), 9242),
+    "gemma-3-270m-it": ("gemma3_text", gemma_3(640, 2048, 18, 4, 1), 268),
+    "gemma-3-1b-it": ("gemma3_text", gemma_3(1152, 6912, 26, 4, 1), 1000),
+    "gemma-3-4b-it": ("gemma3", gemma_3_that_sees(2560, 10_240, 34, 8, 4), 4300),
+    "gemma-3-12b-it": ("gemma3", gemma_3_that_sees(3840, 15_360, 48, 16, 8), 12_187),
+    "gemma-3-27b-it": ("gemma3", gemma_3_that_sees(5376, 21_504, 62, 32, 16, head_dim=128), 27_432),
+    "llama-3.1-8b-instruct": ("llama", sizes(4096, 14_336, 32, 32, 8, vocab_size=128_256), 8030),
+    "qwen3-1.7b": ("qwen3", QWEN_3 | sizes(2048, 6144, 28, 16, 8, tie_word_embeddings=True), 1721),
+    "qwen3-8b": ("qwen3", QWEN_3 | sizes(4096, 12_288, 36, 32, 8), 8191),
+    "qwen3-30b-a3b": ("qwen3_moe", QWEN_3 | EXPERTS | sizes(2048, 6144, 48, 32, 4), 30_532),
+    "gpt2": ("gpt2", {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50_257}, 124),
+    "pythia-70m-deduped": ("gpt_neox", sizes(512, 2048, 6, 8, 8, vocab_size=50_304), 70),
+    "smollm2-135m-instruct": ("llama", sizes(576, 1536, 30, 9, 3, vocab_size=49_152, tie_word_embeddings=True), 135),
 }
-LAYERS = {"gemma-2-2b-it": 14, "gemma-2-9b-it": 32, "llama-3.1-8b-instruct": 16, "smollm2-135m-instruct": 18}
+LAYERS = {  # that are kept
+    "gemma-2-2b-it": 14,
+    "gemma-2-9b-it": 32,
+    "gemma-3-270m-it": 10,
+    "gemma-3-1b-it": 14,
+    "gemma-3-4b-it": 18,
+    "gemma-3-12b-it": 25,
+    "gemma-3-27b-it": 32,
+    "llama-3.1-8b-instruct": 16,
+    "qwen3-1.7b": 15,
+    "qwen3-8b": 19,
+    "qwen3-30b-a3b": 25,
+    "gpt2": 7,
+    "pythia-70m-deduped": 4,
+    "smollm2-135m-instruct": 18,
+}
 PAPER = {"gemma-2-2b-it": 13, "gemma-2-9b-it": 31, "llama-3.1-8b-instruct": 15}  # counted from 0, as Scope counts
+REGISTERED = [name for name in PRESETS if name != "smollm2-135m-instruct"]
+DOCS = Path(__file__).parent.parent / "docs" / "presets.md"
 
 
 def real_config(name, **smaller):
-    architecture, numbers = CONFIGS[name]
+    architecture, numbers, _ = CONFIGS[name]
     return CONFIG_MAPPING[architecture](**(numbers | smaller))
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_the_scope_saes_are_in_the_registry_of_sae_lens(name):
-    """Their names on Neuronpedia say layer and width: 13-gemmascope-res-16k."""
-    directory = pytest.importorskip("sae_lens.loading.pretrained_saes_directory").get_pretrained_saes_directory()
+def registered(name):
+    """A preset's release in sae-lens' registry, and its id there."""
     release, _, sae_id = PRESETS[name].sae.partition("/")
+    return get_pretrained_saes_directory()[release], sae_id
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_saes_are_named_on_neuronpedia(name):
+    """Their names there say layer and width: 13-gemmascope-res-16k."""
+    release, sae_id = registered(name)
     model, layer, kind, width = re.fullmatch(
-        r"(.*)/(\d+)-(gemma|llama)scope-res-(\d+)k", directory[release].neuronpedia_id[sae_id]
+        r"(.*)/(\d+)-(gemma|llama)scope-res-(\d+)k", release.neuronpedia_id[sae_id]
     ).groups()
-    assert sae_id in directory[release].saes_map and int(layer) == PAPER[name] == LAYERS[name] - 1
+    assert int(layer) == PAPER[name] == LAYERS[name] - 1
     base, ours = (re.sub(r"[^a-z0-9]", "", x.split("/")[-1].lower()) for x in (model, PRESETS[name].model))
     assert ours.startswith(base), "trained on this model, or on the base of its instruction-tuned variant"
     # The paper's authors name latent 86,761 of Gemma 2 9B.
@@ -89,40 +123,67 @@ def test_the_scope_saes_are_in_the_registry_of_sae_lens(name):
     assert (kind, width) == wanted.get(name, ("gemma", "16"))
 
 
-@pytest.mark.parametrize("name", ["gemma-2-2b-it", "gemma-2-9b-it"])
-def test_sae_lens_reads_width_and_hook_from_the_names_of_gemma_scope(name):
-    loaders = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")
-    directory = pytest.importorskip("sae_lens.loading.pretrained_saes_directory").get_pretrained_saes_directory()
-    release, _, sae_id = PRESETS[name].sae.partition("/")
-    config = loaders.get_gemma_2_config_from_hf(directory[release].repo_id, directory[release].saes_map[sae_id], "cpu")
-    assert config["d_in"] == CONFIGS[name][1]["hidden_size"]
-    assert config["hook_name"] == f"blocks.{PAPER[name]}.hook_resid_post"
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_preset_is_in_the_registry(name):
+    """On the residual stream after its layer, of this model or its base, in a format that is read."""
+    preset, depth = PRESETS[name], real_config(name).get_text_config().num_hidden_layers
+    saes = find_saes(preset.model)
+    ours = next(sae for sae in saes if sae.name == preset.sae)
+    assert ours.layer == LAYERS[name] - 1 < depth
+    release, sae_id = registered(name)
+    assert re.search(r"resid_post|-res|lxr|SAE-Res", f"{preset.sae} {release.repo_id}") and "resid_pre" not in sae_id
+    own, trained_on = (x.rpartition("/")[2].lower().replace("-small", "") for x in (preset.model, ours.model))
+    assert ("trained on this model" in preset.why) == (own == trained_on)
+    if name not in PAPER and name != "pythia-70m-deduped":
+        assert middle_sae(saes, preset.model, depth) == ours, "auto takes the same"
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_what_sae_lens_knows_of_a_preset_fits_the_real_model(name):
+    """Of some formats it knows the width of the input without the files; of Llama Scope how many times it is taken."""
+    release, sae_id = registered(name)
+    path, d_model = release.saes_map[sae_id], real_config(name).get_text_config().hidden_size
+    read = {"gemma_2": get_gemma_2_config_from_hf, "qwen_scope": get_qwen_scope_config_from_hf}
+    if release.conversion_func in read:
+        config = read[release.conversion_func](release.repo_id, path, "cpu")
+        assert (config["d_in"], config["hook_name"]) == (d_model, f"blocks.{LAYERS[name] - 1}.hook_resid_post")
+    elif release.conversion_func == "llama_scope":
+        assert path.endswith("-8x") and release.neuronpedia_id[sae_id].endswith(f"-{8 * d_model // 1024}k")
+    elif release.conversion_func == "gemma_3":
+        assert path == f"resid_post/{sae_id}"
+    else:
+        assert release.conversion_func is None and sae_id == f"blocks.{LAYERS[name] - 1}.hook_resid_post"
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_fits_the_real_model(name):
-    """The whole model at its real shape without weights; then one real-width layer with random ones, into the SAE."""
-    config = real_config(name)
-    d_model, layer = config.hidden_size, LAYERS[name]
+    """The whole model at its real shape, without weights."""
+    config, layer = real_config(name), LAYERS[name]
+    d_model = config.get_text_config().hidden_size
     sae = LoadedSAE(SparseAutoencoder(d_model, 32), {"hook_name": f"blocks.{layer - 1}.hook_resid_post"})
-    if name not in PAPER:
+    if name not in REGISTERED:
         sae = load_sae(PRESETS[name].sae)
-    assert matching_layer(sae, config, PRESETS[name].model) == layer
+    assert matching_layer(sae, config.get_text_config(), PRESETS[name].model) == layer
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(config)
+    assert round(sum(p.numel() for p in whole.parameters()) / 1e6) == CONFIGS[name][2], "the published number"
     cut = cut_base_model(whole, layer)
-    assert len(cut.layers) == cut.config.num_hidden_layers == layer
-    assert cut.layers[-1].mlp.down_proj.out_features == cut.embed_tokens.embedding_dim == sae.autoencoder.d_in
+    assert len(decoder_layers(cut)) == cut.config.num_hidden_layers == layer
+    assert cut.get_input_embeddings().embedding_dim == sae.autoencoder.d_in
 
+
+@pytest.mark.parametrize("name", [*PAPER, "smollm2-135m-instruct"])
+def test_one_layer_of_the_real_width_goes_into_the_sae(name):
     small = real_config(name, vocab_size=64, num_hidden_layers=1, intermediate_size=64, pad_token_id=0)
     base = cut_base_model(AutoModelForCausalLM.from_config(small).eval(), 1)
+    autoencoder = SparseAutoencoder(small.hidden_size, 32)
     ids = torch.arange(1, 13).reshape(2, 6)
     with torch.no_grad():
         hidden = residual_stream(base, ids, torch.ones_like(ids))
         pooled = torch.ones_like(ids).bool()
-        assert pool_representations(hidden, pooled, "rms").shape == (2, d_model)
-    for encoded in encode_texts(hidden, pooled, sae.autoencoder):
-        assert encoded.shape == (6, sae.autoencoder.d_sae) and torch.isfinite(encoded).all()
+        assert pool_representations(hidden, pooled, "rms").shape == (2, small.hidden_size)
+    for encoded in encode_texts(hidden, pooled, autoencoder):
+        assert encoded.shape == (6, autoencoder.d_sae) and torch.isfinite(encoded).all()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -136,6 +197,66 @@ def test_the_shipped_sae_is_found_by_shape_too():
         default_sae(tiny_causal_lm().config, "tiny")
 
 
+def sae(name, layer, width="16k", l0=60.0, model="tiny-it", explained=None):
+    return ListedSAE(name, model, layer, width, l0, explained)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        pytest.param(sae("b", 8), sae("a", 5, model="tiny"), id="its own model before the nearer layer"),
+        pytest.param(sae("b", 5, "8k"), sae("a", 6), id="the nearer layer before the wider SAE"),
+        pytest.param(sae("b", 4), sae("a", 6), id="the earlier of two layers"),
+        pytest.param(sae("b", 5), sae("a", 5, "65k"), id="the smaller of two widths that are enough"),
+        pytest.param(sae("b", 5, "1m"), sae("a", 5, "8k"), id="a width that is enough"),
+        pytest.param(sae("b", 5, "8k"), sae("a", 5, "4k"), id="the larger of two widths that are not enough"),
+        pytest.param(sae("b", 5, "4k"), sae("a", 5, ""), id="a width that is known"),
+        pytest.param(sae("b", 5, l0=20.0), sae("a", 5, l0=150.0), id="the lower of two L0"),
+        pytest.param(sae("b", 5, l0=150.0), sae("a", 5, l0=None), id="an L0 that is known"),
+        pytest.param(sae("a", 5), sae("b", 5), id="the first by name"),
+        pytest.param(sae("b", 9), sae("a", None), id="a layer that is known"),
+        pytest.param(sae("b", 9), sae("a", 5, explained=-0.2), id="one that explains something"),
+    ],
+)
+def test_auto_takes_the_better_sae(better, worse):
+    """Of a base model with 10 layers, whose middle one is number 5."""
+    assert middle_sae([better, worse], "me/Tiny-it", 10) == middle_sae([worse, better], "me/Tiny-it", 10) == better
+
+
+def test_auto_takes_the_median_l0_or_nothing():
+    saes = [sae(f"L0 {l0}", 5, l0=l0) for l0 in (150.0, 20.0, 60.0)]
+    assert middle_sae(saes, "tiny", 10).l0 == 60
+    assert middle_sae([], "tiny", 10) is None and middle_sae([sae("a", None)], "tiny", 10) is None
+
+
+def test_auto_says_what_it_took(caplog, tmp_path):
+    config = CONFIG_MAPPING["gemma2"](num_hidden_layers=46)  # no preset has its base model
+    taken = "gemma-scope-27b-pt-res/layer_22/width_131k/average_l0_48"
+    for given in ("auto", None):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert chosen_sae(given, config, "google/gemma-2-27b-it") == taken
+        assert caplog.messages == [f"The SAE for google/gemma-2-27b-it is {taken}: --sae names another."]
+    assert chosen_sae("my/sae", config, "google/gemma-2-27b-it") == "my/sae"
+    assert chosen_sae("auto", real_config("gemma-2-2b-it"), "google/gemma-2-2b-it") == PRESETS["gemma-2-2b-it"].sae
+    (tmp_path / "gemma-2-27b-it").mkdir()
+    with pytest.raises(SparseRMError, match="name one with --sae"):  # what is in a folder its name does not say
+        chosen_sae("auto", config, str(tmp_path / "gemma-2-27b-it"))
+    with pytest.raises(SparseRMError, match="name one with --sae"):
+        chosen_sae("auto", tiny_causal_lm().config, "meta-llama/Llama-3.2-1B-Instruct")
+    with pytest.raises(SparseRMError, match="name one with --sae"):  # and not that there is no SAE called auto
+        SparseRMTrainer(tiny_causal_lm(), "auto", SparseRMTrainingConfig(str(tmp_path / "out")), [])
+
+
+def test_the_table_of_presets_in_the_manual():
+    rows = []
+    for name, preset in PRESETS.items():
+        own = "the package's own" if preset.sae == str(SHIPPED_SAE) else f"`{preset.sae}`"
+        rows.append(f"| `{name}` | {preset.model} | {own} | {preset.why} |")
+    assert "\n".join(rows) in DOCS.read_text(), "put this into docs/presets.md:\n" + "\n".join(rows)
+    assert f"[{len(PRESETS)} of them](docs/presets.md)" in (DOCS.parent.parent / "README.md").read_text()
+
+
 @pytest.mark.parametrize("command", [["train", "--output_dir", "out"], ["sae", "check"]], ids=" ".join)
 def test_a_preset_on_the_command_line(command, capsys):
     def parsed(*arguments):
@@ -146,7 +267,8 @@ def test_a_preset_on_the_command_line(command, capsys):
     assert parsed("--preset", "gemma-2-2b-it") == (gemma.model, gemma.sae)
     assert parsed("--preset", "gemma-2-2b-it", "--model", "my/copy") == ("my/copy", gemma.sae)
     assert parsed("--preset", "gemma-2-2b-it", "--sae", "my/sae") == (gemma.model, "my/sae")
-    assert parsed("--model", "my/copy") == ("my/copy", None)
+    assert parsed("--preset", "gemma-2-2b-it", "--sae", "auto") == (gemma.model, gemma.sae)
+    assert parsed("--model", "my/copy") == ("my/copy", "auto")
     with pytest.raises(SystemExit):
         parsed("--preset", "gpt-5")
     assert "invalid choice: 'gpt-5'" in capsys.readouterr().err
@@ -169,7 +291,15 @@ def test_the_saes_of_a_base_model_are_found_in_the_registry(capsys, monkeypatch)
     ours = next(sae for sae in saes if sae.name == PRESETS["gemma-2-9b-it"].sae)
     assert (ours.layer, ours.width, ours.model) == (31, "131k", "gemma-2-9b-it")
     assert {sae.model for sae in find_saes("meta-llama/Llama-3.1-8B-Instruct")} >= {"meta-llama/Llama-3.1-8B"}
-    assert find_saes("openai-community/gpt2")[0].layer == 0
+    gpt2 = {sae.name: sae for sae in find_saes("openai-community/gpt2")}
+    assert gpt2["gpt2-small-res-jb/blocks.8.hook_resid_pre"].layer == 7, "whose output is the input of layer 8"
+    assert "gpt2-small-res-jb/blocks.0.hook_resid_pre" not in gpt2, "which reads the embedding"
+    assert gpt2["gpt2-small-res-jb/blocks.8.hook_resid_pre"].explained_variance == 0.9
+    assert gpt2["gpt2-small-resid-post-v5-32k/blocks.6.hook_resid_post"].latents == 32_000
+    assert not any(sae.name.startswith("temporal") for sae in find_saes("google/gemma-2-2b")), "not read"
+    tuned = [sae for sae in saes if sae.name.startswith("gemma-scope-9b-it-res/")]
+    assert {sae.model for sae in tuned} == {"gemma-2-9b-it"}
+    assert {sae.explained_variance for sae in tuned} == {None}, "1 means that it was not measured"
     assert main(["sae", "find", "google/gemma-2-9b-it"]) == 0
     assert "gemma-scope-9b-it-res-canonical" in capsys.readouterr().out
     assert main(["sae", "find", "google/gemma-2-9b-it", "--layer", "31"]) == 0

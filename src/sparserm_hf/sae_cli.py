@@ -21,8 +21,8 @@ from .representations import named_dtype
 from .sae.check import MIN_TOKENS, SAECheck, check_sae
 from .sae.fit import NOTHING_EXPLAINED
 from .sae.formats import load_sae
-from .sae.matching import default_sae, matching_layer
-from .sae.presets import PRESETS, model_and_sae
+from .sae.matching import chosen_sae, matching_layer
+from .sae.presets import AUTO, PRESETS, model_and_sae
 from .sae.recipe import SAETrainingData, train_from_dataset
 from .sae.registry import find_saes
 from .sae.training_config import SAETrainingConfig
@@ -34,9 +34,12 @@ class ModelAndSAE:
     """The base model and the SAE that a command is given."""
 
     model: str | None = field(default=None, metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
-    sae: str | None = field(
-        default=None,
-        metadata={"help": "SAE: a folder, release/id of sae-lens, or a Hub repo; by default the base's own."},
+    sae: str = field(
+        default=AUTO,
+        metadata={
+            "help": "SAE: a folder, release/id of sae-lens, or a Hub repo; auto takes the preset's, else the middle "
+            "one that sae-lens' registry lists for the base."
+        },
     )
     preset: str | None = field(
         default=None,
@@ -78,7 +81,9 @@ def add_sae_commands(commands: argparse._SubParsersAction) -> None:
         "find", dataclass_types=[], help="the SAEs on the residual stream of a base model in sae-lens' registry"
     )
     find.add_argument("model", help="base model: a Hub id")
-    find.add_argument("--layer", type=int, help="list each SAE that reads this layer's output; by default an overview")
+    find.add_argument(
+        "--layer", type=int, help="list each SAE that reads this layer's output, counted from 0; else an overview"
+    )
     find.set_defaults(run=find_command)
 
     train = sae_commands.add_parser(
@@ -95,6 +100,11 @@ def given(kind: type, args: argparse.Namespace) -> Any:
 def find_command(args: argparse.Namespace) -> None:
     """`sparserm sae find`."""
     saes = find_saes(args.model)
+    if not saes:
+        raise SparseRMError(
+            f"sae-lens' registry lists no SAE on the residual stream of {args.model!r}: train one with "
+            "`sparserm sae train`."
+        )
     table = Table(title=f"SAEs on the residual stream of {escape(args.model)}", box=box.SIMPLE_HEAD)
     if args.layer is not None:
         saes = [sae for sae in saes if sae.layer == args.layer]
@@ -138,7 +148,7 @@ def check_command(args: argparse.Namespace) -> int:
     name = unpacked(name)
     model = load_language_model(name, args.revision)
     config = model.config.get_text_config()
-    sae = load_sae(sae_name or default_sae(config, name))
+    sae = load_sae(chosen_sae(sae_name, config, name))
     layer = matching_layer(sae, config, name, args.layer)
     tokenizer = prepare_tokenizer(load_tokenizer(name, args.revision))
     max_length = longest_text(config, args.max_length)

@@ -44,7 +44,7 @@ from .reload import check_reload
 from .representations import Pooling, collect_representations, default_cache_dir, named_dtype
 from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
-from .sae.matching import default_sae, matching_layer
+from .sae.matching import chosen_sae, matching_layer
 from .selection import Selection
 from .shards import Representations
 from .trackers import report_metrics
@@ -58,7 +58,7 @@ class SparseRMTrainer:
 
     Args:
         model: The base model: a Hub id, a folder, a GGUF file, or a transformers model (which is copied, not changed).
-        sae: The SAE: anything `load_sae` takes, or a `LoadedSAE`. By default the one that fits the base model.
+        sae: The SAE: anything `load_sae` takes, or a `LoadedSAE`. By default, or as `auto`, `default_sae` chooses.
         args: The settings; by default the model goes to a folder named after the base model.
         train_dataset: Preference pairs in any of TRL's formats.
         eval_dataset: Preference pairs to evaluate on.
@@ -104,7 +104,7 @@ class SparseRMTrainer:
         self.lens = LogitLens(base)
         text_config = base.config.get_text_config()
         self.base_revision = getattr(base.config, "_commit_hash", None)
-        self.sae = sae if isinstance(sae, LoadedSAE) else load_sae(sae or default_sae(text_config, self.base_name))
+        self.sae = sae if isinstance(sae, LoadedSAE) else load_sae(chosen_sae(sae, text_config, self.base_name))
         self.layer = matching_layer(self.sae, text_config, self.base_name, self.args.layer)
         check_k(self.args, self.sae.autoencoder.d_sae, self.sae.autoencoder.d_in)
         self.processing_class = prepare_tokenizer(

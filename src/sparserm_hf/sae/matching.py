@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 from transformers import PretrainedConfig
 
 from ..errors import SparseRMError
 from .formats import LoadedSAE
-from .presets import PRESETS, SHIPPED_SAE
+from .presets import AUTO, PRESETS, SHIPPED_SAE
+from .registry import find_saes, middle_sae
+
+logger = logging.getLogger(__name__)
 
 # What tells SmolLM2-135M and its instruction-tuned kin from every other Llama.
 _SMOLLM2_135M = {
@@ -20,21 +26,40 @@ _SMOLLM2_135M = {
 }
 
 
+def chosen_sae(sae: str | None, config: PretrainedConfig, name: str) -> str:
+    """The SAE that a user names; where that is None or `auto`, `default_sae` chooses, and the log says what it took.
+
+    Raises:
+        SparseRMError: `default_sae` finds none.
+    """
+    if sae not in (None, AUTO):
+        return sae
+    sae = default_sae(config, name)
+    logger.info("The SAE for %s is %s: --sae names another.", name, sae)
+    return sae
+
+
 def default_sae(config: PretrainedConfig, name: str) -> str:
-    """The SAE that fits a base model.
+    """Choose the SAE for a base model.
+
+    It is that of the base model's preset; or the shipped SAE, where the base model has the shape of SmolLM2-135M; or
+    what `middle_sae` chooses out of sae-lens' registry, which knows base models by their id on the Hub alone.
 
     Args:
         config: The base model's configuration, before it is cut.
-        name: Its name, for the error.
+        name: Its id on the Hub, or its folder.
 
     Raises:
-        SparseRMError: The package knows none.
+        SparseRMError: There is none.
     """
     for preset in PRESETS.values():
         if preset.model == name:
             return preset.sae
     if all(getattr(config, key, None) == value for key, value in _SMOLLM2_135M.items()):
         return str(SHIPPED_SAE)
+    listed = find_saes(name) if name and not Path(name).exists() else []
+    if chosen := middle_sae(listed, name, config.num_hidden_layers):
+        return chosen.name
     raise SparseRMError(
         f"No SAE is known for the base model {name!r}: name one with --sae (a folder, a repository on the Hub or "
         "an entry of sae-lens' registry such as gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical), or "
