@@ -73,6 +73,27 @@ def test_missing_mask_is_refused_where_padding_cannot_be_told_from_text():
         model(input_ids=torch.tensor([[BOS, 7], [BOS, 8]]))
 
 
+@pytest.mark.parametrize("eos", [EOS, [EOS], [EOS, 5], None])
+@pytest.mark.parametrize("pad", [BOS, EOS])
+def test_a_pad_token_that_begins_or_ends_texts_is_asked_about(pad, eos):
+    """With a list of end-of-text tokens, as Llama 3 has, the begin-of-text token was once masked without a word."""
+    model = tiny_reward_model()
+    model.config.pad_token_id, model.config.eos_token_id = pad, eos
+    texts = [[*ids, EOS] for ids in tiny_texts()[:3]]
+    for side in ("left", "right"):
+        batch = pad_batch(texts, side, extra=2, pad=pad)
+        expected = torch.cat([rewards(model, **pad_batch([text])) for text in texts])
+        torch.testing.assert_close(rewards(model, **batch), expected, rtol=2e-4, atol=2e-4)
+        if pad == EOS and eos is None:  # then it is a pad token and nothing else
+            continue
+        with pytest.raises(
+            ValueError, match=rf"The pad token \({pad}\) is also the end-of-text or begin-of-text token"
+        ):
+            rewards(model, input_ids=batch["input_ids"])
+    plain = torch.tensor([texts[0][1:-1]])  # nothing of it is a pad token
+    assert torch.equal(rewards(model, input_ids=plain), rewards(model, input_ids=plain, attention_mask=plain * 0 + 1))
+
+
 def test_the_rightmost_attended_token_counts_not_the_number_of_them():
     """A zeroed first token once moved `last` pooling one token to the left (mask.sum() - 1)."""
     model = tiny_reward_model(pooling="last")
