@@ -82,6 +82,9 @@ def test_each_protocol_gives_the_rewards_of_score(loaded, trained, expected, equ
         assert len(alone) == 1 and alone[0]["probs"] == [pytest.approx(expected[0]["chosen_reward"], abs=1e-5)]
 
 
+IMAGE = [{"role": "user", "content": [{"type": "image", "image": "x"}]}, {"role": "assistant", "content": "w1"}]
+
+
 def test_bad_requests_are_told_which_field(loaded):
     cases = [
         ("/get_reward", {"prompts": ["a"]}, 422, "query: Field required"),
@@ -91,6 +94,7 @@ def test_bad_requests_are_told_which_field(loaded):
         ("/classify", {"input": []}, 422, "input: "),
         ("/classify", {"input": {"text": "w1"}}, 422, "input"),
         ("/score", {"rows": [{"text": "w1"}, {"words": "w1"}]}, 422, "rows: Row 2 has the columns words"),
+        ("/score", {"rows": [{"messages": IMAGE}]}, 422, "has a part of the type 'image', but SparseRM reads text"),
         ("/score", {"rows": [{"text": "w1 " * 2000}]}, 413, "larger than 1000 bytes"),
         ("/nothing", {}, 404, "Not Found"),
     ]

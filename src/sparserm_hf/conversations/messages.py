@@ -136,8 +136,8 @@ def _join_parts(parts: Any, where: str) -> str:
     for part in parts:
         if not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
             raise SparseRMError(
-                f"{where}: its `content` has a part of the type {shown(part.get('type'))}, but a reward model of "
-                "this kind reads text alone: leave that part out."
+                f"{where}: its `content` has a part of the type {shown(part.get('type'))}, but SparseRM reads text "
+                "alone, with a vision-language model too: leave that conversation out."
             )
     return "".join(part["text"] for part in parts)
 

@@ -20,6 +20,10 @@ FORMATS = (
 TURN = re.compile(r"\n\n(?:Assistant|ASSISTANT|AI|Bot|Response|Answer):")
 
 
+# Columns of what vision-language models are trained on.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+
 @dataclass(frozen=True)
 class Preference:
     """A prompt with two responses to it.
@@ -68,12 +72,15 @@ def check_columns(columns: Iterable[str]) -> None:
 
 
 def check_row(row: Any, where: str) -> None:
-    """Raise a `SparseRMError` unless a row has columns."""
+    """Raise a `SparseRMError` unless a row has columns, and none with images, videos or sound."""
     if not isinstance(row, Mapping):
         raise SparseRMError(
             f"{where} is {shown(row)}, of the type {type(row).__name__}, but must be an object with columns, such as "
             "{'chosen': 'Yes.', 'rejected': 'No.'}."
         )
+    for name in MEDIA:
+        if row.get(name) not in (None, "", [], {}):
+            raise SparseRMError(f"{where} has `{name}`, but SparseRM reads text alone: leave that row out.")
 
 
 def checked(row: Mapping[str, Any], names: Iterable[str], where: str) -> dict[str, str | Messages]:

@@ -25,6 +25,8 @@ PLAIN_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 MOST_SHOWN = 200  # characters of what a template says when it refuses a conversation
+PROBE = "a content"
+PARTS_ALONE: dict[str, bool] = {}  # by template, see `reads_parts_alone`
 DATE_FUNCTION = "strftime_now"  # which transformers gives to templates
 
 
@@ -41,9 +43,12 @@ def render(
     """
     if not isinstance(conversation, Conversation):
         conversation = Conversation(conversation)
+    messages = conversation.messages
+    if reads_parts_alone(tokenizer):
+        messages = [in_parts(message) for message in messages]
     try:
         rendered = tokenizer.apply_chat_template(
-            conversation.messages,
+            messages,
             **{"tools": conversation.tools, **conversation.template_kwargs},
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
@@ -53,6 +58,32 @@ def render(
         why = why if len(why) <= MOST_SHOWN else f"{why[:MOST_SHOWN]}..."  # it may quote the whole conversation
         raise SparseRMError(f"{where} is refused by the chat template: {why}.") from error
     return str(rendered)
+
+
+def in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose content is a list of one text part."""
+    return message | {"content": [{"type": "text", "text": message["content"]}]}
+
+
+def reads_parts_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template writes contents that are lists of parts, and none that are strings.
+
+    Those of some vision-language models, such as SmolVLM, do so.
+    """
+    template = str(tokenizer.chat_template)
+    if template not in PARTS_ALONE:
+        message = {"role": "user", "content": PROBE}
+        given = [message, in_parts(message)]
+        as_string, as_parts = (_writes(tokenizer, [message]) for message in given)
+        PARTS_ALONE[template] = as_parts and not as_string
+    return PARTS_ALONE[template]
+
+
+def _writes(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
+    try:
+        return PROBE in str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # a template may raise anything
+        return False
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str | Messages, add_generation_prompt: bool = False) -> list[int]:
