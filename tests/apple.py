@@ -68,7 +68,7 @@ class OnGPU(torch.Tensor):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got some on the CPU.")
         args, kwargs = tree_map_only(OnGPU, lambda tensor: tensor.inner, (args, kwargs or {}))
         result = func(*args, **kwargs)
-        if name.endswith("_"):  # in place
+        if name.endswith("_") and not name.endswith("__"):  # in place
             return tensors[0]
         return tree_map_only(torch.Tensor, OnGPU, result)
 
