@@ -2,16 +2,17 @@
 
 import copy
 import inspect
-from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
-CONFIG_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Fields of a configuration that end so are no per-layer lists, however long they are.
 NOT_PER_LAYER = ("_id", "_ids", "_dtype")
+# Field of a configuration that cannot be cut: it stays whole, and this many of its layers are kept.
+KEPT = "kept_layers"
+TIES = ("_tied_weights_keys", "all_tied_weights_keys")  # where transformers notes which weights of a model are one
 
 
 def check_layer(layer: int, depth: int) -> None:
@@ -47,11 +48,14 @@ def cut_config(config: PretrainedConfig, layer: int) -> None:
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the decoder of a causal language model, or of a decoder itself."""
-    base = model.base_model  # transformers 4 needs it for GPT-2
-    decoder = base.get_decoder() if hasattr(base, "get_decoder") else base
-    inner = getattr(decoder, "model", None)  # Llama 4 gives its language model for its decoder
-    return inner if isinstance(inner, PreTrainedModel) else decoder
+    """Return the decoder of a causal or a vision-language model, or of a decoder itself."""
+    decoder = model.base_model  # transformers 4 needs it for GPT-2
+    while True:
+        inner = decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder
+        inner = getattr(inner, "model", inner)  # Llama 4 gives its language model for its decoder
+        if inner is decoder or not isinstance(inner, PreTrainedModel):
+            return decoder
+        decoder = inner
 
 
 def decoder_layers_name(decoder: PreTrainedModel) -> str:
@@ -61,15 +65,15 @@ def decoder_layers_name(decoder: PreTrainedModel) -> str:
         ValueError: There is none, or more than one.
     """
     depth = getattr(decoder.config, "num_hidden_layers", None)
-    lists = [
-        name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
-    if len(lists) != 1:
+    lists = {name: len(child) for name, child in decoder.named_children() if isinstance(child, nn.ModuleList)}
+    lengths = (depth, getattr(decoder.config, KEPT, None))  # before and after all but some are dropped
+    found = next(filter(None, ([name for name in lists if lists[name] == length] for length in lengths)), [])
+    if len(found) != 1:
         raise ValueError(
             f"{type(decoder).__name__} is not an architecture that SparseRM can cut: it looked for one list of "
-            f"{depth} decoder layers and found {', '.join(lists) or 'none'}."
+            f"{depth} decoder layers and found {', '.join(found) or 'none'}."
         )
-    return lists[0]
+    return found[0]
 
 
 def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
@@ -82,7 +86,9 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
 
 
 def final_norm_name(decoder: PreTrainedModel) -> str | None:
-    """Find the name of a decoder's final norm: its only norm, or its only one that is not called after the embedding.
+    """Find the name of a decoder's final norm.
+
+    It is the only norm of the residual stream's width, or the only one that is not called after the embedding.
 
     Returns:
         The name; None where the decoder has no norm.
@@ -90,7 +96,11 @@ def final_norm_name(decoder: PreTrainedModel) -> str | None:
     Raises:
         ValueError: It has more than one.
     """
-    found = [name for name, child in decoder.named_children() if "norm" in type(child).__name__.casefold()]
+    found = []
+    for name, child in decoder.named_children():
+        widths = {len(weight) for weight in child.parameters(recurse=False)}  # Gemma 4 has a narrow one as well
+        if "norm" in type(child).__name__.casefold() and widths <= {decoder.config.hidden_size}:
+            found.append(name)
     norms = [name for name in found if "emb" not in name] or found  # LFM2 calls its final norm `embedding_norm`
     if len(norms) > 1:
         raise ValueError(
@@ -109,8 +119,18 @@ def use_exact_attention(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a decoder, in place, put out its residual stream: without the final norm, and with exact attention."""
+    """Make a decoder, in place, put out its residual stream.
+
+    Without the layers that are not kept, without the final norm, and with exact attention.
+    """
     use_exact_attention(model)
+    if kept := getattr(model.config, KEPT, None):
+        name = decoder_layers_name(model)
+        setattr(model, name, getattr(model, name)[:kept])
+        names, ties = set(model.state_dict()), vars(model).get("all_tied_weights_keys") or {}
+        if ties and not names.issuperset(ties):  # Zamba's first layer of a kind is tied to all others of it
+            model.all_tied_weights_keys = {one: other for one, other in ties.items() if one in names}
+            model._tied_weights_keys = model.all_tied_weights_keys
     if norm := final_norm_name(model):
         setattr(model, norm, nn.Identity())
     return model
@@ -118,104 +138,66 @@ def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
 
 def backbone_from_config(config: PretrainedConfig) -> PreTrainedModel:
     """Build the cut base model of a checkpoint, without its weights."""
-    return prepare_backbone(decoder_of(AutoModel.from_config(config)))
+    if type(config) in MODEL_MAPPING:
+        model = AutoModel.from_config(config)
+    else:  # such as the text side of Llama 3.2 Vision
+        model = getattr(transformers, config.architectures[0])._from_config(config)
+    return prepare_backbone(decoder_of(model))
 
 
 def cut_base_model(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Cut a base model, in place, so that its output is the residual stream after `layer` layers.
 
     The output then equals `hidden_states[layer]` of the whole model for every layer but the last, where the whole
-    model applies its final norm first.
+    model applies its final norm first. Its configuration is cut as well, unless it would then build other layers: as
+    Gemma 4 makes the last of any number of layers attend to all tokens.
 
     Raises:
-        ValueError: `layer` is out of range, or the layers or the final norm are not found.
+        ValueError: `layer` is out of range, the layers or the final norm are not found, or the configuration builds
+            other layers.
     """
     decoder = decoder_of(model)
-    layers = decoder_layers_name(decoder)
-    cut_config(decoder.config, layer)
-    setattr(decoder, layers, getattr(decoder, layers)[:layer])
-    return prepare_backbone(decoder)
-
-
-def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model, from safetensors only.
-
-    Args:
-        name_or_path: Hub id or folder.
-        kwargs: Passed to `AutoModelForCausalLM.from_pretrained`.
-
-    Raises:
-        OSError: It is not there, or only as a pickle.
-        ValueError: It lacks some of its weights, or is no causal language model.
-    """
-    model, info = AutoModelForCausalLM.from_pretrained(
-        name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"The base model {name_or_path!r} lacks its weights {sorted(info['missing_keys'])[0]!r}.")
-    return model
-
-
-def load_decoder(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model and return its decoder, without the language modelling head.
-
-    Not `AutoModel.from_pretrained`: transformers 4 then finds none of a Gemma 3's weights, and says so in a warning.
-
-    Args:
-        name_or_path: Hub id or folder.
-        kwargs: Passed to `load_causal_lm`, which says what is raised.
-    """
-    return decoder_of(load_causal_lm(name_or_path, **kwargs))
-
-
-def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
-    """Load the layers of a base model that a cut configuration keeps, and no others.
-
-    The configuration in the base model's own folder is asked for nothing but its kind: transformers 4 may misread it.
-
-    Args:
-        name_or_path: Hub id or folder of the whole base model.
-        config: Its configuration, cut.
-        kwargs: Passed to `load_decoder`.
-    """
-    config = copy.deepcopy(config)
-    whole = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in CONFIG_ARGUMENTS})
-    text = whole.get_text_config()
-    if text is not whole:  # a base model that sees too: its text side has another place among its weights
-        name = next(name for name, value in vars(whole).items() if value is text)
-        setattr(whole, name, config)
-        config = whole
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the layers further up go unused is meant
+    config, layers = decoder.config, decoder_layers(decoder)
+    check_layer(layer, len(layers))
+    setattr(decoder, decoder_layers_name(decoder), layers[:layer])
+    config.architectures = [type(decoder).__name__]
+    whole = copy.deepcopy(vars(config))
+    vars(config).pop(KEPT, None)
+    cut_config(config, layer)
     try:
-        return prepare_backbone(load_decoder(name_or_path, config=config, **kwargs)).eval()
-    finally:
-        logging.set_verbosity(verbosity)
+        again = rebuilt(prepare_backbone(decoder))
+    except ValueError:
+        vars(config).clear()
+        vars(config).update(whole, **{KEPT: layer})
+        again = rebuilt(decoder)
+    for name in TIES:
+        if name in vars(again):
+            setattr(decoder, name, vars(again)[name])
+    return decoder
 
 
-def mask_from_padding(input_ids: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """Which tokens (B, T) are text, told from the pad tokens at either end.
-
-    Args:
-        input_ids: (B, T)
-        config: With the ids of the special tokens.
+def rebuilt(decoder: PreTrainedModel) -> PreTrainedModel:
+    """Build a cut decoder from its configuration, without weights, as loading a checkpoint does.
 
     Raises:
-        ValueError: This cannot be told: there is no pad token, or it may itself begin or end a text.
+        ValueError: It is another one: a checkpoint would have other rewards, or not load at all.
     """
-    pad, bos, eos = config.pad_token_id, config.bos_token_id, config.eos_token_id
-    if pad is None:
-        if input_ids.shape[0] == 1:
-            return torch.ones_like(input_ids)
-        raise ValueError("Padding cannot be told from text without a pad token: pass attention_mask.")
-    text = input_ids != pad
-    mask = (text.cumsum(-1) > 0) & (text.flip(-1).cumsum(-1).flip(-1) > 0)
-    if pad in (bos, *(eos if isinstance(eos, list) else [eos])) and not mask.all():
-        raise ValueError(
-            f"The pad token ({pad}) is also the end-of-text or begin-of-text token, so that padding cannot be told "
-            "from text: pass attention_mask."
-        )
-    return mask.long()
+    kind, config = f"{type(decoder).__name__} cannot be cut", decoder.config
+    try:
+        with torch.device("meta"):
+            again = backbone_from_config(type(config).from_dict(config.to_dict()))
+    except Exception as error:  # whatever an architecture does when it is built
+        raise ValueError(f"{kind}: its configuration builds none ({' '.join(str(error).split())[:200]}).") from error
+    made, built = ({(k, tuple(x.shape)) for k, x in model.state_dict().items()} for model in (decoder, again))
+    if different := sorted(made ^ built):
+        raise ValueError(f"{kind}: its configuration builds other weights, such as {different[0][0]!r}.")
+    for name, module in again.named_modules():
+        here = vars(decoder.get_submodule(name))
+        for key, value in vars(module).items():  # such as a scale that depends on how many layers there are
+            plain = isinstance(value, float) or (name and key != "training" and isinstance(value, (bool, int, str)))
+            if plain and here.get(key, value) != value:
+                raise ValueError(f"{kind}: its layers depend on how many there are ({name}.{key}).")
+    return again
 
 
 def residual_stream(
@@ -226,21 +208,38 @@ def residual_stream(
 ) -> torch.Tensor:
     """Run the cut base model: (B, T) token ids to the (B, T, d_model) residual stream after its last layer.
 
-    Positions count attended tokens only, so left padding does not move a text.
+    Positions count attended tokens only, and padding on the left is moved to the right, where no token sees it: a
+    recurrent state would take it in, of RWKV in any case, of a Mamba 2 in transformers 4 where a text is alone.
     """
+    mask = attention_mask.long()
+    padding = mask.argmax(-1, keepdim=True)  # (B, 1) tokens on the left
+    moved = bool(padding.any())
+    if moved:
+        index = torch.arange(mask.shape[1], device=mask.device)
+        there, back = (index + padding) % mask.shape[1], (index - padding) % mask.shape[1]  # (B, T)
+        mask = mask.gather(1, there)
+        input_ids = None if input_ids is None else take_tokens(input_ids, there)
+        inputs_embeds = None if inputs_embeds is None else take_tokens(inputs_embeds, there)
     positions: dict[str, torch.Tensor] = {}
     taken = inspect.signature(base_model.forward).parameters
     # A Mamba of transformers 4 takes none. What wraps a model, such as FSDP, takes whatever the model does.
     if "position_ids" in taken or any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        positions["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    return base_model(
+        positions["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    hidden = base_model(
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask.long(),
+        attention_mask=mask,
         use_cache=False,
         return_dict=True,
         **positions,
     ).last_hidden_state
+    return take_tokens(hidden, back) if moved else hidden
+
+
+def take_tokens(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Take from each row of (B, T, ...) values those at its places (B, T)."""
+    places = places.to(values.device)
+    return values[torch.arange(len(values), device=values.device)[:, None], places]
 
 
 def root_mean_square(tokens: torch.Tensor) -> torch.Tensor:

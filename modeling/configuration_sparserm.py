@@ -42,7 +42,7 @@ def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
         scaling = {key: scaling[key] for key in ("rope_type", "short_factor", "long_factor") if key in scaling}
         scaling["type"] = scaling.pop("rope_type", "default")
     fields: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
-    if scaling.get("rope_type", scaling.get("type", "default")) == "default":
+    if scaling in ({}, {"rope_type": "default"}, {"type": "default"}):
         fields["rope_scaling"] = None
     if "partial_rotary_factor" in rope:
         fields["partial_rotary_factor"] = fraction
@@ -51,6 +51,13 @@ def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
     if "rope_theta" in local:
         fields["rope_local_base_freq"] = local["rope_theta"]
     return fields
+
+
+def plain_floats(value: Any) -> Any:
+    """Infinities, which transformers 5 writes as objects that transformers 4 does not read, as numbers."""
+    if isinstance(value, dict):
+        return float(value["__float__"]) if "__float__" in value else {k: plain_floats(v) for k, v in value.items()}
+    return [plain_floats(item) for item in value] if isinstance(value, list) else value
 
 
 class SparseRMConfig(PretrainedConfig):
@@ -157,7 +164,7 @@ class SparseRMConfig(PretrainedConfig):
         if response_marks is not None and set(response_marks) != set(MARKS):
             raise ValueError(f"response_marks has {sorted(response_marks)}, but must have {', '.join(MARKS)}.")
         if isinstance(base_config, dict):
-            fields = dict(base_config)
+            fields = plain_floats(base_config)
             if fields.get("rope_parameters") and int(__version__.split(".")[0]) >= 5:
                 # Written for transformers 4; transformers 5 would take them for its own.
                 fields = {name: value for name, value in fields.items() if name not in LEGACY_ROPE_FIELDS}

@@ -10,16 +10,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging
 
 from .autoencoder_sparserm import SparseAutoencoder
-from .backbone_sparserm import (
-    backbone_from_config,
-    mask_from_padding,
-    pool_representations,
-    residual_stream,
-)
+from .backbone_sparserm import backbone_from_config, pool_representations, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
 from .head_sparserm import HEADS
-from .response_sparserm import align_bos, find_responses, pooled_tokens
+from .response_sparserm import align_bos, find_responses, mask_from_padding, pooled_tokens
 from .slim_sparserm import BASE_LOADING_ARGUMENTS, changed_weight, load_base_of_slim, sample_weights
 
 logger = logging.get_logger(__name__)
@@ -97,6 +92,10 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         self._no_split_modules = [*(base_model._no_split_modules or []), HEADS[self.config.head_type].__name__]
         if self.config.slim:
             self._base_samples = sample_weights(base_model)
+
+    def is_custom_code(self) -> bool:
+        """No: else transformers 5 would leave the buffers that Falcon H1 does not save as they are in memory."""
+        return False
 
     def freeze(self) -> None:
         """Leave only the head trainable. `from_pretrained` makes everything it loads trainable."""

@@ -196,3 +196,28 @@ def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, i
             first = {"response_mean": start, "mean": 0, "last": stop - 1}[pooling]
             row[mask.nonzero()[max(first, 1) : stop, 0]] = True
     return pooled
+
+
+def mask_from_padding(input_ids: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """Which tokens (B, T) are text, told from the pad tokens at either end.
+
+    Args:
+        input_ids: (B, T)
+        config: With the ids of the special tokens.
+
+    Raises:
+        ValueError: This cannot be told: there is no pad token, or it may itself begin or end a text.
+    """
+    pad, bos, eos = config.pad_token_id, config.bos_token_id, config.eos_token_id
+    if pad is None:
+        if input_ids.shape[0] == 1:
+            return torch.ones_like(input_ids)
+        raise ValueError("Padding cannot be told from text without a pad token: pass attention_mask.")
+    text = input_ids != pad
+    mask = (text.cumsum(-1) > 0) & (text.flip(-1).cumsum(-1).flip(-1) > 0)
+    if pad in (bos, *(eos if isinstance(eos, list) else [eos])) and not mask.all():
+        raise ValueError(
+            f"The pad token ({pad}) is also the end-of-text or begin-of-text token, so that padding cannot be told "
+            "from text: pass attention_mask."
+        )
+    return mask.long()

@@ -1,13 +1,23 @@
-"""Slim checkpoints: their base model is loaded by its name, and must not have changed when they are saved."""
+"""Base models by their name: as slim checkpoints load them, which save them only where they have changed."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
 
-from .backbone_sparserm import load_cut_decoder
+from .backbone_sparserm import decoder_of, prepare_backbone
 from .configuration_sparserm import SparseRMConfig
 
 # What `from_pretrained` passes on to the base model of a slim checkpoint.
@@ -21,6 +31,8 @@ BASE_LOADING_ARGUMENTS = (
     "proxies",
     "token",
 )
+
+CONFIG_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 SAMPLE = 4096  # numbers of each weight that are remembered
 
@@ -52,6 +64,66 @@ def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torc
         if now.shape != samples[name].shape or not torch.equal(now.float(), samples[name].to(now.dtype).float()):
             return name
     return None
+
+
+def load_config(name_or_path: str, kwargs: dict[str, Any]) -> PretrainedConfig:
+    """Load the configuration of a base model with the arguments of its `from_pretrained` that say where it is."""
+    return AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in CONFIG_ARGUMENTS})
+
+
+def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model, or a vision-language model, from safetensors only.
+
+    Args:
+        name_or_path: Hub id or folder.
+        kwargs: Passed to `from_pretrained`.
+
+    Raises:
+        OSError: It is not there, or only as a pickle.
+        ValueError: It lacks some of its weights, or is of another kind.
+    """
+    config = kwargs.get("config") or load_config(name_or_path, kwargs)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError("it is an encoder-decoder model, and SparseRM reads causal language models alone.")
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        loader = AutoModelForCausalLM
+    elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        loader = AutoModelForImageTextToText
+    else:
+        raise ValueError(f"models of the kind {config.model_type!r} are no causal language models.")
+    model, info = loader.from_pretrained(name_or_path, output_loading_info=True, use_safetensors=True, **kwargs)
+    used = {decoder_of(model), model.get_output_embeddings()}  # not what sees
+    places = tuple(f"{name}." for name, module in model.named_modules() if module in used)
+    if missing := sorted(key for key in info["missing_keys"] if key.startswith(places)):
+        raise ValueError(f"The base model {name_or_path!r} lacks its weights {missing[0]!r}.")
+    return model
+
+
+def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    """Load the layers of a base model that a cut configuration keeps, and no others.
+
+    Not by `AutoModel.from_pretrained`: transformers 4 then finds none of a Gemma 3's weights and merely warns of it.
+    The configuration in the base model's own folder is asked for nothing but its kind: transformers 4 may misread it.
+
+    Args:
+        name_or_path: Hub id or folder of the whole base model.
+        config: Its configuration, cut.
+        kwargs: Passed to `load_causal_lm`, which says what is raised.
+    """
+    config = copy.deepcopy(config)
+    whole = load_config(name_or_path, kwargs)
+    text = whole.get_text_config()
+    if text is not whole:  # a base model that sees too: its text side has another place among its weights
+        name = next(name for name, value in vars(whole).items() if value is text)
+        setattr(whole, name, config)
+        config = whole
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the layers further up go unused is meant
+    try:
+        model = load_causal_lm(name_or_path, config=config, **kwargs)
+    finally:
+        logging.set_verbosity(verbosity)
+    return prepare_backbone(decoder_of(model)).eval()
 
 
 def load_base_of_slim(config: SparseRMConfig, arguments: dict[str, Any]) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Every causal architecture of transformers: it trains, reloads and packs, or is refused with a sentence.
+"""Every causal and vision-language architecture of transformers: it trains and reloads, or is refused with a sentence.
 
 `pytest tests/test_architectures.py --write-architectures` writes the table of docs/architectures.md.
 """
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from architectures import KINDS, tiny_model
+from architectures import KINDS, SEEING, tiny_model
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_of, residual_stream
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tiny import reward_model_on, tiny_texts
+from transformers import CONFIG_MAPPING
 
-from sparserm_hf.base_models import prepare_base_model
+from sparserm_hf.base_models import load_language_model, prepare_base_model
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.packing import can_pack
 
@@ -26,16 +28,22 @@ MUST_WORK = """
 llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 gpt2 gpt_neo gpt_neox gptj opt
 bloom falcon mpt olmo olmo2 olmo3 cohere cohere2 granite granitemoe stablelm starcoder2 glm glm4 smollm3 mamba jamba
 lfm2 helium exaone4 ernie4_5 persimmon xglm biogpt codegen gpt_oss llama4_text deepseek_v3
+deepseek_v2 mamba2 bamba falcon_h1 granitemoehybrid zamba2 nemotron qwen3_next qwen3_5_text gemma4_text minimax
+hunyuan_v1_dense gemma3 gemma4 llama4 mllama qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 llava mistral3 smolvlm internvl
 """
 KEPT = MUST_WORK.split()
-NEW = ("jamba",)  # of these, what transformers 4.57 does not know or runs on a GPU alone
+# Of these, what transformers 4.57 does not know, runs on a GPU alone, or finds no weights of.
+NEW = "jamba qwen3_5_text qwen3_5 gemma4_text gemma4 granitemoehybrid zamba2 mllama".split()  # noqa: SIM905
 PAGE = """# Base models
 
-Every causal architecture of transformers {version}, as a tiny random model: cut after two of its four layers,
-saved whole and slim, loaded again, and loaded under transformers 4.57 without this package: the same rewards, unless
-the table says otherwise. {works} of {all} work, {refused} are refused with a sentence before anything is computed,
-and the others could not be made tiny for the test. *Prompts shared*: the prompt of a pair is computed once. The table
-is made by `tests/test_architectures.py`.
+Every causal architecture of transformers {version}, and every vision-language one by its text side, as a tiny random
+model: cut after two of its four layers, saved whole and slim, loaded again, and loaded under transformers 4.57 without
+this package: the same rewards, also with padding before the text, unless the table says otherwise. {works} of {all}
+work. {refused} are refused with a sentence before anything is computed, most of them encoder-decoders and models that
+read in both directions. The others could not be made tiny for the test. *Prompts shared*: the prompt of a pair is
+computed once. *By its text side*: a vision-language model is loaded whole, and its text side alone is used and saved;
+conversations with images are refused. *Whole configuration*: the checkpoint's configuration builds all layers, and
+those that it does not keep are dropped. The table is made by `tests/test_architectures.py`.
 
 | kind | | |
 |---|---|---|
@@ -44,9 +52,14 @@ is made by `tests/test_architectures.py`.
 FOUND: dict[str, tuple[str, str]] = {}  # by kind: the verdict, and what else is to be said
 
 
-def rewards(model):
-    with torch.no_grad():
-        return [model(torch.tensor([ids]), torch.ones(1, len(ids))).logits.item() for ids in TEXTS]
+def rewards(model, padding=0):
+    """Of each text alone, with some padding before it."""
+    found = []
+    for ids in TEXTS:
+        mask = torch.tensor([[0] * padding + [1] * len(ids)])
+        with torch.no_grad():
+            found.append(model(torch.tensor([[7] * padding + ids]), mask).logits.item())
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +73,7 @@ def test_it_trains_and_reloads_or_is_refused(kind, checkpoints):
     try:
         model = tiny_model(kind)
         for ids in TEXTS:
-            model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long())
+            residual_stream(decoder_of(model), torch.tensor([ids]), torch.ones(1, len(ids)))
         folder = checkpoints / kind
         model.save_pretrained(folder / "base")
     except Exception as error:  # whatever its configuration wants
@@ -68,19 +81,54 @@ def test_it_trains_and_reloads_or_is_refused(kind, checkpoints):
         assert kind not in KEPT
         return
     try:
+        model = load_language_model(str(folder / "base"))
         base = prepare_base_model(model, 2, torch.device("cpu"), torch.float32)
     except SparseRMError as error:
-        FOUND[kind] = "refused", str(error)
+        by_test = isinstance(error.__cause__, RuntimeError)  # a weight has another shape than its configuration says
+        FOUND[kind] = "not tried" if by_test else "refused", str(error).replace(f"{folder}/", "")
         assert kind not in KEPT
         return
+    notes = {
+        "prompts shared": can_pack(base, 40),
+        "by its text side": kind in SEEING and base.config.model_type != kind,
+        "whole configuration": hasattr(base.config, "kept_layers"),
+    }
     model = reward_model_on(base, 2, base_model_name_or_path=str(folder / "base"))
     expected = rewards(model)
+    assert rewards(model, padding=3) == pytest.approx(expected, abs=1e-4)
     for form, saved in (("whole", model), ("slim", model.to_slim())):
         saved.save_pretrained(folder / form)
         again = SparseRMForSequenceClassification.from_pretrained(folder / form)
         assert rewards(again) == pytest.approx(expected, abs=1e-4), form
     (folder / "rewards.json").write_text(json.dumps(expected))
-    FOUND[kind] = "works", "prompts shared" if can_pack(model.model, 40) else ""
+    FOUND[kind] = "works", "; ".join(note for note, holds in notes.items() if holds)
+
+
+def test_what_is_no_causal_language_model_is_told_so(tmp_path):
+    """Of encoder-decoders by their configuration alone: there are no weights here."""
+    for kind in ("t5", "bart"):
+        CONFIG_MAPPING[kind]().save_pretrained(tmp_path / kind)
+        with pytest.raises(SparseRMError, match="it is an encoder-decoder model, and SparseRM reads causal language"):
+            load_language_model(str(tmp_path / kind))
+    CONFIG_MAPPING["vit"]().save_pretrained(tmp_path / "vit")
+    with pytest.raises(SparseRMError, match="models of the kind 'vit' are no causal language models"):
+        load_language_model(str(tmp_path / "vit"))
+    for kind, sentence in {
+        "bart": "is half of an encoder-decoder",
+        "roberta": "reads texts in both directions",
+    }.items():
+        with pytest.raises(SparseRMError, match=sentence):
+            prepare_base_model(tiny_model(kind), 2, torch.device("cpu"), torch.float32)
+
+
+def test_configurations_that_cannot_be_cut_stay_whole():
+    """Gemma 4 makes the last of any number of layers attend to all tokens: cut, it would be built otherwise."""
+    whole = tiny_model("gemma4_text")
+    assert whole.config.layer_types[0] == "sliding_attention"
+    base = cut_base_model(cut_base_model(whole, 3), 1)
+    assert (base.config.kept_layers, base.config.num_hidden_layers, len(base.layers)) == (1, 4, 1)
+    llama = cut_base_model(tiny_model("llama"), 1).config
+    assert llama.num_hidden_layers == 1 and not hasattr(llama, "kept_layers")
 
 
 SCORE = """

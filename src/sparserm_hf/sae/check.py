@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SparseRMError
 from ..modeling.autoencoder_sparserm import NORMALIZATIONS, SparseAutoencoder
-from ..modeling.backbone_sparserm import decoder_of
+from ..modeling.backbone_sparserm import decoder_layers, decoder_of
 from .fit import MIN_TOKENS, Fit, Neighbour, Verdict, judge, measure_fit
 from .formats import LoadedSAE
 from .hooks import leading_bos, next_token_loss, read_layers
@@ -77,7 +77,7 @@ def compare_fits(
     Raises:
         SparseRMError: There are too few tokens, or the base model gives something else than numbers.
     """
-    layers = [n for n in (layer - 1, layer, layer + 1) if 1 <= n <= decoder.config.num_hidden_layers]
+    layers = [n for n in (layer - 1, layer, layer + 1) if 1 <= n <= len(decoder_layers(decoder))]
     tokens = read_layers(decoder, texts, layers, bos, "Residual stream")
     if len(tokens[layer]) < MIN_TOKENS:
         raise SparseRMError(
