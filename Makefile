@@ -14,8 +14,9 @@ demo: $(VENV)/demo.installed
 	$(VENV)/bin/sparserm demo
 
 ENVIRONMENTS = .venv-transformers-4/installed .venv-transformers-5/installed .venv-rewardbench/installed
+QUANTIZED = .venv-transformers-4/quantized.installed .venv-transformers-5/quantized.installed
 
-test: $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed $(ENVIRONMENTS) lint
+test: $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed $(ENVIRONMENTS) $(QUANTIZED) lint
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/test.installed
@@ -58,6 +59,12 @@ $(ENVIRONMENTS):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) "$(TORCH)"
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES)
+	touch $@
+
+# What unpacks quantised weights, where the tests put it on the path: most people have neither.
+$(QUANTIZED): %/quantized.installed: %/installed
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D)/quantized \
+		accelerate bitsandbytes psutil
 	touch $@
 
 clean:

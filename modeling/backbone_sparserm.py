@@ -8,6 +8,8 @@ import transformers
 from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
+from .quantized_sparserm import adopt_quantizer, is_quantized
+
 # Fields of a configuration that end so are no per-layer lists, however long they are.
 NOT_PER_LAYER = ("_id", "_ids", "_dtype")
 # Field of a configuration that cannot be cut: it stays whole, and this many of its layers are kept.
@@ -161,6 +163,7 @@ def cut_base_model(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     check_layer(layer, len(layers))
     setattr(decoder, decoder_layers_name(decoder), layers[:layer])
     config.architectures = [type(decoder).__name__]
+    adopt_quantizer(decoder, model)
     whole = copy.deepcopy(vars(config))
     vars(config).pop(KEPT, None)
     cut_config(config, layer)
@@ -188,7 +191,10 @@ def rebuilt(decoder: PreTrainedModel) -> PreTrainedModel:
             again = backbone_from_config(type(config).from_dict(config.to_dict()))
     except Exception as error:  # whatever an architecture does when it is built
         raise ValueError(f"{kind}: its configuration builds none ({' '.join(str(error).split())[:200]}).") from error
-    made, built = ({(k, tuple(x.shape)) for k, x in model.state_dict().items()} for model in (decoder, again))
+    if is_quantized(decoder):  # what packs its weights changes their names and shapes
+        made, built = ({(name, None) for name, _ in model.named_modules()} for model in (decoder, again))
+    else:
+        made, built = ({(k, tuple(x.shape)) for k, x in model.state_dict().items()} for model in (decoder, again))
     if different := sorted(made ^ built):
         raise ValueError(f"{kind}: its configuration builds other weights, such as {different[0][0]!r}.")
     for name, module in again.named_modules():

@@ -177,6 +177,8 @@ class SparseRMConfig(PretrainedConfig):
                 kwargs.setdefault(name, getattr(base_config, name, None))
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 kwargs.setdefault(name, getattr(base_config, name, None))
+            if not slim and hasattr(base_config, "quantization_config"):  # where transformers looks for it
+                kwargs.setdefault("quantization_config", base_config.quantization_config)
         kwargs.setdefault("num_labels", 1)
         kwargs.setdefault("id2label", {0: "reward"})
         kwargs.setdefault("label2id", {"reward": 0})

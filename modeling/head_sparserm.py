@@ -6,7 +6,20 @@ from torch import nn
 from .configuration_sparserm import SparseRMConfig
 
 
-class LinearHead(nn.Linear):
+class Affine(nn.Module):
+    """What `nn.Linear` computes, (B, in) to (B, out), in a class of its own: quantisers pack every `nn.Linear`."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        like = nn.Linear(inputs, outputs)
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply by the weight and add the bias."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class LinearHead(Affine):
     """The linear reward head, (B, K) to (B, 1).
 
     A class of its own, so that FSDP takes it as a unit: it is in float32 whatever the base model is in.
@@ -26,7 +39,7 @@ class MLPHead(nn.Sequential):
 
     def __init__(self, config: SparseRMConfig):
         width = config.head_hidden_size
-        super().__init__(nn.Linear(len(config.latents), width), nn.ReLU(), nn.Linear(width, 1))
+        super().__init__(Affine(len(config.latents), width), nn.ReLU(), Affine(width, 1))
 
     @property
     def dtype(self) -> torch.dtype:

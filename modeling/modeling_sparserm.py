@@ -7,17 +7,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import logging
 
 from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import backbone_from_config, pool_representations, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
 from .head_sparserm import HEADS
+from .quantized_sparserm import adopt_quantizer, drop_quantizer, keep_packing
 from .response_sparserm import align_bos, find_responses, mask_from_padding, pooled_tokens
-from .slim_sparserm import BASE_LOADING_ARGUMENTS, changed_weight, load_base_of_slim, sample_weights
-
-logger = logging.get_logger(__name__)
+from .slim_sparserm import BASE_LOADING_ARGUMENTS, head_weights, load_base_of_slim, sample_weights
 
 # What `forward` is given by trainers and pipelines, and does not need.
 IGNORED = (
@@ -92,6 +90,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         self._no_split_modules = [*(base_model._no_split_modules or []), HEADS[self.config.head_type].__name__]
         if self.config.slim:
             self._base_samples = sample_weights(base_model)
+        else:
+            adopt_quantizer(self, base_model)
 
     def is_custom_code(self) -> bool:
         """No: else transformers 5 would leave the buffers that Falcon H1 does not save as they are in memory."""
@@ -282,6 +282,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         config = copy.deepcopy(self.config)
         config.slim = True
         config.sae = None
+        if settings := config.__dict__.pop("quantization_config", None):
+            config.base_config.quantization_config = settings
         slim = SparseRMForSequenceClassification(config, base_model=self.model)
         slim.directions = self.directions
         slim.feature_mean = self.feature_mean
@@ -295,20 +297,17 @@ class SparseRMForSequenceClassification(PreTrainedModel):
 
         A slim model leaves the base model out, unless its base model has changed since it was loaded: then the
         checkpoint is self-contained, and the log says so.
+
+        Raises:
+            ValueError: It has changed, and is quantised.
         """
-        slim, state = self.config.slim, kwargs.get("state_dict")
+        slim = self.config.slim
         if slim:
-            state = self.state_dict() if state is None else state
-            of_base = {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
-            changed = changed_weight(self._base_samples, of_base) if of_base else None
-            if changed is None:
-                kwargs["state_dict"] = {name: x for name, x in state.items() if not name.startswith("model.")}
-            else:
-                logger.warning(
-                    f"The base model is not {self.config.base_model_name_or_path!r} any more ({changed} has changed): "
-                    "the checkpoint is saved with it, not slim."
-                )
-                self.config.slim = False
+            state = kwargs.get("state_dict")
+            head = head_weights(self.state_dict() if state is None else state, self._base_samples, self.config)
+            self.config.slim = head is not None
+            if head is not None:
+                kwargs["state_dict"] = head
         if self.config.base_config is not None:  # resizing the token embedding changes one of the two
             self.config.base_config.vocab_size = self.config.vocab_size
         try:
@@ -327,6 +326,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         output_loading_info = kwargs.pop("output_loading_info", False)
         for_base = {name: kwargs[name] for name in BASE_LOADING_ARGUMENTS if name in kwargs}
         kwargs.setdefault("use_safetensors", True)  # never a pickle
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", "auto")  # as transformers 5 does; transformers 4 takes one that depends
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
@@ -337,9 +338,10 @@ class SparseRMForSequenceClassification(PreTrainedModel):
                 f"them {missing[0]!r}: it is incomplete, save or download it anew."
             )
         if model.config.slim:
+            drop_quantizer(model)  # it is the base model's
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             for_base["dtype"] = model.config.dtype if dtype in (None, "auto") else dtype
             model._attach(load_base_of_slim(model.config, for_base))
         model.freeze()
-        model.eval()
+        keep_packing(model).eval()
         return (model, info) if output_loading_info else model

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -17,8 +18,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .backbone_sparserm import decoder_of, prepare_backbone
-from .configuration_sparserm import SparseRMConfig
+from .backbone_sparserm import KEPT, cut_base_model, decoder_of, prepare_backbone
+from .configuration_sparserm import LEGACY_ROPE_FIELDS, SparseRMConfig
+from .quantized_sparserm import adopt_quantizer, is_quantized, keep_packing, plain_tensors, quantize_on_loading
+
+logger = logging.get_logger(__name__)
 
 # What `from_pretrained` passes on to the base model of a slim checkpoint.
 BASE_LOADING_ARGUMENTS = (
@@ -29,6 +33,7 @@ BASE_LOADING_ARGUMENTS = (
     "local_files_only",
     "max_memory",
     "proxies",
+    "quantization_config",
     "token",
 )
 
@@ -45,7 +50,8 @@ def sample(weight: torch.Tensor) -> torch.Tensor:
 
 def sample_weights(base_model: nn.Module) -> dict[str, torch.Tensor]:
     """Take some numbers of each of a base model's weights that are there; what lies on the meta device is not."""
-    return {name: sample(weight) for name, weight in base_model.state_dict().items() if not weight.is_meta}
+    state = plain_tensors(base_model.state_dict())
+    return {name: sample(weight) for name, weight in state.items() if not weight.is_meta}
 
 
 def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str | None:
@@ -55,6 +61,7 @@ def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torc
         samples: What `sample_weights` took.
         state: The weights now.
     """
+    state = plain_tensors(state)
     for name in sorted(samples.keys() | state.keys()):
         if name not in samples or name not in state:
             return name
@@ -63,6 +70,33 @@ def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torc
         now = sample(state[name])
         if now.shape != samples[name].shape or not torch.equal(now.float(), samples[name].to(now.dtype).float()):
             return name
+    return None
+
+
+def head_weights(
+    state: Mapping[str, torch.Tensor], samples: Mapping[str, torch.Tensor], config: SparseRMConfig
+) -> dict[str, torch.Tensor] | None:
+    """Take the base model's weights out of the state dict of a slim model.
+
+    Args:
+        state: All weights, or those of the head and the directions alone.
+        samples: What `sample_weights` took of the base model when it was loaded.
+        config: The model's.
+
+    Returns:
+        The other weights; None where the base model has changed, so that the checkpoint must hold it.
+
+    Raises:
+        ValueError: It has changed, and is quantised.
+    """
+    of_base = {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
+    changed = changed_weight(samples, of_base) if of_base else None
+    if changed is None:
+        return {name: x for name, x in state.items() if not name.startswith("model.")}
+    what = f"The base model is not {config.base_model_name_or_path!r} any more ({changed} has changed)"
+    if hasattr(config.base_config, "quantization_config"):
+        raise ValueError(f"{what}, and it is quantised: merge an adapter into the base model before it is quantised.")
+    logger.warning(f"{what}: the checkpoint is saved with it, not slim.")
     return None
 
 
@@ -96,7 +130,7 @@ def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     places = tuple(f"{name}." for name, module in model.named_modules() if module in used)
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(places)):
         raise ValueError(f"The base model {name_or_path!r} lacks its weights {missing[0]!r}.")
-    return model
+    return keep_packing(model)
 
 
 def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
@@ -112,18 +146,26 @@ def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any)
     """
     config = copy.deepcopy(config)
     whole = load_config(name_or_path, kwargs)
+    kwargs = quantize_on_loading(config, whole) | kwargs
     text = whole.get_text_config()
     if text is not whole:  # a base model that sees too: its text side has another place among its weights
         name = next(name for name, value in vars(whole).items() if value is text)
         setattr(whole, name, config)
         config = whole
+    elif hasattr(whole, "quantization_config") and int(transformers.__version__.split(".")[0]) < 5:
+        # transformers 4 fails on packed weights of layers that are not built.
+        vars(whole).update({key: value for key, value in vars(config).items() if key in LEGACY_ROPE_FIELDS})
+        layer = getattr(config, KEPT, config.num_hidden_layers)
+        return cut_base_model(load_causal_lm(name_or_path, config=whole, **kwargs), layer).eval()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # that the layers further up go unused is meant
     try:
         model = load_causal_lm(name_or_path, config=config, **kwargs)
     finally:
         logging.set_verbosity(verbosity)
-    return prepare_backbone(decoder_of(model)).eval()
+    decoder = decoder_of(model)
+    adopt_quantizer(decoder, model)
+    return prepare_backbone(decoder).eval()
 
 
 def load_base_of_slim(config: SparseRMConfig, arguments: dict[str, Any]) -> PreTrainedModel:
@@ -138,10 +180,13 @@ def load_base_of_slim(config: SparseRMConfig, arguments: dict[str, Any]) -> PreT
     """
     name = config.base_model_name_or_path
     try:
-        return load_cut_decoder(name, config.base_config, revision=config.base_model_revision, **arguments)
+        base_model = load_cut_decoder(name, config.base_config, revision=config.base_model_revision, **arguments)
     except OSError as error:
         raise OSError(
             f"This checkpoint is slim: it needs its base model {name!r} (revision "
             f"{config.base_model_revision or 'not pinned'}), which cannot be loaded. Name where it is now with "
             "from_pretrained(..., base_model_name_or_path=...)."
         ) from error
+    if is_quantized(base_model):  # perhaps by an argument: saved again, it loads so again
+        config.base_config.quantization_config = base_model.config.quantization_config
+    return base_model

@@ -33,6 +33,7 @@ LEVELS = [
         "naming",
         "packing",
         "processes",
+        "quantization",
         "checkpoints",
         "base_models",
         "training_config",

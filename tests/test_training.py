@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from world import HOOK, TWO_PROCESSES, make_rows, save_sae, train_arguments, write_jsonl
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
-from sparserm_hf.base_models import prepare_base_model, unpacked_folder
+from sparserm_hf.base_models import unpacked_folder
 from sparserm_hf.checkpoints import replacing_folder, save_tokenizer
 from sparserm_hf.cli import main
 from sparserm_hf.errors import SparseRMError
@@ -362,14 +362,6 @@ def test_a_save_replaces_folders_too(tmp_path):
             (temporary / "templates" / f"{content}.jinja").write_text(content)
     assert (folder / "config.json").read_text() == "new"
     assert [file.name for file in (folder / "templates").iterdir()] == ["new.jinja"]
-
-
-def test_a_quantised_base_model_is_refused():
-    """Casting its weights would drop their scales, and every score would be wrong without an error."""
-    model = tiny_causal_lm()
-    model.config.quantization_config = {"quant_method": "fp8"}
-    with pytest.raises(SparseRMError, match="are quantised"):
-        prepare_base_model(model, 2, torch.device("cpu"), torch.float32)
 
 
 def test_gguf_files_of_one_name_and_size_are_told_apart(tmp_path):

@@ -12,6 +12,7 @@ from .base_models import cast_weights
 from .head import FittedHead
 from .modeling.autoencoder_sparserm import SparseAutoencoder
 from .modeling.configuration_sparserm import SparseRMConfig
+from .modeling.head_sparserm import Affine
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 
 
@@ -45,7 +46,7 @@ def build_model(
     model.directions = torch.from_numpy(directions).float()
     model.feature_mean = torch.from_numpy(feature_mean).float()
     model.empty_features = torch.from_numpy(empty_features).float()
-    affine = [module for module in model.score.modules() if isinstance(module, torch.nn.Linear)]
+    affine = [module for module in model.score.modules() if isinstance(module, Affine)]
     with torch.no_grad():
         for module, (weight, bias) in zip(affine, head.layers, strict=True):
             module.weight.copy_(torch.from_numpy(weight))

@@ -20,6 +20,7 @@ from transformers import (
 from .checkpoints import replacing_folder, save_tokenizer
 from .errors import SparseRMError, reason
 from .modeling.backbone_sparserm import (
+    backbone_from_config,
     check_layer,
     cut_base_model,
     decoder_layers,
@@ -27,8 +28,10 @@ from .modeling.backbone_sparserm import (
     residual_stream,
     use_exact_attention,
 )
+from .modeling.quantized_sparserm import is_quantized, keep_packing
 from .modeling.slim_sparserm import load_causal_lm
 from .processes import process_state
+from .quantization import quantized_loading
 from .representations import default_cache_dir
 
 logger = logging.getLogger(__name__)
@@ -98,15 +101,36 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Cast a model's parameters, in place.
 
     Not `model.to(dtype)`: that rounds the frequencies of the rotary embedding too, which `from_pretrained(dtype=...)`
-    leaves in float32, and so the saved model would score otherwise than the one that was trained.
+    leaves in float32, and so the saved model would score otherwise than the one that was trained. A quantised model
+    stays as it is.
     """
+    if is_quantized(model):
+        return model
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
 
 
-def load_language_model(name: str, revision: str | None = None) -> PreTrainedModel:
+def saved_dtype(model: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
+    """Type of a base model's weights in a checkpoint, where it runs in `dtype`.
+
+    They are saved as they run, but a 16-bit model that runs in float32 goes back to 16 bits without loss, and a
+    quantised one stays as it was loaded.
+    """
+    as_loaded = is_quantized(model) or (dtype == torch.float32 and model.dtype.itemsize == 2)
+    return model.dtype if as_loaded else dtype
+
+
+def load_language_model(
+    name: str, revision: str | None = None, quantization: str = "none", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """Load a whole base model, its language modelling head included, in the type it was published in.
+
+    Args:
+        name: Hub id or folder.
+        revision: On the Hub.
+        quantization: How its weights are packed on loading: one of ``QUANTIZATIONS``.
+        dtype: Type that it is loaded in where it is packed.
 
     Raises:
         SparseRMError: It cannot be found or loaded.
@@ -114,9 +138,11 @@ def load_language_model(name: str, revision: str | None = None) -> PreTrainedMod
     config = Path(name) / "config.json"
     if Path(name).exists() and not config.is_file():
         raise SparseRMError(f"{name!r} is not a model folder: it has no config.json.")
+    how = quantized_loading(quantization, dtype) or {"dtype": "auto"}
     try:
-        return load_causal_lm(name, revision=revision, dtype="auto")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # a RuntimeError: of another shape
+        return load_causal_lm(name, revision=revision, **how)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        # An ImportError: what unpacks it is missing. A RuntimeError: a weight has another shape.
         raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason(error)}") from error
 
 
@@ -136,15 +162,10 @@ def prepare_base_model(
     """Cut a base model after `layer` layers, move it to its device and type, and freeze it; all in place.
 
     Raises:
-        SparseRMError: It has no such layer, is of an unknown architecture, or quantised.
+        SparseRMError: It has no such layer, or is of an unknown architecture.
     """
-    if getattr(model.config, "quantization_config", None):
-        raise SparseRMError(
-            f"The weights of {model.config._name_or_path or 'this base model'} are quantised, and the residual stream "
-            "is read from unquantised ones: name the model that it was made from."
-        )
     try:
-        check_kind(decoder_of(model))
+        check_kind(decoder_of(keep_packing(model)))
         expected = stream_of_probe(decoder_of(model), layer)
         model = cut_base_model(model, layer)
     except ValueError as error:
@@ -180,7 +201,9 @@ def check_causal(decoder: PreTrainedModel) -> None:
     """
     one, other = run_probe(decoder)[0, :-1].float(), run_probe(decoder, last=PROBE)[0, :-1].float()
     apart = (one - other).norm(dim=-1) / one.norm(dim=-1)
-    if (apart > torch.finfo(decoder.dtype).eps ** 0.5).any():  # with experts, rounding depends on the other tokens
+    # With experts, and with weights in 8 bits, rounding depends on the other tokens.
+    rounding = 2**-8 if is_quantized(decoder) else torch.finfo(decoder.dtype).eps
+    if (apart > rounding**0.5).any():
         raise SparseRMError(
             f"{type(decoder).__name__} reads texts in both directions, as BERT does, but SparseRM reads causal "
             "language models: those in which no token depends on later ones."
@@ -233,6 +256,12 @@ def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
     if not alike:
         raise SparseRMError(f"{kind} cannot be cut: its output is then not the residual stream of its last layer.")
     check_causal(decoder)
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """How many parameters a cut base model has; a packed weight counts for all the numbers that it was packed from."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in backbone_from_config(config).parameters())
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -272,6 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "httpx2", "datasets", "fsspec", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of each multiplication in 8 bits
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .base_models import run_probe
 from .conversations.encoding import TokenizedText
-from .errors import SparseRMError
+from .errors import SparseRMError, reason
+from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
+from .modeling.quantized_sparserm import is_quantized
 from .scoring import encoder_of, load_reward_model
 
 CONVERSATION = [
@@ -31,7 +35,10 @@ def check_reload(folder: Path, model: SparseRMForSequenceClassification, tokeniz
     Raises:
         SparseRMError: It cannot be loaded, or gives other token ids or another reward.
     """
-    again, their_tokenizer = load_reward_model(str(folder), torch.device("cpu"), "saved")
+    # Packed weights are multiplied by other kernels on a CPU.
+    packed = hasattr(model.config.base_config, "quantization_config")
+    device = model.device if packed else torch.device("cpu")
+    again, their_tokenizer = load_reward_model(str(folder), device, "saved")
     text, theirs = (
         encoder_of(of, tokens)(CONVERSATION) for of, tokens in ((model, tokenizer), (again, their_tokenizer))
     )
@@ -45,6 +52,39 @@ def check_reload(folder: Path, model: SparseRMForSequenceClassification, tokeniz
             f"The saved model gives the reward {found:.4f} where the one in memory gives {expected:.4f}: nothing was "
             "written. Please report the base model."
         )
+
+
+def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a base model with packed weights that a checkpoint could not hold, before anything expensive is computed.
+
+    Some kernels rearrange the packed weights that they load, so that these cannot be saved again.
+
+    Args:
+        base_model: Cut; where it is not quantised, nothing is done.
+        folder: The checkpoint will be written here; the base model is tried beside it.
+
+    Raises:
+        SparseRMError: It cannot be saved or loaded again, or is then another one.
+    """
+    if not is_quantized(base_model):
+        return
+    settings = base_model.config.quantization_config
+    method = settings["quant_method"] if isinstance(settings, dict) else settings.quant_method
+    needed = "name the base model that it was made from, or save the head alone with --slim."
+    config = SparseRMConfig(base_config=base_model.config, latents=[0])
+    model = SparseRMForSequenceClassification(config, base_model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        try:
+            model.save_pretrained(temporary)
+            again = SparseRMForSequenceClassification.from_pretrained(temporary).to(base_model.device)
+        except Exception as error:  # whatever a kind of quantisation does
+            raise SparseRMError(
+                f"What this base model's quantisation ({getattr(method, 'value', method)}) saves does not load again "
+                f"({reason(error)}): {needed}"
+            ) from error
+        if not torch.equal(run_probe(again.model), run_probe(base_model)):
+            raise SparseRMError(f"This base model's quantisation saves other weights than it runs: {needed}")
 
 
 @torch.no_grad()

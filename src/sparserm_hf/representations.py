@@ -28,6 +28,7 @@ from .conversations.encoding import TokenizedText
 from .errors import SparseRMError
 from .modeling.autoencoder_sparserm import SparseAutoencoder
 from .modeling.backbone_sparserm import pool_representations, residual_stream
+from .modeling.quantized_sparserm import plain_tensors
 from .modeling.response_sparserm import pooled_tokens
 from .modeling.slim_sparserm import sample
 from .packing import Family, can_pack, find_families, run_packed
@@ -83,9 +84,10 @@ def fingerprint_module(module: nn.Module) -> str:
 
     All weights are hashed once; as long as a sample of each is the same, they are taken to be the same.
     """
-    sampled = _hash(module, {name: sample(tensor) for name, tensor in module.state_dict().items()})
+    state = plain_tensors(module.state_dict())
+    sampled = _hash(module, {name: sample(tensor) for name, tensor in state.items()})
     if _fingerprints.get(module, ("", ""))[0] != sampled:
-        _fingerprints[module] = sampled, _hash(module, module.state_dict())
+        _fingerprints[module] = sampled, _hash(module, state)
     return _fingerprints[module][1]
 
 

@@ -16,9 +16,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .assembly import build_model
-from .base_models import load_language_model, load_tokenizer, longest_text, prepare_base_model, unpacked
+from .base_models import (
+    count_parameters,
+    load_language_model,
+    load_tokenizer,
+    longest_text,
+    prepare_base_model,
+    saved_dtype,
+    unpacked,
+)
 from .calibration import fit_temperature
-from .checkpoints import check_output_dir, push_folder, replacing_folder, save_tokenizer
+from .checkpoints import check_output_dir, check_slim, push_folder, replacing_folder, save_tokenizer
 from .conversations.encoding import ChatEncoder, TokenizedText
 from .conversations.marks import find_marks
 from .conversations.pairs import TokenizedPreferences, tokenize_preferences
@@ -40,7 +48,8 @@ from .modeling.backbone_sparserm import cut_base_model
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .processes import process_state
-from .reload import check_reload
+from .quantization import check_quantized
+from .reload import check_quantized_reload, check_reload
 from .representations import Pooling, collect_representations, default_cache_dir, named_dtype
 from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
@@ -84,23 +93,18 @@ class SparseRMTrainer:
         check_output_dir(Path(self.args.output_dir))
         if train_dataset is None:
             raise SparseRMError("train_dataset is missing: pass preference pairs, see load_preferences.")
-        if self.args.slim and not isinstance(model, str):
-            raise SparseRMError(
-                "A slim checkpoint loads its base model by name, but this one was given in memory: save it to a "
-                "folder and pass that, or leave slim out."
-            )
         self.state = process_state()
         given = self.base_name
         self.base_name = unpacked(given)
         local = Path(self.base_name).exists()
         # Of a local base model only the name is recorded, unless the checkpoint has to load it from where it is.
         self.recorded_name = Path(given).name if local and not self.args.slim else self.base_name
-        if local and self.args.slim and self.args.push_to_hub:
-            raise SparseRMError(
-                f"A slim checkpoint on the Hub loads its base model from there, but {given!r} is on this machine "
-                "alone: name a base model of the Hub, or leave slim out."
-            )
-        base = load_language_model(self.base_name, revision) if isinstance(model, str) else copy.deepcopy(model)
+        if self.args.slim:
+            check_slim(given, isinstance(model, str), local and self.args.push_to_hub)
+        dtype = named_dtype(self.args.dtype, self.state.device)
+        how = (revision, self.args.quantization, dtype)
+        base = load_language_model(self.base_name, *how) if isinstance(model, str) else copy.deepcopy(model)
+        check_quantized(base, given, self.args.dtype, self.args.quantization)
         self.lens = LogitLens(base)
         text_config = base.config.get_text_config()
         self.base_revision = getattr(base.config, "_commit_hash", None)
@@ -116,9 +120,7 @@ class SparseRMTrainer:
         self.encoder = self._encoder()
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
-        dtype = named_dtype(self.args.dtype, self.state.device)
-        # What is saved is what was run, but a 16-bit base model that was run in float32 goes back without loss.
-        self.saved_dtype = base.dtype if dtype == torch.float32 and base.dtype.itemsize == 2 else dtype
+        self.saved_dtype = saved_dtype(base, dtype)
         self.base_model = self._prepare_base(base, dtype)
         self.model: SparseRMForSequenceClassification | None = None
         self.controls: list[Control] = []
@@ -129,9 +131,10 @@ class SparseRMTrainer:
     def _prepare_base(self, base: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         """Cut the base model, move it to its device and type, and check on the way that the SAE fits."""
         depth = base.config.get_text_config().num_hidden_layers
-        # With the layer behind, to which the SAE may belong.
-        layer = min(self.layer + 1, depth) if self.args.check_sae else self.layer
+        layer = min(self.layer + 1, depth) if self.args.check_sae else self.layer  # the SAE may belong to the next
         base = prepare_base_model(base, layer, self.state.device, dtype)
+        if not self.args.slim and self.state.is_main_process:
+            check_quantized_reload(base, Path(self.args.output_dir))
         if self.args.check_sae:
             self.sae.autoencoder.to(self.state.device)
             bos = self.processing_class.bos_token_id
@@ -180,7 +183,7 @@ class SparseRMTrainer:
         self.metrics = {
             "train_pairs": len(self.train_pairs),
             "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            "base_parameters": sum(p.numel() for p in self.base_model.parameters()),
+            "base_parameters": count_parameters(self.base_model.config),
             "representation_seconds": represented - started,
             "fit_seconds": fitted - represented,
         }

@@ -9,6 +9,7 @@ from .conversations.styles import STYLES
 from .errors import SparseRMError
 from .head import LOSSES
 from .modeling.configuration_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
+from .quantization import QUANTIZATIONS
 from .trackers import tracker_names
 
 MIN_LENGTH = 8  # tokens; a chat template alone takes as many
@@ -50,6 +51,9 @@ class SparseRMTrainingConfig:
         "auto",
         "Type the base model runs in; auto: bfloat16 where the hardware is good at it, else float32.",
     )
+    quantization: Literal["none", "bnb-4bit", "bnb-8bit"] = _option(
+        "none", "Pack the base model's weights on loading, by bitsandbytes; a base model that is quantised stays so."
+    )
     cache_dir: str | None = _option(None, "Where representations are kept; by default sparserm in HF_HOME.")
     controls: bool = _option(
         True, "Fit the controls too: dense representation, random directions, activations, length."
@@ -75,6 +79,7 @@ class SparseRMTrainingConfig:
             ("head_type", HEAD_TYPES),
             ("loss", LOSSES),
             ("dtype", ("auto", "bfloat16", "float32")),
+            ("quantization", QUANTIZATIONS),
         ):
             if getattr(self, name) not in known:
                 raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
