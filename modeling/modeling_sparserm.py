@@ -15,7 +15,7 @@ from .explanation_sparserm import Explanation, RunTexts, explain_rewards, reward
 from .head_sparserm import HEADS
 from .quantized_sparserm import adopt_quantizer, drop_quantizer, keep_packing
 from .response_sparserm import align_bos, find_responses, mask_from_padding, pooled_tokens
-from .slim_sparserm import BASE_LOADING_ARGUMENTS, head_weights, load_base_of_slim, sample_weights
+from .slim_sparserm import BASE_LOADING_ARGUMENTS, has_adapter, head_weights, load_base_of_slim, sample_weights
 
 # What `forward` is given by trainers and pipelines, and does not need.
 IGNORED = (
@@ -299,8 +299,10 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         checkpoint is self-contained, and the log says so.
 
         Raises:
-            ValueError: It has changed, and is quantised.
+            ValueError: It has changed, and is quantised; or it carries an adapter.
         """
+        if has_adapter(self) and not self._hf_peft_config_loaded:  # then transformers saves the adapter alone
+            raise ValueError("The model carries an adapter: save the PeftModel, or call its merge_and_unload() first.")
         slim = self.config.slim
         if slim:
             state = kwargs.get("state_dict")

@@ -73,6 +73,11 @@ def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torc
     return None
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Whether layers of a model carry an adapter of PEFT that is not merged into their weights."""
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
+
+
 def head_weights(
     state: Mapping[str, torch.Tensor], samples: Mapping[str, torch.Tensor], config: SparseRMConfig
 ) -> dict[str, torch.Tensor] | None:

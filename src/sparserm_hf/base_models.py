@@ -29,7 +29,7 @@ from .modeling.backbone_sparserm import (
     use_exact_attention,
 )
 from .modeling.quantized_sparserm import is_quantized, keep_packing
-from .modeling.slim_sparserm import load_causal_lm
+from .modeling.slim_sparserm import has_adapter, load_causal_lm
 from .processes import process_state
 from .quantization import quantized_loading
 from .representations import default_cache_dir
@@ -137,6 +137,11 @@ def load_language_model(
     """
     config = Path(name) / "config.json"
     if Path(name).exists() and not config.is_file():
+        if (config.parent / "adapter_config.json").is_file():
+            raise SparseRMError(
+                f"{name!r} is an adapter: merge it into its base model, with peft's AutoPeftModelForCausalLM and "
+                "merge_and_unload(), and save that."
+            )
         raise SparseRMError(f"{name!r} is not a model folder: it has no config.json.")
     how = quantized_loading(quantization, dtype) or {"dtype": "auto"}
     try:
@@ -162,8 +167,10 @@ def prepare_base_model(
     """Cut a base model after `layer` layers, move it to its device and type, and freeze it; all in place.
 
     Raises:
-        SparseRMError: It has no such layer, or is of an unknown architecture.
+        SparseRMError: It has no such layer, is of an unknown architecture, or carries an adapter.
     """
+    if has_adapter(model):
+        raise SparseRMError("The base model carries an adapter of PEFT: call merge_and_unload() first.")
     try:
         check_kind(decoder_of(keep_packing(model)))
         expected = stream_of_probe(decoder_of(model), layer)
