@@ -11,7 +11,7 @@ from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassifica
 from sparserm_hf.modeling.quantized_sparserm import plain_tensors
 from test_portability import ENVIRONMENTS, ROOT
 from tiny import ARCHITECTURES, tiny_causal_lm, tiny_sae, tiny_tokenizer
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP8Config, LlamaConfig, TorchAoConfig
 from world import make_rows, save_sae
 
 from sparserm_hf.checkpoints import save_tokenizer
@@ -205,3 +205,15 @@ def test_packed_weights_have_a_fingerprint(base, world):
         packed = part.data if base == "nf4" else part.qdata
         packed.view(-1)[0] += 1
     assert fingerprint_module(model) != first, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers runs FP8 on a GPU alone: not run in our gate")
+@pytest.mark.parametrize("slim", [False, True])
+def test_fp8(slim, world, tmp_path):
+    packed = AutoModelForCausalLM.from_pretrained(
+        world / "base", quantization_config=FineGrainedFP8Config(), device_map="cuda"
+    )
+    packed.save_pretrained(tmp_path / "fp8")
+    save_tokenizer(tiny_tokenizer(), tmp_path / "fp8")
+    expected = save(world, str(tmp_path / "fp8"), tmp_path / "model", slim=slim)
+    assert rewards(*load_reward_model(str(tmp_path / "model"), torch.device("cuda"))) == pytest.approx(expected)
