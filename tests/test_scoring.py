@@ -133,7 +133,7 @@ def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained
 
     def run(output, limit):
         command = [*TWO_PROCESSES, script, "score", trained, source, "--output", output]
-        environment = os.environ | {"LIMIT": str(limit)}
+        environment = os.environ | {"LIMIT": str(limit), "OMP_NUM_THREADS": str(torch.get_num_threads())}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     lost = run(tmp_path / "two.jsonl", 2)

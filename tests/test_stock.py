@@ -37,10 +37,15 @@ def exportable(architecture="llama", **config):
     return tiny_reward_model(architecture, pooling="last", **config)
 
 
+def load_stock(folder):
+    """Load a stock form as the card of a Gemma 2 says."""
+    return AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
+
+
 def stock_rewards(folder, texts):
     """Rewards of rendered texts, by the saved model and tokenizer of a stock form, in one padded batch."""
     # Not AutoTokenizer: it takes every tokenizer beside a Qwen 2 for Qwen 2's own.
-    stock, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), load_tokenizer(folder)
+    stock, tokenizer = load_stock(folder), load_tokenizer(folder)
     assert stock.config.pad_token_id == tokenizer.pad_token_id
     with torch.no_grad():
         logits = stock(**tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")).logits
@@ -51,7 +56,7 @@ def stock_rewards(folder, texts):
 def test_it_has_the_same_rewards(architecture, name, tmp_path, equal):
     model = exportable(architecture, steering={"3": 0.5})
     export_stock(model, tiny_tokenizer(), tmp_path / "stock", "tiny")
-    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "stock")
+    stock = load_stock(tmp_path / "stock")
     assert type(stock).__name__ == name
     conversations = [row["prompt"] + row["chosen"] for row in make_rows(6)]
     ours = torch.tensor(score_texts(model, [tiny_encoder()(messages) for messages in conversations]).rewards)

@@ -22,6 +22,8 @@ SETTINGS = {
     "use_cpu": True,
     "save_strategy": "no",
 }
+if "trust_remote_code" in trl.RewardConfig.__dataclass_fields__:  # before TRL 1.7 the import of this package does
+    SETTINGS["trust_remote_code"] = True
 
 
 trained = pytest.mark.works_with("trl", "`RewardTrainer`: only the head moves; a run resumes to the same bits")
@@ -29,7 +31,7 @@ trained = pytest.mark.works_with("trl", "`RewardTrainer`: only the head moves; a
 
 @trained
 def test_reward_trainer_moves_the_head_only(reward_model, tmp_path):
-    args = trl.RewardConfig(str(tmp_path / "out"), max_steps=3, learning_rate=1e-2, trust_remote_code=True, **SETTINGS)
+    args = trl.RewardConfig(str(tmp_path / "out"), max_steps=3, learning_rate=1e-2, **SETTINGS)
     trainer = trl.RewardTrainer(model=reward_model, args=args, train_dataset=Dataset.from_list(make_rows(16)))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
@@ -45,8 +47,7 @@ def test_reward_trainer_resumes_from_a_checkpoint_to_the_same_bits(reward_model,
     def run(name, steps, resume=None):
         settings = SETTINGS | {"save_strategy": "steps", "save_steps": 2}
         args = trl.RewardConfig(
-            str(tmp_path / name), max_steps=steps, learning_rate=1e-2, lr_scheduler_type="constant",
-            trust_remote_code=True, **settings,
+            str(tmp_path / name), max_steps=steps, learning_rate=1e-2, lr_scheduler_type="constant", **settings,
         )  # fmt: skip
         trainer = trl.RewardTrainer(model=reward_model, args=args, train_dataset=Dataset.from_list(make_rows(24)))
         trainer.train(resume_from_checkpoint=resume)
@@ -89,7 +90,7 @@ def test_policy_gradients_train_on_the_rewards_that_score_gives(kind, form, rewa
     config, trainer_class = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
     args = config(
         str(tmp_path / "out"), max_steps=2, num_generations=2, max_completion_length=8, logging_steps=1,
-        trust_remote_code=True, **SETTINGS,
+        **SETTINGS,
     )  # fmt: skip
     prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in make_rows(8)])
     seen = []
@@ -130,7 +131,7 @@ def test_online_dpo_trains_on_it(form, reward_model, policy, tmp_path, equal):
 
     args = OnlineDPOConfig(
         str(tmp_path / "out"), max_steps=2, max_new_tokens=8, max_length=64, logging_steps=1,
-        trust_remote_code=True, **SETTINGS,
+        **SETTINGS,
     )  # fmt: skip
     prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in make_rows(8)])
     seen = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
-from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
+from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, __version__
 
 from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
 from sparserm_hf.conversations.marks import find_marks
@@ -62,10 +62,18 @@ ARCHITECTURES: dict[str, dict] = {
 }
 
 
+def tiny_settings(architecture: str) -> dict:
+    """The fields of a tiny configuration, by the names that the installed transformers reads."""
+    settings = ARCHITECTURES[architecture]
+    if int(__version__.split(".")[0]) < 5:
+        settings = settings | legacy_rope_fields(settings | {"model_type": architecture})
+    return settings
+
+
 def tiny_causal_lm(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A random causal language model whose weights are large enough that every layer matters."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[architecture](**ARCHITECTURES[architecture])
+    config = CONFIG_MAPPING[architecture](**tiny_settings(architecture))
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -175,4 +183,5 @@ def tiny_tokenizer(
         unk_token="<unk>",
         additional_special_tokens=["<|user|>", "<|assistant|>", "<|end|>", "<|system|>"],
         chat_template=chat_template,
+        model_input_names=["input_ids", "attention_mask"],  # by itself transformers 4 adds token types
     )

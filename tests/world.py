@@ -75,6 +75,7 @@ def train_arguments(world, out, **changes):
         "cache_dir": world / "cache",
         "k": 8,
         "check_sae": False,  # the SAE is a random one
+        "dtype": "float32",  # on every CPU, and what transformers 4 loads in by itself
     } | changes
     return [
         "train",

@@ -260,7 +260,9 @@ def export_stock(
         (temporary / "README.md").write_text(
             write_card(type(stock).__name__, source, stock.config.reward_offset, softcapped)
         )
-        again = AutoModelForSequenceClassification.from_pretrained(temporary).to(model.directions.device).eval()
+        how = {"attn_implementation": "eager"} if softcapped else {}  # which alone caps, under transformers 4
+        again = AutoModelForSequenceClassification.from_pretrained(temporary, **how)
+        again = again.to(model.directions.device).eval()
         difference = largest_difference(model, again, tokenizer, own_tokenizer)
         if not difference <= TOLERANCE[model.model.dtype]:
             raise SparseRMError(
