@@ -142,7 +142,7 @@ def backbone_from_config(config: PretrainedConfig) -> PreTrainedModel:
     """Build the cut base model of a checkpoint, without its weights."""
     dtype = torch.get_default_dtype()  # of `from_pretrained`: transformers 4 keeps the type that weights are built in
     if type(config) in MODEL_MAPPING:
-        model = AutoModel.from_config(config, dtype=dtype)
+        model = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
     else:  # such as the text side of Llama 3.2 Vision
         model = getattr(transformers, config.architectures[0])._from_config(config, dtype=dtype)
     return prepare_backbone(decoder_of(model))

@@ -107,7 +107,8 @@ def head_weights(
 
 def load_config(name_or_path: str, kwargs: dict[str, Any]) -> PretrainedConfig:
     """Load the configuration of a base model with the arguments of its `from_pretrained` that say where it is."""
-    return AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in CONFIG_ARGUMENTS})
+    where = {name: value for name, value in kwargs.items() if name in CONFIG_ARGUMENTS}
+    return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where)
 
 
 def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
@@ -130,7 +131,10 @@ def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         loader = AutoModelForImageTextToText
     else:
         raise ValueError(f"models of the kind {config.model_type!r} are no causal language models.")
-    model, info = loader.from_pretrained(name_or_path, output_loading_info=True, use_safetensors=True, **kwargs)
+    # Without the code that a folder may bring, and that transformers would else ask on standard input about.
+    model, info = loader.from_pretrained(
+        name_or_path, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **kwargs
+    )
     used = {decoder_of(model), model.get_output_embeddings()}  # not what sees
     places = tuple(f"{name}." for name, module in model.named_modules() if module in used)
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(places)):

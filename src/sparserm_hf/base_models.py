@@ -70,11 +70,11 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
             from transformers.utils.quantization_config import GgufConfig
 
             model = AutoModelForCausalLM.from_pretrained(
-                path.parent, quantization_config=GgufConfig(dequantize=True), **kwargs
+                path.parent, quantization_config=GgufConfig(dequantize=True), trust_remote_code=False, **kwargs
             )
         except ImportError:
-            model = AutoModelForCausalLM.from_pretrained(path.parent, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(path.parent, trust_remote_code=False, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except ImportError as error:
         raise SparseRMError(f"{path} is read with the package gguf: pip install gguf.") from error
     except (OSError, ValueError, KeyError, IndexError) as error:
@@ -278,6 +278,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         SparseRMError: It cannot be found or loaded.
     """
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise SparseRMError(f"The tokenizer of {name!r} cannot be loaded: {reason(error)}") from error

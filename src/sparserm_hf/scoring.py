@@ -67,7 +67,7 @@ def load_reward_model(
     dtype = {"auto": settings.get("run_dtype") or "auto", "saved": "auto"}.get(dtype, dtype)
     try:
         model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
     return model.to(device), tokenizer

@@ -97,9 +97,9 @@ class ClassifierJudge:
             SparseRMError: It cannot be loaded, has no trained head, or its tokenizer no chat template.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, dtype="auto", output_loading_info=True
+                name, num_labels=1, dtype="auto", output_loading_info=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error

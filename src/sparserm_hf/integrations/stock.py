@@ -77,7 +77,9 @@ def to_stock(model: SparseRMForSequenceClassification) -> PreTrainedModel:
     config.pad_token_id = model.config.pad_token_id
     config.reward_offset = constant
     try:
-        stock = AutoModelForSequenceClassification.from_config(config, dtype=model.model.dtype)
+        stock = AutoModelForSequenceClassification.from_config(
+            config, dtype=model.model.dtype, trust_remote_code=False
+        )
     except ValueError as error:
         raise SparseRMError(f"transformers has no sequence classifier for {base.model_type}.") from error
     decoder = stock.base_model
@@ -261,7 +263,7 @@ def export_stock(
             write_card(type(stock).__name__, source, stock.config.reward_offset, softcapped)
         )
         how = {"attn_implementation": "eager"} if softcapped else {}  # which alone caps, under transformers 4
-        again = AutoModelForSequenceClassification.from_pretrained(temporary, **how)
+        again = AutoModelForSequenceClassification.from_pretrained(temporary, trust_remote_code=False, **how)
         again = again.to(model.directions.device).eval()
         difference = largest_difference(model, again, tokenizer, own_tokenizer)
         if not difference <= TOLERANCE[model.model.dtype]:
