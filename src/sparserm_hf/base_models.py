@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from hashlib import blake2b
@@ -267,8 +268,9 @@ def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
 
 def count_parameters(config: PretrainedConfig) -> int:
     """How many parameters a cut base model has; a packed weight counts for all the numbers that it was packed from."""
+    config_copy = copy.deepcopy(config)  # building sets its type
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in backbone_from_config(config).parameters())
+        return sum(parameter.numel() for parameter in backbone_from_config(config_copy).parameters())
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
