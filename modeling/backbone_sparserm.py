@@ -140,11 +140,15 @@ def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
 
 def backbone_from_config(config: PretrainedConfig) -> PreTrainedModel:
     """Build the cut base model of a checkpoint, without its weights."""
-    dtype = torch.get_default_dtype()  # of `from_pretrained`: transformers 4 keeps the type that weights are built in
+    config = copy.deepcopy(config)
+    # Without its type, which comes before that of `from_pretrained`, and which transformers 4 keeps.
+    for name in ("dtype", "torch_dtype"):
+        if name in vars(config):
+            setattr(config, name, None)
     if type(config) in MODEL_MAPPING:
-        model = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = AutoModel.from_config(config, trust_remote_code=False)
     else:  # such as the text side of Llama 3.2 Vision
-        model = getattr(transformers, config.architectures[0])._from_config(config, dtype=dtype)
+        model = getattr(transformers, config.architectures[0])._from_config(config)
     return prepare_backbone(decoder_of(model))
 
 

@@ -11,8 +11,8 @@ class Affine(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        like = nn.Linear(inputs, outputs)
-        self.weight, self.bias = like.weight, like.bias
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * 0.02)  # as transformers starts an `nn.Linear`
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply by the weight and add the bias."""

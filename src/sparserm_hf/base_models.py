@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 from hashlib import blake2b
@@ -197,17 +196,21 @@ def check_kind(decoder: PreTrainedModel) -> None:
     try:
         decoder_layers(decoder)
     except ValueError:
-        check_causal(decoder)  # it says more
+        check_causal(decoder, run_probe(decoder))  # it says more
         raise
 
 
-def check_causal(decoder: PreTrainedModel) -> None:
+def check_causal(decoder: PreTrainedModel, stream: torch.Tensor) -> None:
     """Refuse a decoder, cut or not, whose tokens depend on later ones.
+
+    Args:
+        decoder: Cut or not.
+        stream: What `run_probe` gave.
 
     Raises:
         SparseRMError: They do.
     """
-    one, other = run_probe(decoder)[0, :-1].float(), run_probe(decoder, last=PROBE)[0, :-1].float()
+    one, other = stream[0, :-1].float(), run_probe(decoder, last=PROBE)[0, :-1].float()
     apart = (one - other).norm(dim=-1) / one.norm(dim=-1)
     # With experts, and with weights in 8 bits, rounding depends on the other tokens.
     rounding = 2**-8 if is_quantized(decoder) else torch.finfo(decoder.dtype).eps
@@ -263,14 +266,13 @@ def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
         raise SparseRMError(f"{kind} has more than one residual stream a token, and an SAE reads one.")
     if not alike:
         raise SparseRMError(f"{kind} cannot be cut: its output is then not the residual stream of its last layer.")
-    check_causal(decoder)
+    check_causal(decoder, stream)
 
 
 def count_parameters(config: PretrainedConfig) -> int:
     """How many parameters a cut base model has; a packed weight counts for all the numbers that it was packed from."""
-    config_copy = copy.deepcopy(config)  # building sets its type
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in backbone_from_config(config_copy).parameters())
+        return sum(parameter.numel() for parameter in backbone_from_config(config).parameters())
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
