@@ -20,6 +20,7 @@ AUTO_MAP = {
 }
 
 
+BEFORE_TRANSFORMERS_5 = int(__version__.split(".")[0]) < 5
 LEGACY_ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_local_base_freq")
 
 
@@ -165,7 +166,7 @@ class SparseRMConfig(PretrainedConfig):
             raise ValueError(f"response_marks has {sorted(response_marks)}, but must have {', '.join(MARKS)}.")
         if isinstance(base_config, dict):
             fields = plain_floats(base_config)
-            if fields.get("rope_parameters") and int(__version__.split(".")[0]) >= 5:
+            if fields.get("rope_parameters") and not BEFORE_TRANSFORMERS_5:
                 # Written for transformers 4; transformers 5 would take them for its own.
                 fields = {name: value for name, value in fields.items() if name not in LEGACY_ROPE_FIELDS}
             base_config = CONFIG_MAPPING[fields["model_type"]](**fields)

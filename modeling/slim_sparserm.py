@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -19,7 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .backbone_sparserm import KEPT, cut_base_model, decoder_of, prepare_backbone
-from .configuration_sparserm import LEGACY_ROPE_FIELDS, SparseRMConfig
+from .configuration_sparserm import BEFORE_TRANSFORMERS_5, LEGACY_ROPE_FIELDS, SparseRMConfig
 from .quantized_sparserm import adopt_quantizer, is_quantized, keep_packing, plain_tensors, quantize_on_loading
 
 logger = logging.get_logger(__name__)
@@ -161,7 +160,7 @@ def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any)
         name = next(name for name, value in vars(whole).items() if value is text)
         setattr(whole, name, config)
         config = whole
-    elif hasattr(whole, "quantization_config") and int(transformers.__version__.split(".")[0]) < 5:
+    elif hasattr(whole, "quantization_config") and BEFORE_TRANSFORMERS_5:
         # transformers 4 fails on packed weights of layers that are not built.
         vars(whole).update({key: value for key, value in vars(config).items() if key in LEGACY_ROPE_FIELDS})
         layer = getattr(config, KEPT, config.num_hidden_layers)

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
-from tiny import tiny_causal_lm, tiny_reward_model, tiny_texts
+from tiny import tiny_causal_lm, tiny_reward_model, tiny_rewards, tiny_texts
 from transformers import AutoModelForSequenceClassification
 from world import make_rows, train_arguments
 
@@ -47,12 +47,6 @@ def test_the_adapter_learns_and_the_reward_model_stays(reward_model, policy, tmp
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def rewards(model):
-    ids, mask = pad_texts(tiny_texts(), torch.device("cpu"))
-    with torch.no_grad():
-        return model.eval()(input_ids=ids, attention_mask=mask).logits[:, 0]
-
-
 ADAPTER = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False)
 
 
@@ -72,11 +66,11 @@ def test_an_adapter_on_this_model_keeps_its_trained_head(slim, tmp_path):
     adapted.train()(input_ids=ids, attention_mask=mask, labels=torch.arange(6.0)).loss.backward()
     assert all(x.grad is not None for x in adapted.parameters() if x.requires_grad)
     optimizer.step()
-    expected = rewards(adapted)
-    assert (expected - rewards(model)).abs().max() > 1e-2
+    expected = tiny_rewards(adapted)
+    assert (expected - tiny_rewards(model)).abs().max() > 1e-2
     adapted.save_pretrained(tmp_path / "adapter")
     again = SparseRMForSequenceClassification.from_pretrained(tmp_path / "model")
-    torch.testing.assert_close(rewards(PeftModel.from_pretrained(again, tmp_path / "adapter")), expected)
+    torch.testing.assert_close(tiny_rewards(PeftModel.from_pretrained(again, tmp_path / "adapter")), expected)
 
     with pytest.raises(ValueError, match="carries an adapter: save the PeftModel, or call its merge_and_unload"):
         adapted.base_model.model.save_pretrained(tmp_path / "broken")
@@ -84,7 +78,7 @@ def test_an_adapter_on_this_model_keeps_its_trained_head(slim, tmp_path):
     merged = adapted.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     loaded = SparseRMForSequenceClassification.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(rewards(loaded), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tiny_rewards(loaded), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_base_model_with_an_adapter_is_refused(world, tmp_path, capsys):

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -67,14 +68,26 @@ print(json.dumps([transformers.__version__, results]))
 """
 
 
-def score_elsewhere(environment: int, folders: list[Path], script: str = SCORE) -> dict:
-    python = ROOT / f".venv-transformers-{environment}" / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{python.parent.parent.name} is not set up: run the tests by `make test`")
-    folders_given = [str(folder) for folder in folders]
-    job = json.dumps({"folders": folders_given, "texts": tiny_texts(), "conversations": CONVERSATIONS})
+def score_elsewhere(
+    environment: int,
+    folders: list[Path],
+    script: str = SCORE,
+    conversations: list = CONVERSATIONS,
+    beside: str = "",
+) -> dict:
+    """Run a script in an environment; with `beside`, also with the packages in that folder of the environment."""
+    place = ROOT / f".venv-transformers-{environment}"
+    if not (place / (f"{beside}.installed" if beside else "bin/python")).exists():
+        pytest.skip(f"{place.name} is not set up: run the tests by `make test`")
+    job = json.dumps({"folders": list(map(str, folders)), "texts": tiny_texts(), "conversations": conversations})
     result = subprocess.run(
-        [str(python), "-c", script], input=job, capture_output=True, text=True, cwd=folders[0].parent, timeout=600
+        [str(place / "bin" / "python"), "-c", script],
+        input=job,
+        capture_output=True,
+        text=True,
+        cwd=folders[0].parent,
+        env=os.environ | ({"PYTHONPATH": str(place / beside)} if beside else {}),
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     version, results = json.loads(result.stdout.splitlines()[-1])

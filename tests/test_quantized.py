@@ -1,15 +1,11 @@
 """Quantised base models stay packed, in training, on disk and when a checkpoint is loaded; what cannot is refused."""
 
-import json
-import os
-import subprocess
-
 import pytest
 import torch
 from datasets import Dataset
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from sparserm_hf.modeling.quantized_sparserm import plain_tensors
-from test_portability import ENVIRONMENTS, ROOT
+from test_portability import ENVIRONMENTS, score_elsewhere
 from tiny import ARCHITECTURES, tiny_causal_lm, tiny_sae, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP8Config, LlamaConfig, TorchAoConfig
 from world import make_rows, save_sae
@@ -77,7 +73,7 @@ WAYS = {
 ELSEWHERE = """
 import importlib.util, json, sys
 assert importlib.util.find_spec("sparserm_hf") is None
-import torch
+import torch, transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 job, rewards = json.load(sys.stdin), {}
 for folder in job["folders"]:
@@ -87,7 +83,7 @@ for folder in job["folders"]:
     with torch.no_grad():
         inputs = [tokenizer(text, add_special_tokens=False, return_tensors="pt") for text in texts]
         rewards[folder] = [model(x["input_ids"], x["attention_mask"]).logits.item() for x in inputs]
-print(json.dumps(rewards))
+print(json.dumps([transformers.__version__, rewards]))
 """
 
 
@@ -120,20 +116,7 @@ def test_a_quantised_base_trains_and_its_checkpoint_loads(checkpoints, world, eq
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_a_quantised_checkpoint_loads_without_this_package(environment, checkpoints, equal):
-    place = ROOT / f".venv-transformers-{environment}"
-    if not (place / "quantized.installed").exists():
-        pytest.skip(f"{place.name} is not set up: run the tests by `make test`")
-    job = json.dumps({"folders": list(map(str, checkpoints)), "conversations": CONVERSATIONS})
-    result = subprocess.run(
-        [place / "bin" / "python", "-c", ELSEWHERE],
-        input=job,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(place / "quantized")},
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    found = json.loads(result.stdout.splitlines()[-1])
+    found = score_elsewhere(environment, list(checkpoints), ELSEWHERE, CONVERSATIONS, beside="quantized")
     for folder, expected in checkpoints.items():
         equal(f"a quantised base under transformers {environment}", expected, found[str(folder)], 2e-3)
 

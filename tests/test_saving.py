@@ -7,18 +7,12 @@ import pytest
 import torch
 from datasets import Dataset
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
-from tiny import VOCAB, tiny_causal_lm, tiny_reward_model, tiny_texts, tiny_tokenizer
+from tiny import VOCAB, tiny_causal_lm, tiny_reward_model, tiny_rewards, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 from world import train_arguments
 
 from sparserm_hf.cli import main
 from sparserm_hf.representations import pad_texts
-
-
-def rewards(model):
-    ids, mask = pad_texts(tiny_texts(), torch.device("cpu"))
-    with torch.no_grad():
-        return model.eval()(ids, mask).logits[:, 0]
 
 
 @pytest.fixture
@@ -38,15 +32,15 @@ def test_a_slim_model_whose_base_changed_is_saved_with_it(base, tmp_path, caplog
     """An adapter was merged, the model saved slim, and reloaded: -2.429 for -0.457, without a word."""
     tiny_reward_model(base_model_name_or_path=base).to_slim().save_pretrained(tmp_path / "slim")
     model = SparseRMForSequenceClassification.from_pretrained(tmp_path / "slim")
-    before = rewards(model)
+    before = tiny_rewards(model)
     generator = torch.Generator().manual_seed(0)
     merge(model, lambda shape: 1e-2 * torch.randn(shape[0], 1, generator=generator) @ torch.ones(1, shape[1]))
-    changed = rewards(model)
+    changed = tiny_rewards(model)
     assert (changed - before).abs().max() > 1e-3
     with caplog.at_level("WARNING", "transformers"):
         model.save_pretrained(tmp_path / "merged")
     again = SparseRMForSequenceClassification.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(rewards(again), changed)
+    torch.testing.assert_close(tiny_rewards(again), changed)
     assert not again.config.slim and model.config.slim, "the model in memory is what it was"
 
 
@@ -69,10 +63,10 @@ def test_resized_embeddings_load_again(slim, base, tmp_path):
     model = tiny_reward_model(base_model_name_or_path=base)
     model = model.to_slim() if slim else model
     model.resize_token_embeddings(VOCAB + 5)
-    expected = rewards(model)
+    expected = tiny_rewards(model)
     model.save_pretrained(tmp_path / "resized")
     again = SparseRMForSequenceClassification.from_pretrained(tmp_path / "resized")
-    torch.testing.assert_close(rewards(again), expected)
+    torch.testing.assert_close(tiny_rewards(again), expected)
     assert again.config.vocab_size == again.config.base_config.vocab_size == VOCAB + 5
 
 
@@ -114,7 +108,7 @@ def test_a_reward_model_has_one_label(reward_model):
 def test_a_replica_of_data_parallel_scores(head_type):
     """Replicas hold their weights as plain attributes: `next(parameters())` raised in them."""
     model = tiny_reward_model(head_type=head_type)
-    expected = rewards(model)
+    expected = tiny_rewards(model)
     replica = copy.deepcopy(model)
     for module in replica.modules():
         for name, parameter in list(module._parameters.items()):
@@ -122,7 +116,7 @@ def test_a_replica_of_data_parallel_scores(head_type):
                 del module._parameters[name]
                 setattr(module, name, parameter.detach())
     assert not list(replica.parameters())
-    torch.testing.assert_close(rewards(replica), expected)
+    torch.testing.assert_close(tiny_rewards(replica), expected)
 
 
 def test_what_does_not_load_again_is_not_written(world, tmp_path, monkeypatch, capsys):

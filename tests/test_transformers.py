@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from tiny import tiny_reward_model, tiny_texts, tiny_tokenizer
+from tiny import tiny_reward_model, tiny_rewards, tiny_texts, tiny_tokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -22,11 +22,6 @@ pytestmark = pytest.mark.works_with(
 )
 
 
-def rewards_of(model):
-    with torch.no_grad():
-        return model(*pad_texts(tiny_texts(), torch.device("cpu"))).logits[:, 0]
-
-
 def test_the_pipeline_returns_the_raw_reward(reward_model, equal):
     model = AutoModelForSequenceClassification.from_pretrained(reward_model)
     ids = tiny_tokenizer()("w1 w2 w3", return_tensors="pt")
@@ -41,18 +36,18 @@ def test_the_trainer_predicts_and_evaluates(reward_model, tmp_path, equal):
     args = TrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True, per_device_eval_batch_size=2)
     trainer = Trainer(model=model, args=args, data_collator=DataCollatorWithPadding(tiny_tokenizer()))
     predicted = trainer.predict(rows).predictions[:, 0]
-    equal("transformers' Trainer.predict", rewards_of(model), predicted, 1e-6)
+    equal("transformers' Trainer.predict", tiny_rewards(model), predicted, 1e-6)
 
 
 def test_a_compiled_model_gives_the_same_rewards():
     model = tiny_reward_model()
-    expected = rewards_of(model)
-    torch.testing.assert_close(rewards_of(torch.compile(model, backend="aot_eager")), expected, rtol=1e-4, atol=1e-4)
+    expected = tiny_rewards(model)
+    torch.testing.assert_close(tiny_rewards(torch.compile(model, backend="aot_eager")), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradient_checkpointing_flags_are_taken_and_change_nothing():
     model = tiny_reward_model()
-    expected = rewards_of(model)
+    expected = tiny_rewards(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     ids, mask = pad_texts(tiny_texts(), torch.device("cpu"))
@@ -68,7 +63,7 @@ def test_device_map_dtype_and_cache_dir_are_taken(reward_model, auto, tmp_path):
     model = auto.from_pretrained(
         reward_model, device_map="auto", dtype="auto", cache_dir=str(tmp_path / "hub"), revision="main"
     )
-    torch.testing.assert_close(rewards_of(model), rewards_of(tiny_reward_model()))
+    torch.testing.assert_close(tiny_rewards(model), tiny_rewards(tiny_reward_model()))
 
 
 def test_layers_may_lie_on_several_devices(reward_model):
@@ -86,7 +81,7 @@ def test_layers_may_lie_on_several_devices(reward_model):
     spread = AutoModelForSequenceClassification.from_pretrained(
         reward_model, device_map=places, offload_folder=f"{reward_model}-offloaded"
     )
-    torch.testing.assert_close(rewards_of(spread), rewards_of(model))
+    torch.testing.assert_close(tiny_rewards(spread), tiny_rewards(model))
 
 
 def test_auto_classes_work_without_this_package(reward_model):

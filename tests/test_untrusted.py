@@ -7,26 +7,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_causal_lm, tiny_tokenizer
 from world import make_rows, train_arguments, write_jsonl
 
+from sparserm_hf.align.judges import ClassifierJudge
 from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.cli import main
+from sparserm_hf.errors import SparseRMError
 
 ROOT = Path(__file__).parent.parent
-CODE = "open(__file__ + '.ran', 'w').close()\n{}\n"
-MODULES = {  # the code that a folder brings, by its configuration file
-    "tokenizer_config.json": ("AutoTokenizer", [None, "theirs.Theirs"], "class Theirs: pass"),
-    "config.json": ("AutoConfig", "theirs.Theirs", "class Theirs: pass"),
+CODE = "open(__file__ + '.ran', 'w').close()\nclass Theirs: pass\n"
+AUTO_MAPS = {  # which class a folder brings, by its configuration file
+    "tokenizer_config.json": {"AutoTokenizer": [None, "theirs.Theirs"]},
+    "config.json": {"AutoConfig": "theirs.Theirs"},
 }
 
 
 def poison(folder, file, **changes):
     """Make a folder name code of its own, as remote code does that is published with a model."""
-    auto, target, code = MODULES[file]
     config = json.loads((folder / file).read_text())
-    (folder / file).write_text(json.dumps(config | changes | {"auto_map": {auto: target}}))
-    (folder / "theirs.py").write_text(CODE.format(code))
+    (folder / file).write_text(json.dumps(config | changes | {"auto_map": AUTO_MAPS[file]}))
+    (folder / "theirs.py").write_text(CODE)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +70,6 @@ def test_code_from_a_folder_is_never_run(command, file, changes, world, trained,
 
 def judge(folder):
     """Load a folder as a judge of answers; the exit code that a command would have."""
-    import torch
-
-    from sparserm_hf.align.judges import ClassifierJudge
-    from sparserm_hf.errors import SparseRMError
-
     try:
         ClassifierJudge.load(str(folder), torch.device("cpu"))
     except SparseRMError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
-from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
+from sparserm_hf.modeling.configuration_sparserm import BEFORE_TRANSFORMERS_5, SparseRMConfig, legacy_rope_fields
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, __version__
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
 from sparserm_hf.conversations.marks import find_marks
+from sparserm_hf.representations import pad_texts
 
 D_MODEL, LAYERS, VOCAB, D_SAE = 32, 4, 96, 64
 PAD, BOS, EOS, HEADER = 0, 1, 2, [4]
@@ -65,7 +66,7 @@ ARCHITECTURES: dict[str, dict] = {
 def tiny_settings(architecture: str) -> dict:
     """The fields of a tiny configuration, by the names that the installed transformers reads."""
     settings = ARCHITECTURES[architecture]
-    if int(__version__.split(".")[0]) < 5:
+    if BEFORE_TRANSFORMERS_5:
         settings = settings | legacy_rope_fields(settings | {"model_type": architecture})
     return settings
 
@@ -185,3 +186,10 @@ def tiny_tokenizer(
         chat_template=chat_template,
         model_input_names=["input_ids", "attention_mask"],  # by itself transformers 4 adds token types
     )
+
+
+def tiny_rewards(model: torch.nn.Module) -> torch.Tensor:
+    """(6,) rewards of the tiny texts in one padded batch, by a reward model or what wraps one."""
+    ids, mask = pad_texts(tiny_texts(), torch.device("cpu"))
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, attention_mask=mask).logits[:, 0]
