@@ -256,4 +256,6 @@ class SparseRMConfig(PretrainedConfig):
                 if name in base:
                     base.setdefault(alias, base[name])
             base.pop("_name_or_path", None)  # a folder of the machine that it was trained on
+            base.pop("_pre_quantization_dtype", None)
+        output.pop("_pre_quantization_dtype", None)  # of transformers 4: JSON has no form for it
         return output

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .backbone_sparserm import KEPT, cut_base_model, decoder_of, prepare_backbone
-from .configuration_sparserm import BEFORE_TRANSFORMERS_5, LEGACY_ROPE_FIELDS, SparseRMConfig
+from .configuration_sparserm import BEFORE_TRANSFORMERS_5, SparseRMConfig, legacy_rope_fields
 from .quantized_sparserm import adopt_quantizer, is_quantized, keep_packing, plain_tensors, quantize_on_loading
 
 logger = logging.get_logger(__name__)
@@ -107,7 +107,11 @@ def head_weights(
 def load_config(name_or_path: str, kwargs: dict[str, Any]) -> PretrainedConfig:
     """Load the configuration of a base model with the arguments of its `from_pretrained` that say where it is."""
     where = {name: value for name, value in kwargs.items() if name in CONFIG_ARGUMENTS}
-    return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where)
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where)
+    if BEFORE_TRANSFORMERS_5:  # it would misread what transformers 5 has saved
+        text = config.get_text_config()
+        vars(text).update(legacy_rope_fields(text.to_dict()))
+    return config
 
 
 def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
@@ -131,9 +135,8 @@ def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     else:
         raise ValueError(f"models of the kind {config.model_type!r} are no causal language models.")
     # Without the code that a folder may bring, and that transformers would else ask on standard input about.
-    model, info = loader.from_pretrained(
-        name_or_path, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **kwargs
-    )
+    how = kwargs | {"config": config, "output_loading_info": True, "use_safetensors": True}
+    model, info = loader.from_pretrained(name_or_path, trust_remote_code=False, **how)
     used = {decoder_of(model), model.get_output_embeddings()}  # not what sees
     places = tuple(f"{name}." for name, module in model.named_modules() if module in used)
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(places)):
@@ -145,7 +148,6 @@ def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any)
     """Load the layers of a base model that a cut configuration keeps, and no others.
 
     Not by `AutoModel.from_pretrained`: transformers 4 then finds none of a Gemma 3's weights and merely warns of it.
-    The configuration in the base model's own folder is asked for nothing but its kind: transformers 4 may misread it.
 
     Args:
         name_or_path: Hub id or folder of the whole base model.
@@ -162,7 +164,6 @@ def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any)
         config = whole
     elif hasattr(whole, "quantization_config") and BEFORE_TRANSFORMERS_5:
         # transformers 4 fails on packed weights of layers that are not built.
-        vars(whole).update({key: value for key, value in vars(config).items() if key in LEGACY_ROPE_FIELDS})
         layer = getattr(config, KEPT, config.num_hidden_layers)
         return cut_base_model(load_causal_lm(name_or_path, config=whole, **kwargs), layer).eval()
     verbosity = logging.get_verbosity()

@@ -6,11 +6,13 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from sparserm_hf.modeling.configuration_sparserm import LEGACY_ROPE_FIELDS
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
-from tiny import VOCAB, tiny_causal_lm, tiny_reward_model, tiny_rewards, tiny_texts, tiny_tokenizer
+from tiny import ARCHITECTURES, VOCAB, tiny_causal_lm, tiny_reward_model, tiny_rewards, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 from world import train_arguments
 
+from sparserm_hf.base_models import load_language_model
 from sparserm_hf.cli import main
 from sparserm_hf.representations import pad_texts
 
@@ -68,6 +70,20 @@ def test_resized_embeddings_load_again(slim, base, tmp_path):
     again = SparseRMForSequenceClassification.from_pretrained(tmp_path / "resized")
     torch.testing.assert_close(tiny_rewards(again), expected)
     assert again.config.vocab_size == again.config.base_config.vocab_size == VOCAB + 5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_base_model_that_transformers_5_has_saved_is_read_as_it_was(architecture, tmp_path):
+    """transformers 4 finds none of its rotary embedding's settings, and silently takes its own."""
+    model = tiny_causal_lm(architecture)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for name in (*LEGACY_ROPE_FIELDS, "partial_rotary_factor", "rotary_emb_base", "rotary_pct"):
+        saved.pop(name, None)
+    rope = ARCHITECTURES[architecture].get("rope_parameters", {})
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"rope_parameters": rope}))
+    ids = torch.tensor([[1, 7, 8, 9, 10, 11]])
+    torch.testing.assert_close(load_language_model(str(tmp_path))(ids).logits, model(ids).logits)
 
 
 def test_labels_give_a_loss_and_a_trainer_evaluates_with_it(tmp_path):

@@ -6,6 +6,7 @@ import inspect
 import logging
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +37,7 @@ from .representations import default_cache_dir
 
 logger = logging.getLogger(__name__)
 
+Model = TypeVar("Model", bound=PreTrainedModel)
 PROBE = 4  # tokens that a base model is tried with before it is cut
 
 
@@ -111,6 +113,14 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def move(model: Model, device: torch.device) -> Model:
+    """Move a model to a device, in place, if it is not there: transformers 4 refuses to move 8-bit weights at all."""
+    there = torch.empty(0, device=device).device  # with a number where `device` has none
+    if any(tensor.device != there for tensor in (*model.parameters(), *model.buffers())):
+        model.to(device)  # type: ignore[arg-type]
+    return model
+
+
 def saved_dtype(model: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
     """Type of a base model's weights in a checkpoint, where it runs in `dtype`.
 
@@ -180,8 +190,7 @@ def prepare_base_model(
     except Exception as error:  # whatever an architecture does when it is run or cut
         raise SparseRMError(f"{type(model).__name__} cannot be cut: {reason(error)}") from error
     check_backbone(model, expected)
-    model.to(device)  # type: ignore[arg-type]
-    return cast_weights(model, dtype).eval().requires_grad_(False)
+    return cast_weights(move(model, device), dtype).eval().requires_grad_(False)
 
 
 def check_kind(decoder: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .base_models import run_probe
+from .base_models import move, run_probe
 from .conversations.encoding import TokenizedText
 from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
@@ -77,7 +77,7 @@ def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         try:
             model.save_pretrained(temporary)
-            again = SparseRMForSequenceClassification.from_pretrained(temporary).to(base_model.device)
+            again = move(SparseRMForSequenceClassification.from_pretrained(temporary), base_model.device)
         except Exception as error:  # whatever a kind of quantisation does
             raise SparseRMError(
                 f"What this base model's quantisation ({getattr(method, 'value', method)}) saves does not load again "

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from scipy.special import expit
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .base_models import longest_text
+from .base_models import longest_text, move
 from .checkpoints import replacing_file
 from .conversations.encoding import ChatEncoder, TokenizedText
 from .conversations.messages import row_name
@@ -70,7 +70,7 @@ def load_reward_model(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
-    return model.to(device), tokenizer
+    return move(model, device), tokenizer
 
 
 class Scores(NamedTuple):

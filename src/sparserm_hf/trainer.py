@@ -21,6 +21,7 @@ from .base_models import (
     load_language_model,
     load_tokenizer,
     longest_text,
+    move,
     prepare_base_model,
     saved_dtype,
     unpacked,
@@ -286,11 +287,8 @@ class SparseRMTrainer:
         config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
         if head.held_out_margins is not None:
             config.reward_temperature = fit_temperature(head.held_out_margins)
-        of_average, of_empty = features.mean(0), features[rewards.argmin()]
-        model = build_model(
-            config, self.base_model, self.saved_dtype, sae, directions.rows, head, of_average, of_empty
-        )
-        return model.to(self.state.device)
+        parts = (sae, directions.rows, head, features.mean(0), features[rewards.argmin()])
+        return move(build_model(config, self.base_model, self.saved_dtype, *parts), self.state.device)
 
     def refer(self, head: FittedHead) -> DriftReference:
         """What the training responses were like, for `sparserm monitor` to hold others against."""
