@@ -87,6 +87,15 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     return getattr(decoder, decoder_layers_name(decoder))
 
 
+def check_layers(decoder: PreTrainedModel, layer: int) -> None:
+    """Raise a ValueError unless a decoder that is cut ends after `layer` layers."""
+    if (depth := len(decoder_layers(decoder))) != layer:
+        raise ValueError(
+            f"The base model in the checkpoint has {depth} layers, but its configuration reads layer {layer}: it was "
+            "changed after it was saved. Save or download it anew."
+        )
+
+
 def final_norm_name(decoder: PreTrainedModel) -> str | None:
     """Find the name of a decoder's final norm.
 

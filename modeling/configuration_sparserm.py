@@ -104,6 +104,7 @@ class SparseRMConfig(PretrainedConfig):
         slim: Whether the checkpoint leaves out the base model, to be loaded from `base_model_name_or_path`.
         run_dtype: Type that the base model ran in when the head was trained, `float32` or `bfloat16`; its weights may
             be saved in another one, without loss.
+        weights_digest: Sums of the weights that were saved with it, see ``weights_sparserm.digest_of``.
 
     Raises:
         ValueError: An unknown pooling, norm, kind of directions or head, marks that are not those of ``MARKS``, or a
@@ -146,6 +147,7 @@ class SparseRMConfig(PretrainedConfig):
         steering: dict[str, float] | None = None,
         slim: bool = False,
         run_dtype: str | None = None,
+        weights_digest: dict[str, dict[str, str]] | None = None,
         **kwargs: Any,
     ):
         for value, known, what in (
@@ -216,6 +218,7 @@ class SparseRMConfig(PretrainedConfig):
         self.steering = steering or {}
         self.slim = slim
         self.run_dtype = run_dtype
+        self.weights_digest = weights_digest
         super().__init__(**kwargs)
 
     def latent_name(self, i: int) -> str:

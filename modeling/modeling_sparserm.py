@@ -9,13 +9,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .autoencoder_sparserm import SparseAutoencoder
-from .backbone_sparserm import backbone_from_config, pool_representations, residual_stream
+from .backbone_sparserm import backbone_from_config, check_layers, pool_representations, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
 from .head_sparserm import HEADS
 from .quantized_sparserm import adopt_quantizer, drop_quantizer, keep_packing
 from .response_sparserm import align_bos, find_responses, mask_from_padding, pooled_tokens
 from .slim_sparserm import BASE_LOADING_ARGUMENTS, has_adapter, head_weights, load_base_of_slim, sample_weights
+from .weights_sparserm import check_index, check_loaded, digest_of
 
 # What `forward` is given by trainers and pipelines, and does not need.
 IGNORED = (
@@ -310,6 +311,8 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             self.config.slim = head is not None
             if head is not None:
                 kwargs["state_dict"] = head
+        state = kwargs.get("state_dict")
+        self.config.weights_digest = digest_of(self.state_dict() if state is None else state)
         if self.config.base_config is not None:  # resizing the token embedding changes one of the two
             self.config.base_config.vocab_size = self.config.vocab_size
         try:
@@ -322,28 +325,24 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         """Load a checkpoint, self-contained or slim, as any transformers model is loaded.
 
         Raises:
-            ValueError: The checkpoint lacks some of its weights.
+            ValueError: The weights are not those that were saved, not finite, or not all of the checkpoint.
             OSError: The base model of a slim checkpoint cannot be found.
         """
+        name = pretrained_model_name_or_path
         output_loading_info = kwargs.pop("output_loading_info", False)
         for_base = {name: kwargs[name] for name in BASE_LOADING_ARGUMENTS if name in kwargs}
         kwargs.setdefault("use_safetensors", True)  # never a pickle
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", "auto")  # as transformers 5 does; transformers 4 takes one that depends
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise ValueError(
-                f"The checkpoint {str(pretrained_model_name_or_path)!r} lacks {len(missing)} of its tensors, among "
-                f"them {missing[0]!r}: it is incomplete, save or download it anew."
-            )
+        check_index(name, kwargs)
+        model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        check_loaded(name, model, info)
         if model.config.slim:
             drop_quantizer(model)  # it is the base model's
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             for_base["dtype"] = model.config.dtype if dtype in (None, "auto") else dtype
             model._attach(load_base_of_slim(model.config, for_base))
+        check_layers(model.model, model.config.layer)
         model.freeze()
         keep_packing(model).eval()
         return (model, info) if output_loading_info else model

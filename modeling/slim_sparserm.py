@@ -20,6 +20,7 @@ from transformers.utils import logging
 from .backbone_sparserm import KEPT, cut_base_model, decoder_of, prepare_backbone
 from .configuration_sparserm import BEFORE_TRANSFORMERS_5, SparseRMConfig, legacy_rope_fields
 from .quantized_sparserm import adopt_quantizer, is_quantized, keep_packing, plain_tensors, quantize_on_loading
+from .weights_sparserm import WHERE, check_index
 
 logger = logging.get_logger(__name__)
 
@@ -35,8 +36,6 @@ BASE_LOADING_ARGUMENTS = (
     "quantization_config",
     "token",
 )
-
-CONFIG_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 SAMPLE = 4096  # numbers of each weight that are remembered
 
@@ -106,7 +105,7 @@ def head_weights(
 
 def load_config(name_or_path: str, kwargs: dict[str, Any]) -> PretrainedConfig:
     """Load the configuration of a base model with the arguments of its `from_pretrained` that say where it is."""
-    where = {name: value for name, value in kwargs.items() if name in CONFIG_ARGUMENTS}
+    where = {name: value for name, value in kwargs.items() if name in WHERE}
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where)
     if BEFORE_TRANSFORMERS_5:  # it would misread what transformers 5 has saved
         text = config.get_text_config()
@@ -123,9 +122,10 @@ def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
 
     Raises:
         OSError: It is not there, or only as a pickle.
-        ValueError: It lacks some of its weights, or is of another kind.
+        ValueError: It lacks some of its weights, is of another kind, or its weights are not all beside it.
     """
     config = kwargs.get("config") or load_config(name_or_path, kwargs)
+    check_index(name_or_path, kwargs)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError("it is an encoder-decoder model, and SparseRM reads causal language models alone.")
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:

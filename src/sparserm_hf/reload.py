@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .base_models import move, run_probe
 from .conversations.encoding import TokenizedText
 from .errors import SparseRMError, reason
+from .modeling.backbone_sparserm import decoder_layers
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .modeling.quantized_sparserm import is_quantized
@@ -71,7 +72,7 @@ def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
     settings = base_model.config.quantization_config
     method = settings["quant_method"] if isinstance(settings, dict) else settings.quant_method
     needed = "name the base model that it was made from, or save the head alone with --slim."
-    config = SparseRMConfig(base_config=base_model.config, latents=[0])
+    config = SparseRMConfig(base_config=base_model.config, layer=len(decoder_layers(base_model)), latents=[0])
     model = SparseRMForSequenceClassification(config, base_model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:

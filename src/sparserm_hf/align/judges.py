@@ -17,6 +17,7 @@ from ..devices import as_numpy, exact
 from ..drift import Drift, DriftReference, TextReadings, find_twin, load_reference, read_texts
 from ..errors import SparseRMError, reason
 from ..evaluation.evaluate import SavedRewardModel
+from ..modeling.weights_sparserm import check_index
 from ..representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
 from ..scoring import encoder_of
 
@@ -98,9 +99,9 @@ class ClassifierJudge:
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, dtype="auto", output_loading_info=True, trust_remote_code=False
-            )
+            check_index(name, {})
+            how = {"num_labels": 1, "dtype": "auto", "output_loading_info": True, "use_safetensors": True}
+            model, loading = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **how)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
         adapters = getattr(model, "peft_config", {}).values()  # that of a LoRA run has the head with it
