@@ -46,9 +46,9 @@ def environment(hub, home, token=TOKEN, **others):
     return kept | ours | ({"HF_TOKEN": token} if token else {}) | others
 
 
-def push(hub, world, tmp_path, **settings):
+def push(hub, world, tmp_path, folder=None, **settings):
     """`sparserm train --push_to_hub`; also the folder that was pushed."""
-    folder = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+    folder = folder or tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
     arguments = train_arguments(world, folder, push_to_hub=True, hub_model_id="me/rm", **settings)
     command = [sys.executable, "-m", "sparserm_hf.cli", *arguments]
     run = subprocess.run(command, env=environment(hub, tmp_path / "home"), capture_output=True, text=True)
@@ -96,6 +96,27 @@ def test_a_private_model_goes_up_and_comes_down_by_branch_commit_and_offline(hub
     assert offline.returncode == 0 and float(offline.stdout) == reward_of(first)
     stranger = load(hub, tmp_path / "stranger", token=None)
     assert stranger.returncode != 0 and "private or gated" in stranger.stderr
+
+
+def test_a_push_takes_what_was_written_and_removes_what_is_stale(hub, world, tmp_path):
+    """Secrets and notes in the output folder went up, and a model without controls kept those of the one before."""
+    folder = tmp_path / "out"
+    push(hub, world, tmp_path, folder)
+    repo = hub.repos["me/rm"]
+    repo.commits[repo.branches["main"]] |= {"paper.pdf": b"theirs", "more/model.safetensors": b"theirs"}
+    (tmp_path / "secret").write_text("hf_secret")
+    (folder / ".env").write_text("HF_TOKEN=hf_secret")
+    (folder / "tokenizer_notes.txt").write_text("hf_secret")
+    (folder / "evaluation.json").symlink_to(tmp_path / "secret")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "events").write_text("hf_secret")
+    pushed, _ = push(hub, world, tmp_path, folder, controls=False)
+    assert pushed.returncode == 0, pushed.stderr
+    files = repo.commits[repo.branches["main"]]
+    assert not any(b"hf_secret" in content for content in files.values())
+    assert {"paper.pdf", "more/model.safetensors", "model.safetensors"} <= files.keys()
+    assert "controls.safetensors" not in files
+    assert (folder / ".env").exists(), "and here it stays"
 
 
 @pytest.mark.parametrize("step", ["lfs", "commit"])

@@ -35,6 +35,7 @@ LEVELS = [
         "processes",
         "quantization",
         "checkpoints",
+        "replacing",
         "base_models",
         "training_config",
         "trackers",

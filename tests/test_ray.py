@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.works_with(
 )
 
 ray = pytest.importorskip("ray")
+import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from sparserm_hf.integrations import ray_data  # noqa: E402
@@ -89,14 +91,14 @@ def test_a_lost_actor_is_replaced(cluster, one_chunk_a_part, source, expected, t
 
 def test_a_run_that_gave_up_goes_on(cluster, one_chunk_a_part, source, expected, trained, tmp_path, monkeypatch):
     class Fails(ray_data.PartScorer):
-        def score(self, part, path):
+        def score(self, part, table, rows, path):
             if part["number"] == 2:
                 for _ in range(600):  # until the other worker is done: the run ends with the error
                     if len(list(self.folder.glob("part-*.parquet"))) == 2:
                         break
                     time.sleep(0.1)
                 raise MemoryError("too little")
-            super().score(part, path)
+            super().score(part, table, rows, path)
 
     def run():
         return ray_data.score_parquet(str(trained), source, tmp_path / "scored", dtype="float32", workers=2)
@@ -113,6 +115,36 @@ def test_a_run_that_gave_up_goes_on(cluster, one_chunk_a_part, source, expected,
     scored = tmp_path / "scored"
     assert {path: (scored / path.name).stat().st_mtime_ns for path in before} == before
     assert pq.read_table(scored).to_pylist() == expected
+
+
+def test_a_run_does_not_go_on_with_the_rows_of_another_file(cluster, one_chunk_a_part, trained, tmp_path, monkeypatch):
+    """Of two files with the same footer, the scores of one came back for 4,095 rows of the other."""
+    texts = [[f"w{(i * k) % 60:02d}" for i in range(scoring.CHUNK_ROWS)] for k in (7, 11)]
+    source, alone = tmp_path / "rows.parquet", tmp_path / "alone.jsonl"
+    tables = [pa.table({"text": ["w00", *column, "w59"] * 2}) for column in texts]
+
+    def run():
+        return ray_data.score_parquet(str(trained), source, tmp_path / "scored", dtype="float32", workers=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: 1 / 0)  # the last step of a run
+        pq.write_table(tables[0], source, compression="none", use_dictionary=False)
+        with pytest.raises(ZeroDivisionError):
+            run()
+        assert len(list(tmp_path.glob("scored.*.parts/*.parquet"))) == 3
+    footer = ray_data.fingerprint_files([source])
+    pq.write_table(tables[1], source, compression="none", use_dictionary=False)
+    assert ray_data.fingerprint_files([source]) == footer
+    (part,) = tmp_path.glob("scored.*.parts/part-000002.parquet")
+    assert run().kept == 0
+    assert main(["score", str(trained), str(source), "--output", str(alone), "--dtype", "float32"]) == 0
+    expected = [json.loads(line)["reward"] for line in alone.read_text().splitlines()]
+    assert pq.read_table(tmp_path / "scored")["reward"].to_pylist() == pytest.approx(expected, abs=1e-5)
+    broken = bytearray((tmp_path / "scored" / part.name).read_bytes())
+    assert ray_data.rows_of(tmp_path / "scored" / part.name) is not None
+    broken[len(broken) // 4] ^= 1
+    (tmp_path / "broken.parquet").write_bytes(broken)
+    assert ray_data.rows_of(tmp_path / "broken.parquet") is None
 
 
 def test_a_folder_of_files_keeps_its_order_and_the_columns(cluster, trained, tmp_path):

@@ -142,14 +142,30 @@ def test_a_shard_that_was_cut_off_is_computed_again(base_model, tmp_path, small_
     assert np.array_equal(in_order(collect(base_model, tmp_path)).mean, expected.mean)
 
 
+@pytest.mark.parametrize("place", np.linspace(0, 1, 12, endpoint=False))
+def test_a_shard_with_a_flipped_bit_is_computed_again(place, base_model, tmp_path, small_shards):
+    """It gave another model, with exit code 0, or a segmentation fault where the bit was of a column's number."""
+    expected = in_order(collect(base_model, tmp_path))
+    (folder,) = tmp_path.iterdir()
+    shards = sorted(folder.iterdir())
+    broken = bytearray(shards[1].read_bytes())
+    broken[int(place * len(broken))] ^= 1 << 6
+    shards[1].write_bytes(broken)
+    again = in_order(collect(base_model, tmp_path))
+    assert all(np.array_equal(getattr(again, name), array) for name, array in vars(expected).items())
+    shards[2].write_bytes(shards[1].read_bytes())  # whole, and another one
+    again = in_order(collect(base_model, tmp_path))
+    assert all(np.array_equal(getattr(again, name), array) for name, array in vars(expected).items())
+
+
 def test_a_full_disk_leaves_nothing_half_written(base_model, tmp_path, small_shards, monkeypatch):
     real = representations.save_file
 
-    def full_disk(tensors, path):
+    def full_disk(tensors, path, metadata):
         if "00002" in path.name:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device", str(path))
-        real(tensors, path)
+        real(tensors, path, metadata)
 
     monkeypatch.setattr(representations, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
@@ -20,7 +20,7 @@ from world import HOOK, TWO_PROCESSES, make_rows, save_sae, train_arguments, wri
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
 from sparserm_hf.base_models import cast_weights, unpacked_folder
-from sparserm_hf.checkpoints import replacing_folder, save_tokenizer
+from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.cli import main
 from sparserm_hf.errors import SparseRMError
 from sparserm_hf.sae.formats import LoadedSAE
@@ -339,33 +339,6 @@ def test_a_checkpoint_without_its_sae_is_refused(trained, tmp_path):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "copy")
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
-    folder = tmp_path / "model"
-    for content in ("old", "new"):
-        with replacing_folder(folder) as temporary:
-            (temporary / "model.safetensors").write_text(content)
-            (temporary / f"{content}.safetensors").write_text(content)
-    (folder / "notes.md").write_text("mine")
-    with pytest.raises(OSError), replacing_folder(folder) as temporary:
-        (temporary / "model.safetensors").write_text("half")
-        raise OSError(28, "No space left on device")
-    assert (folder / "model.safetensors").read_text() == "new"
-    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "new.safetensors", "notes.md"}
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_save_replaces_folders_too(tmp_path):
-    """transformers keeps chat templates with names in a folder, and a rename onto a full one fails."""
-    folder = tmp_path / "model"
-    for content in ("old", "new"):
-        with replacing_folder(folder) as temporary:
-            (temporary / "config.json").write_text(content)
-            (temporary / "templates").mkdir()
-            (temporary / "templates" / f"{content}.jinja").write_text(content)
-    assert (folder / "config.json").read_text() == "new"
-    assert [file.name for file in (folder / "templates").iterdir()] == ["new.jinja"]
-
-
 def test_gguf_files_of_one_name_and_size_are_told_apart(tmp_path):
     """llama.cpp calls them all alike, and a fine-tune is as large as its base: one was taken for the other."""
     paths = [tmp_path / name / "ggml-model-Q4_K_M.gguf" for name in ("one", "other")]
@@ -375,16 +348,6 @@ def test_gguf_files_of_one_name_and_size_are_told_apart(tmp_path):
     folders = {unpacked_folder(path, tmp_path) for path in paths}
     os.utime(paths[0], ns=(1, 1))
     assert len(folders | {unpacked_folder(paths[0], tmp_path)}) == 3
-
-
-def test_a_full_disk_is_an_os_error_whatever_safetensors_calls_it(tmp_path):
-    """safetensors has an exception of its own for it, which once reached the user as a traceback."""
-    with (
-        pytest.raises(OSError, match=r"model cannot be written: .*No space left"),
-        replacing_folder(tmp_path / "model"),
-    ):
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_run_resumes_to_the_same_bits(world, trained, tmp_path):

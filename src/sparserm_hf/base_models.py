@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .checkpoints import replacing_folder, save_tokenizer
+from .checkpoints import save_tokenizer
 from .errors import SparseRMError, reason
 from .modeling.backbone_sparserm import (
     backbone_from_config,
@@ -33,6 +33,7 @@ from .modeling.quantized_sparserm import is_quantized, keep_packing
 from .modeling.slim_sparserm import has_adapter, load_causal_lm
 from .processes import process_state
 from .quantization import quantized_loading
+from .replacing import replacing_folder
 from .representations import default_cache_dir
 
 logger = logging.getLogger(__name__)

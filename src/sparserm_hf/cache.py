@@ -22,7 +22,7 @@ def prune_cache(cache_dir: Path, most_bytes: int = MOST_BYTES) -> None:
         most_bytes: In bytes. What was used within the last hour stays all the same.
     """
     folders = [path for path in cache_dir.iterdir() if re.fullmatch(r"[0-9a-f]{32}", path.name)]
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in folders}
+    sizes = {path: sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in folders}
     total = sum(sizes.values())
     for path in sorted(folders, key=lambda path: path.stat().st_mtime):
         if total <= most_bytes or time.time() - path.stat().st_mtime < IN_USE:

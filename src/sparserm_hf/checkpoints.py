@@ -1,20 +1,18 @@
-"""A checkpoint folder: may it be written to, the tokenizer that goes into it, all of it or nothing, and to the Hub."""
+"""A checkpoint folder: may it be written to, the tokenizer that goes into it, and its way to the Hub."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
-from .errors import SparseRMError, full_disk_as_os_error
+from .errors import SparseRMError
+from .replacing import is_own
 
 LOGS = "runs"  # folder inside the output folder that trackers write to
 
@@ -23,6 +21,8 @@ def check_output_dir(folder: Path) -> None:
     """Raise a `SparseRMError` unless a checkpoint may be written there: it is new, empty, or holds a SparseRM."""
     if folder.is_file():
         raise SparseRMError(f"The output folder {str(folder)!r} is a file; name a folder.")
+    if folder.is_mount():
+        raise SparseRMError(f"The output folder {str(folder)!r} is the root of a volume; name a folder inside it.")
     config = folder / "config.json"
     if not folder.is_dir() or {file.name for file in folder.iterdir()} <= {LOGS}:
         return
@@ -64,46 +64,6 @@ def check_slim(base: str, by_name: bool, unreachable: bool) -> None:
         )
 
 
-@contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file name beside `path`; when the block ends well, that file takes the place of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with full_disk_as_os_error(path):
-            yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; when the block ends well, its files take the place of those there.
-
-    A block that fails leaves `folder` as it was. Files of other names stay, but for weights of an earlier checkpoint.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with full_disk_as_os_error(folder):
-            yield temporary
-        temporary.chmod(0o755)
-        if not folder.exists():
-            temporary.rename(folder)
-            return
-        new = {file.name for file in temporary.iterdir()}
-        # The configuration last: without it, what a kill leaves half-way cannot be taken for a whole checkpoint.
-        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
-            if (folder / file.name).is_dir():
-                shutil.rmtree(folder / file.name)
-            file.replace(folder / file.name)
-        for file in folder.iterdir():
-            if ".safetensors" in file.suffixes and file.name not in new:
-                file.unlink()
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save a tokenizer so that transformers 4 reads it too.
 
@@ -124,11 +84,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def push_folder(folder: Path, repo_id: str | None, private: bool, **kwargs: Any) -> str:
-    """Upload a folder to the Hub.
+def push_folder(folder: Path, files: Sequence[str], repo_id: str | None, private: bool, **kwargs: Any) -> str:
+    """Upload a checkpoint to the Hub, and nothing else that lies in its folder.
+
+    Files of an earlier checkpoint that this one does not have are removed there.
 
     Args:
-        folder: What is uploaded.
+        folder: The checkpoint.
+        files: What was written into it.
         repo_id: The repository, which is made where it is missing; by default named after the folder.
         private: Whether it is made private.
         kwargs: Passed to `HfApi.upload_folder`.
@@ -142,7 +105,9 @@ def push_folder(folder: Path, repo_id: str | None, private: bool, **kwargs: Any)
     api, name = HfApi(), repo_id or folder.name
     try:
         repo = api.create_repo(name, private=private, exist_ok=True)
-        return api.upload_folder(folder_path=folder, repo_id=repo.repo_id, **kwargs).commit_url
+        there = api.list_repo_files(repo.repo_id, revision=kwargs.get("revision"))
+        ours = {"allow_patterns": list(map(escape, files)), "delete_patterns": [escape(x) for x in there if is_own(x)]}
+        return api.upload_folder(folder_path=folder, repo_id=repo.repo_id, **ours | kwargs).commit_url
     except (OSError, RuntimeError, ValueError) as error:  # the client raises all of them
         telling = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         why = " ".join(str(telling).split()) or type(telling).__name__

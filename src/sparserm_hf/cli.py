@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -262,6 +264,11 @@ def demo_command(args: argparse.Namespace) -> None:
     run_demo(Path(args.output_dir))
 
 
+def _terminated(number: int, _: object) -> NoReturn:
+    """End as Ctrl-C does, so that nothing half-written is left."""
+    raise KeyboardInterrupt(number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
@@ -275,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of each multiplication in 8 bits
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         code = args.run(args)
     except (SparseRMError, OSError) as error:
@@ -284,12 +293,12 @@ def main(argv: list[str] | None = None) -> int:
         where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
         print(f"sparserm: error: {message}{where}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(
             "sparserm: interrupted; what is cached or written in parts is kept and will not be computed again.",
             file=sys.stderr,
         )
-        return 130
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     return code or 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .checkpoints import check_output_dir, check_output_file, replacing_file
+from .checkpoints import check_output_dir, check_output_file
 from .conversations.files import iterate_rows, load_preferences
 from .conversations.messages import row_name
 from .conversations.rows import texts_of_row
@@ -24,6 +24,7 @@ from .explain.report import check_report, write_report
 from .explain.rows import as_json, explain_rows
 from .explain.terminal import print_drift, print_effect, print_explanation, print_latents
 from .processes import process_state
+from .replacing import replacing_file
 from .scoring import ROW_ERROR, encoder_of, json_line, load_reward_model
 
 

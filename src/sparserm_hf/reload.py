@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from .modeling.backbone_sparserm import decoder_layers
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .modeling.quantized_sparserm import is_quantized
+from .replacing import temporary_beside
 from .scoring import encoder_of, load_reward_model
 
 CONVERSATION = [
@@ -75,7 +75,7 @@ def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
     config = SparseRMConfig(base_config=base_model.config, layer=len(decoder_layers(base_model)), latents=[0])
     model = SparseRMForSequenceClassification(config, base_model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+    with temporary_beside(folder) as temporary:
         try:
             model.save_pretrained(temporary)
             again = move(SparseRMForSequenceClassification.from_pretrained(temporary), base_model.device)

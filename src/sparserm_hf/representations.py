@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import constants
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 
 from .activations import encode_texts, mean_and_largest
 from .cache import prune_cache
-from .checkpoints import replacing_file
 from .conversations.encoding import TokenizedText
 from .errors import SparseRMError
 from .modeling.autoencoder_sparserm import SparseAutoencoder
@@ -33,10 +32,12 @@ from .modeling.response_sparserm import pooled_tokens
 from .modeling.slim_sparserm import sample
 from .packing import Family, can_pack, find_families, run_packed
 from .processes import process_state
+from .replacing import replacing_file
 from .shards import Representations, StoredShard
 
 logger = logging.getLogger(__name__)
 
+DIGEST = "digest"  # in the metadata of a shard: of its place and tensors
 CACHE_FORMAT = 4  # raise it when what a shard holds changes
 SHARD_TOKENS = 16_384  # a killed run loses at most this much work
 TOKEN_TEXTS = 2_048  # the first texts, whose activations are kept for each token: enough to name latents by
@@ -85,14 +86,15 @@ def fingerprint_module(module: nn.Module) -> str:
     All weights are hashed once; as long as a sample of each is the same, they are taken to be the same.
     """
     state = plain_tensors(module.state_dict())
-    sampled = _hash(module, {name: sample(tensor) for name, tensor in state.items()})
+    kind = type(module).__name__
+    sampled = _hash(kind, {name: sample(tensor) for name, tensor in state.items()})
     if _fingerprints.get(module, ("", ""))[0] != sampled:
-        _fingerprints[module] = sampled, _hash(module, state)
+        _fingerprints[module] = sampled, _hash(kind, state)
     return _fingerprints[module][1]
 
 
-def _hash(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.blake2b(type(module).__name__.encode(), digest_size=16)
+def _hash(what: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(what.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -198,12 +200,20 @@ class _SparseRows:
         return whole | {f"{prefix}_starts": torch.cat(self.counts).cumsum(0)}
 
 
+def _save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    with replacing_file(path) as temporary:
+        save_file(tensors, temporary, {DIGEST: _hash(f"{path.parent.name}/{path.name}", tensors)})
+
+
 def _is_whole(path: Path) -> bool:
-    """Whether a shard is there and not cut off, as a power failure may leave it."""
+    """Whether a shard is there, and holds what was written: not cut off by a power failure, and no bit flipped."""
+    if not path.exists():
+        return False
     try:
-        with safe_open(path, "pt"):
-            return True
-    except (OSError, SafetensorError):
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata()[DIGEST] == _hash(f"{path.parent.name}/{path.name}", tensors)
+    except Exception:  # whatever a broken file does
         return False
 
 
@@ -216,6 +226,8 @@ def collect_representations(
     max_tokens: int | None = None,
 ) -> Representations:
     """Represent texts; what is already in the cache is not computed again, even where a run was killed half-way.
+
+    A shard that is not what was written there is.
 
     What several texts begin with, such as the prompt of a pair, is computed once.
 
@@ -278,8 +290,7 @@ def collect_representations(
             for i in todo:
                 shard = [[families[j] for j in batch] for batch in shards[i]]
                 tensors = _compute_shard(base_model, sae, texts, ids_of, shard, how, packed)
-                with replacing_file(paths[i]) as temporary:
-                    save_file(tensors, temporary)
+                _save_shard(tensors, paths[i])
                 bar.update(size[i])
     else:
         logger.info("All representations come from the cache, %s", folder)

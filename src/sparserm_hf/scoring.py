@@ -16,7 +16,6 @@ from scipy.special import expit
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .base_models import longest_text, move
-from .checkpoints import replacing_file
 from .conversations.encoding import ChatEncoder, TokenizedText
 from .conversations.messages import row_name
 from .conversations.rows import check_row, texts_of_row
@@ -25,6 +24,7 @@ from .errors import SparseRMError, reason
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .processes import process_state
+from .replacing import replacing_file
 from .representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
 
 PROBABILITY = "chosen_probability"  # what `probabilities` adds to a pair
@@ -51,7 +51,7 @@ def check_reward_model(name: str, revision: str | None = None) -> dict[str, Any]
 def load_reward_model(
     name: str, device: torch.device, dtype: str = "auto", revision: str | None = None
 ) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
-    """Load a SparseRM checkpoint and its tokenizer.
+    """Load a SparseRM checkpoint and its tokenizer: the new one, or the old one, where it is just being replaced.
 
     Args:
         name: Folder or Hub id.
@@ -63,6 +63,27 @@ def load_reward_model(
     Raises:
         SparseRMError: It is missing, broken or something else than a SparseRM.
     """
+    while True:
+        folder = _identity(name)
+        try:
+            loaded = _load(name, device, dtype, revision)
+        except SparseRMError:
+            if _identity(name) == folder:
+                raise
+            continue
+        if _identity(name) == folder:  # else files of both may have been read
+            return loaded
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    """What tells a folder from the one that it is replaced by; None of a repository, whose commits do not change."""
+    about = Path(name).stat() if Path(name).is_dir() else None
+    return about and (about.st_ino, about.st_ctime_ns)
+
+
+def _load(
+    name: str, device: torch.device, dtype: str, revision: str | None
+) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
     settings = check_reward_model(name, revision)
     dtype = {"auto": settings.get("run_dtype") or "auto", "saved": "auto"}.get(dtype, dtype)
     try:
@@ -204,6 +225,11 @@ def run_fingerprint(
     return hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
 
 
+def fingerprint_rows(rows: Iterable[dict[str, Any]]) -> str:
+    """What tells rows from others."""
+    return hashlib.blake2b("".join(map(json_line, rows)).encode(), digest_size=8).hexdigest()
+
+
 class ScoredFile(NamedTuple):
     """How the scoring of a file went.
 
@@ -247,8 +273,7 @@ def score_to_file(
     state.wait_for_everyone()  # until all have looked
     parts, kept, first_number = [], 0, 1
     for number, chunk in enumerate(chunks(rows)):
-        digest = hashlib.blake2b("".join(map(json_line, chunk)).encode(), digest_size=8).hexdigest()
-        parts.append(folder / f"{number:06d}-{digest}.jsonl")
+        parts.append(folder / f"{number:06d}-{fingerprint_rows(chunk)}.jsonl")
         if parts[-1].name in there:
             kept += len(chunk)
         elif number % state.num_processes == state.process_index:

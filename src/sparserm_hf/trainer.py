@@ -27,7 +27,7 @@ from .base_models import (
     unpacked,
 )
 from .calibration import fit_temperature
-from .checkpoints import check_output_dir, check_slim, push_folder, replacing_folder, save_tokenizer
+from .checkpoints import check_output_dir, check_slim, push_folder, save_tokenizer
 from .conversations.encoding import ChatEncoder, TokenizedText
 from .conversations.marks import find_marks
 from .conversations.pairs import TokenizedPreferences, tokenize_preferences
@@ -51,6 +51,7 @@ from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .processes import process_state
 from .quantization import check_quantized
 from .reload import check_quantized_reload, check_reload
+from .replacing import replacing_folder
 from .representations import Pooling, collect_representations, default_cache_dir, named_dtype
 from .sae.check import check_before_training
 from .sae.formats import LoadedSAE, load_sae
@@ -308,11 +309,11 @@ class SparseRMTrainer:
         else:
             self._write(Path(output_dir or self.args.output_dir))
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path) -> list[str]:
         if self.model is None:
             raise SparseRMError("There is no model to save yet: call train() first.")
         if not self.state.is_main_process:
-            return
+            return []
         check_output_dir(folder)
         model = self.model.to_slim() if self.args.slim else self.model
         with replacing_folder(folder) as temporary:
@@ -329,9 +330,10 @@ class SparseRMTrainer:
             card = render_model_card(name, model.config, settings, self.metrics, self.evaluation)
             (temporary / "README.md").write_text(card)
             check_reload(temporary, model, self.processing_class)
+            return [file.relative_to(temporary).as_posix() for file in temporary.rglob("*") if file.is_file()]
 
     def push_to_hub(self, commit_message: str = "Add SparseRM reward model", **kwargs: Any) -> str:
-        """Save the model and upload the folder, tokenizer and card included.
+        """Save the model and upload it, tokenizer and card included; see `push_folder`.
 
         Args:
             commit_message: Of the commit on the Hub.
@@ -341,8 +343,8 @@ class SparseRMTrainer:
             The address of the commit; empty in all processes but the main one.
         """
         folder, private = Path(self.args.output_dir), self.args.hub_private_repo
-        self._write(folder)
+        files = self._write(folder)
         self.state.wait_for_everyone()
         if not self.state.is_main_process:
             return ""
-        return push_folder(folder, self.args.hub_model_id, private, commit_message=commit_message, **kwargs)
+        return push_folder(folder, files, self.args.hub_model_id, private, commit_message=commit_message, **kwargs)

@@ -12,10 +12,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import replacing_folder
 from ..drift import ALARM
 from ..errors import SparseRMError
 from ..processes import process_state
+from ..replacing import replacing_folder
 from ..representations import fingerprint_module
 from .dpo import TRAINING, train_adapter
 from .files import read_rows, write_json, write_rows

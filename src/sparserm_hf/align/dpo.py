@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from ..checkpoints import replacing_folder
 from ..errors import SparseRMError
+from ..replacing import replacing_folder
 from .pairs import Row
 from .policy import Policy, memory_advice
 from .settings import AlignmentConfig

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import replacing_file
+from ..replacing import replacing_file
 from ..scoring import json_line
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..checkpoints import replacing_file
 from ..evaluation.plots import STYLE
+from ..replacing import replacing_file
 
 LABELS = {
     "reward": "mean reward of answers (SparseRM)",

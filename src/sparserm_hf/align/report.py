@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..checkpoints import replacing_file
+from ..replacing import replacing_file
 from .aligner import FIRST, SPARSERM, IterativeAligner, Outcome
 from .files import read_rows, write_json
 from .plots import SHARES, draw_rounds

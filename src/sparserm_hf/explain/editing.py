@@ -11,7 +11,7 @@ import numpy as np
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
-from ..checkpoints import check_output_dir, replacing_folder, save_tokenizer
+from ..checkpoints import check_output_dir, save_tokenizer
 from ..conversations.pairs import TokenizedPreferences
 from ..drift import REFERENCE_FILE
 from ..errors import SparseRMError
@@ -20,6 +20,7 @@ from ..evaluation.evaluate import EVALUATION_FILE, SavedRewardModel, reward_repr
 from ..evaluation.metrics import PairMetrics, pair_metrics
 from ..hub_cards.render import PLOT_FILE
 from ..reload import check_reload
+from ..replacing import replacing_folder
 
 SECTION = "## Steering"
 

@@ -13,13 +13,13 @@ from markupsafe import Markup
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
-from ..checkpoints import replacing_file
 from ..conversations.pairs import TokenizedPreferences
 from ..conversations.turns import Turn, find_turns
 from ..errors import SparseRMError
 from ..evaluation.evaluate import EVALUATION_FILE, Evaluation, SavedRewardModel
 from ..evaluation.plots import as_svg, draw_accuracy, draw_calibration, draw_k, draw_length
 from ..modeling.configuration_sparserm import SparseRMConfig
+from ..replacing import replacing_file
 from ..version import __version__
 from .attribution import LatentEffect, TextExplanation, contrast, explain_tokens
 from .latents import LatentReport, known_latents, report_latents

@@ -16,8 +16,8 @@ import torch
 from ray.exceptions import RayError
 from tqdm.auto import tqdm
 
-from ..checkpoints import replacing_file
 from ..errors import SparseRMError, reason
+from ..replacing import replacing_file
 from ..scoring import (
     ADDED,
     CHUNK_ROWS,
@@ -26,10 +26,12 @@ from ..scoring import (
     add_rewards,
     check_reward_model,
     encoder_of,
+    fingerprint_rows,
     load_reward_model,
     run_fingerprint,
 )
 
+ROWS = b"sparserm_rows"  # in the metadata of a part: the fingerprint of the rows that were scored into it
 PART_CHUNKS = 8  # chunks of rows in an output file, which is what a lost actor loses at most
 MAX_BLOCKS = 1000  # units that Ray Data hands out and, after a failure, hands out again
 CPUS_A_WORKER = 4  # where there is no GPU
@@ -86,6 +88,16 @@ def read_rows(file: str, start: int, rows: int) -> pa.Table:
     return groups.slice(start - int(ends[first] - sizes[first]), rows)
 
 
+def rows_of(path: Path) -> bytes | None:
+    """The fingerprint of the rows that a part was made of; None where it is missing or broken."""
+    if not path.exists():
+        return None
+    try:
+        return (pq.read_table(path, page_checksum_verification=True).schema.metadata or {}).get(ROWS)
+    except (OSError, pa.ArrowException):
+        return None
+
+
 class PartScorer:
     """An actor: holds the model and turns parts of the input into Parquet files.
 
@@ -119,20 +131,21 @@ class PartScorer:
     def __call__(self, part: Part) -> dict[str, Any]:
         """Score a part unless it is there; says where it is, or what is wrong: raised, Ray would bury it."""
         path = self.folder / f"part-{part['number']:06d}.parquet"
-        kept, error = path.exists(), ""
-        if not kept:
-            try:
-                self.score(part, path)
-            except SparseRMError as wrong:
-                error = str(wrong)
-            except Exception as wrong:
-                error = f"{type(wrong).__name__}: {reason(wrong)}."
+        kept, error = False, ""
+        try:
+            table = read_rows(part["file"], part["start"], part["rows"])
+            rows = table.to_pylist()
+            kept = rows_of(path) == fingerprint_rows(rows).encode()
+            if not kept:
+                self.score(part, table, rows, path)
+        except SparseRMError as wrong:
+            error = str(wrong)
+        except Exception as wrong:
+            error = f"{type(wrong).__name__}: {reason(wrong)}."
         return {"rows": part["rows"], "kept": kept, "folder": str(self.folder), "error": error}
 
-    def score(self, part: Part, path: Path) -> None:
+    def score(self, part: Part, table: pa.Table, rows: list[dict[str, Any]], path: Path) -> None:
         """Score a part into a file."""
-        table = read_rows(part["file"], part["start"], part["rows"])
-        rows = table.to_pylist()
         first = part["start"] + 1
         scored = list(add_rewards(self.model, self.encoder, rows, first, self.probabilities, part["file"]))
         table = table.drop_columns([name for name in ADDED if name in table.column_names])
@@ -141,9 +154,10 @@ class PartScorer:
                 continue
             kind = pa.string() if name == ROW_ERROR else pa.float64()
             table = table.append_column(name, pa.array([row.get(name) for row in scored], kind))
+        table = table.replace_schema_metadata((table.schema.metadata or {}) | {ROWS: fingerprint_rows(rows)})
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing_file(path) as temporary:
-            pq.write_table(table, temporary)
+            pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def score_parquet(
@@ -159,7 +173,8 @@ def score_parquet(
     """Score Parquet files into a folder of Parquet files, on the Ray cluster of `RAY_ADDRESS` or on this machine.
 
     Until all parts are scored they are in `<output>.<fingerprint>.parts`; a run that was killed goes on where it
-    stopped, and Ray gives the parts of a lost actor to another one. Rows keep their order over the files.
+    stopped, where the rows are still the same, and Ray gives the parts of a lost actor to another one. Rows keep their
+    order over the files.
 
     Args:
         model: Reward model: a folder that every node sees, or a Hub id.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import replacing_folder, save_tokenizer
+from ..checkpoints import save_tokenizer
 from ..conversations.encoding import ChatEncoder
 from ..conversations.marks import ChatFormat
 from ..conversations.templates import render
@@ -21,6 +21,7 @@ from ..errors import SparseRMError
 from ..modeling.backbone_sparserm import final_norm_name
 from ..modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..replacing import replacing_folder
 from ..scoring import score_texts
 
 # Largest difference that the check after folding lets pass, in standard deviations of the reward.

@@ -11,9 +11,9 @@ from pathlib import Path
 from huggingface_hub import constants, get_session
 from tqdm.auto import tqdm
 
-from ..checkpoints import replacing_file
 from ..errors import reason
 from ..naming import one_line
+from ..replacing import replacing_file
 
 logger = logging.getLogger(__name__)
 

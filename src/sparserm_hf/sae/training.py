@@ -19,8 +19,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..checkpoints import replacing_folder
 from ..errors import SparseRMError, reason
+from ..replacing import replacing_folder
 from ..representations import fingerprint_module, preferred_dtype
 from .fit import MIN_TOKENS, Fit, measure_fit
 from .formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
