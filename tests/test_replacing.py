@@ -68,7 +68,9 @@ def killed_at(number, job, *arguments):
 
 @pytest.mark.parametrize("exchanges", [True, False], ids=["exchanged", "renamed twice"])
 @pytest.mark.parametrize("notes", [False, True])
-def test_a_kill_between_any_two_file_operations_leaves_one_or_the_other(exchanges, notes, tmp_path, monkeypatch):
+def test_a_kill_between_any_two_file_operations_leaves_one_or_the_other(
+    exchanges, notes, tmp_path, monkeypatch, record_property
+):
     """A kill between the renames of files mixed two models: 6 of 14 points."""
     if not exchanges:
         monkeypatch.setattr(replacing, "_exchange", no_exchange)
@@ -101,11 +103,12 @@ def test_a_kill_between_any_two_file_operations_leaves_one_or_the_other(exchange
         assert contents(folder) == new
         assert {path.name for path in tmp_path.iterdir()} == {"model", "before"}, "what the kill left is swept"
         number += 1
-    assert number > 15 and found == sorted(found), "old up to some operation, and new from then on"
+    record_property("tries", len(found))
+    assert len(found) > 15 and found == sorted(found), "old up to some operation, and new from then on"
     assert True in found and False in found
 
 
-def test_a_kill_leaves_one_file_or_the_other(tmp_path):
+def test_a_kill_leaves_one_file_or_the_other(tmp_path, record_property):
     path, number, found = tmp_path / "scores.jsonl", 1, set()
     while True:
         path.write_text("old")
@@ -115,6 +118,7 @@ def test_a_kill_leaves_one_file_or_the_other(tmp_path):
         write_file(path, "newer")
         assert path.read_text() == "newer" and [file.name for file in tmp_path.iterdir()] == ["scores.jsonl"]
         number += 1
+    record_property("tries", number - 1)
     assert found == {"old", "new"}
 
 
@@ -127,7 +131,7 @@ def test_what_another_process_is_writing_is_not_swept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_reader_gets_the_old_model_or_the_new_one(tmp_path):
+def test_a_reader_gets_the_old_model_or_the_new_one(tmp_path, record_property):
     """Loading reads file after file: of the old folder, and then of the new one."""
     folder, models = tmp_path / "model", [tiny_reward_model(), tiny_reward_model()]
     models[1].score.weight.data += 1
@@ -153,6 +157,7 @@ def test_a_reader_gets_the_old_model_or_the_new_one(tmp_path):
     finally:
         done.set()
         writer.join()
+    record_property("tries", len(found))
     assert all(any(torch.equal(rewards, one) for one in expected) for rewards in found)
 
 

@@ -110,7 +110,7 @@ def flip(path, name, bit):
 
 @pytest.mark.parametrize("slim", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_bit_that_flipped_is_told(dtype, slim, tmp_path):
+def test_a_bit_that_flipped_is_told(dtype, slim, tmp_path, record_property):
     """One in the sign of a head's weight turned rewards round, with exit code 0."""
     tiny_causal_lm().save_pretrained(tmp_path / "base")
     model = tiny_reward_model(base_model_name_or_path=str(tmp_path / "base")).to(dtype)
@@ -120,6 +120,7 @@ def test_a_bit_that_flipped_is_told(dtype, slim, tmp_path):
     rng = np.random.default_rng(0)
     with safe_open(tmp_path / "model" / WEIGHTS, "pt") as file:
         names = sorted(file.keys())
+    record_property("tries", 2 * len(names))
     for name in names:
         shutil.copytree(tmp_path / "model", tmp_path / "broken")
         flip(tmp_path / "broken" / WEIGHTS, name, int(rng.integers(2**31)))
@@ -156,10 +157,11 @@ def test_a_checkpoint_without_a_digest_loads(saved):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_refused(value, saved):
+def test_weights_that_are_not_finite_are_refused(value, saved, record_property):
     """Rewards were NaN in JSON, or null with the answer 200."""
     edit_config(saved, weights_digest=None)
     tensors = read((saved / WEIGHTS).read_bytes())
+    record_property("tries", len(tensors))
     for name, tensor in tensors.items():
         broken = tensor.clone()
         broken.view(-1)[-1] = value
