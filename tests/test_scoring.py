@@ -11,7 +11,10 @@ from world import TWO_PROCESSES, make_rows, train_arguments, write_jsonl
 
 from sparserm_hf import scoring
 from sparserm_hf.cli import main
-from sparserm_hf.scoring import load_reward_model, score_rows, score_to_file
+from sparserm_hf.errors import SparseRMError
+from sparserm_hf.explain.rows import explain_rows
+from sparserm_hf.integrations.reward_function import SparseRMReward
+from sparserm_hf.scoring import encoder_of, load_reward_model, score_rows, score_to_file
 
 
 def test_no_more_tokens_are_read_than_there_are_positions():
@@ -111,6 +114,27 @@ def test_a_row_that_cannot_be_scored_says_why_and_the_others_are_scored(trained,
     told = [line for line in shown.err.splitlines() if line.startswith("sparserm: error: ")]
     assert told == [f"sparserm: error: {scored[i]['reward_error']}" for i in (1, 2)]
     assert told[0].startswith(f"sparserm: error: {source}, row 2 ")
+
+
+def test_a_reward_that_is_not_finite_is_an_error_of_its_row():
+    """It was NaN in the output, which is no JSON, and nobody was told."""
+    model, tokenizer = tiny_reward_model(), tiny_tokenizer()
+    rows = [{"text": "w1 w2"}, {"text": "w1 w9"}, {"prompt": "w1", "chosen": "w3", "rejected": "w9"}, {"text": "w4"}]
+    expected = [*score_rows(model, tokenizer, rows)]
+    model.model.embed_tokens.weight.data[tokenizer.convert_tokens_to_ids("w9")] = float("inf")
+    scored = [*score_rows(model, tokenizer, rows, source="rows.jsonl")]
+    assert [scored[0], scored[3]] == [expected[0], expected[3]]
+    for number in (2, 3):
+        error = f"rows.jsonl, row {number} has a reward that is not finite: the base model overflows on it"
+        assert scored[number - 1].keys() == {*rows[number - 1], "reward_error"}
+        assert error in scored[number - 1]["reward_error"]
+    with pytest.raises(SparseRMError, match="Row 2 has a reward that is not finite"):
+        [*explain_rows(model, encoder_of(model, tokenizer), rows)]
+    function = SparseRMReward("model")
+    function._loaded = model, tokenizer
+    assert function(["w1 "], ["w2"]) == [expected[0]["reward"]]
+    with pytest.raises(SparseRMError, match="Row 2 has a reward that is not finite"):
+        function(["w1 ", "w1 "], ["w2", "w9"])
 
 
 def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained, tmp_path, monkeypatch):

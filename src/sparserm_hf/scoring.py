@@ -119,6 +119,19 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
     return Scores(features, rewards)
 
 
+def check_rewards(rewards: Iterable[float], where: str) -> None:
+    """Raise a `SparseRMError` unless the rewards of a row are numbers.
+
+    Args:
+        rewards: The rewards.
+        where: The row, for the error.
+    """
+    if not np.isfinite([*rewards]).all():
+        raise SparseRMError(
+            f"{where} has a reward that is not finite: the base model overflows on it; try the type float32."
+        )
+
+
 def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Cut rows into chunks; each is scored by itself, so that it gets the same bits wherever that happens."""
     chunk: list[dict[str, Any]] = []
@@ -202,19 +215,24 @@ def add_rewards(
                 named.append({name: encoder(text, where) for name, text in texts.items()})
             except SparseRMError as error:
                 named.append(str(error))
-        first_number += len(chunk)
         whole = [text for texts in named if isinstance(texts, dict) for text in texts.values()]
         rewards = iter(score_texts(model, whole).rewards.tolist())
-        for given, found in zip(chunk, named, strict=True):
+        for number, (given, found) in enumerate(zip(chunk, named, strict=True), first_number):
             row = {name: value for name, value in given.items() if name not in ADDED}  # it may have been scored before
             if isinstance(found, str):
                 yield row | {ROW_ERROR: found}
                 continue
             added = {name: next(rewards) for name in found}
+            try:
+                check_rewards(added.values(), row_name(number, source))
+            except SparseRMError as error:
+                yield row | {ROW_ERROR: str(error)}
+                continue
             if probabilities and len(added) == 2:
                 chosen, rejected = added.values()
                 added[PROBABILITY] = float(expit((chosen - rejected) / model.config.reward_temperature))
             yield row | added
+        first_number += len(chunk)
 
 
 def run_fingerprint(

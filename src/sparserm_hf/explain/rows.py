@@ -10,6 +10,7 @@ from ..conversations.encoding import ChatEncoder
 from ..conversations.messages import row_name
 from ..conversations.rows import texts_of_row
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..scoring import check_rewards
 from .attribution import LatentEffect, TextExplanation, contrast, explain_tokens
 
 Explained = dict[str, TextExplanation]  # by the name of the reward: `reward`, or `chosen_reward` and `rejected_reward`
@@ -32,12 +33,14 @@ def explain_rows(
         first_number: Number of the first row, for errors.
 
     Raises:
-        SparseRMError: A row is of another form, or empty.
+        SparseRMError: A row is of another form, or empty, or its reward not finite.
     """
     for number, row in enumerate(rows, first_number):
         where = row_name(number, source)
         texts = {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
-        yield row, {name: explain_tokens(model, encoder.tokenizer, text) for name, text in texts.items()}
+        explained = {name: explain_tokens(model, encoder.tokenizer, text) for name, text in texts.items()}
+        check_rewards((explanation.reward for explanation in explained.values()), where)
+        yield row, explained
 
 
 def as_json(row: Mapping[str, Any], explained: Explained, top: int | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..conversations.rows import texts_of_row
 from ..devices import as_numpy
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..processes import process_state
-from ..scoring import encoder_of, load_reward_model, score_texts
+from ..scoring import check_rewards, encoder_of, load_reward_model, score_texts
 
 
 def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
@@ -94,7 +94,7 @@ class SparseRMReward:
                 template.
 
         Raises:
-            SparseRMError: The model cannot be loaded, or a text is empty.
+            SparseRMError: The model cannot be loaded, a text is empty, or a reward not finite.
         """
         model, tokenizer = self.load()
         if self._encoder is None:
@@ -106,6 +106,8 @@ class SparseRMReward:
             where = row_name(i + 1)
             self.seen += [self._encoder(text, where, "completion") for text in texts_of_row(row, where).values()]
         scores = score_texts(model, self.seen)
+        for i, reward in enumerate(scores.rewards, 1):
+            check_rewards([reward], row_name(i))
         for group, values in group_contributions(model, scores.features).items():
             if log_metric:
                 log_metric(f"{self.__name__}/{group}", float(values.mean()))
