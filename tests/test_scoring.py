@@ -119,7 +119,7 @@ def test_a_row_that_cannot_be_scored_says_why_and_the_others_are_scored(trained,
 def test_a_reward_that_is_not_finite_is_an_error_of_its_row():
     """It was NaN in the output, which is no JSON, and nobody was told."""
     model, tokenizer = tiny_reward_model(), tiny_tokenizer()
-    rows = [{"text": "w1 w2"}, {"text": "w1 w9"}, {"prompt": "w1", "chosen": "w3", "rejected": "w9"}, {"text": "w4"}]
+    rows = [{"text": "w1 w2"}, {"text": "w1 w9"}, {"prompt": "w1 ", "chosen": "w3", "rejected": "w9"}, {"text": "w4"}]
     expected = [*score_rows(model, tokenizer, rows)]
     model.model.embed_tokens.weight.data[tokenizer.convert_tokens_to_ids("w9")] = float("inf")
     scored = [*score_rows(model, tokenizer, rows, source="rows.jsonl")]
