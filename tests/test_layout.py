@@ -116,6 +116,7 @@ def test_the_code_travels_byte_for_byte(tmp_path):
         "backbone_sparserm",
         "autoencoder_sparserm",
         "explanation_sparserm",
+        "fields_sparserm",
         "head_sparserm",
         "response_sparserm",
         "slim_sparserm",

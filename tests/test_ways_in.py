@@ -18,7 +18,7 @@ from chat_templates import (
     tool_use,
     user,
 )  # fmt: skip
-from sparserm_hf.modeling.configuration_sparserm import POOLINGS
+from sparserm_hf.modeling.fields_sparserm import POOLINGS
 from sparserm_hf.modeling.response_sparserm import find_response
 
 from sparserm_hf.conversations import templates
