@@ -183,7 +183,7 @@ def check_base_fields(fields: Any) -> None:
             if isinstance(value, (int, float)) and not abs(value) <= MOST and abs(value) != float("inf"):
                 raise ValueError(f"base_config has {name} = {short(value)}, but no number may be above {MOST}.")
             for kind, endings in (("layers", ("layer", "layers", "blocks")), ("experts", ("experts",))):
-                if name.endswith(endings) and type(value) is int:
+                if str(name).endswith(endings) and type(value) is int:
                     counts[kind] = max(counts[kind], value)
         level = [
             (name, item)

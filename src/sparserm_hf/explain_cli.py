@@ -14,7 +14,7 @@ from .checkpoints import check_output_dir, check_output_file, replacing_file
 from .conversations.files import iterate_rows, load_preferences
 from .conversations.messages import row_name
 from .conversations.rows import texts_of_row
-from .drift import ALARM, load_reference, read_texts
+from .drift import ALARM, check_features, load_reference, read_texts
 from .errors import SparseRMError, tell_errors
 from .evaluation.evaluate import SavedRewardModel
 from .explain.describe import Describer
@@ -175,6 +175,7 @@ def monitor_command(args: argparse.Namespace) -> int:
     """`sparserm monitor`; returns 1 where the responses are too far from those of training."""
     reference = load_reference(args.model, args.revision)
     saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
+    check_features(reference, saved.model.config)
     encoder = encoder_of(saved.model, saved.tokenizer, args.max_length)
     named = ((row_name(number, args.input), row) for number, row in enumerate(iterate_rows(args.input), 1))
     texts = [encoder(text, where) for where, row in named for text in texts_of_row(row, where).values()]

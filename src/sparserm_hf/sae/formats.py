@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import SparseRMError, reason
+from ..errors import SparseRMError, kind_and_reason, reason
 from ..modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
 from .files import UnusableSAEError
 from .finding import read_sae
@@ -48,7 +48,7 @@ class LoadedSAE:
         hook = self.source.get("hook_name")
         if hook is None:
             return None
-        match = RESIDUAL_HOOK.fullmatch(hook)
+        match = RESIDUAL_HOOK.fullmatch(str(hook))
         if not match:
             raise SparseRMError(
                 f"The SAE {self.source.get('source')!r} was trained on the hook {hook!r}, but SparseRM reads the "
@@ -80,6 +80,13 @@ def load_sae(name: str) -> LoadedSAE:
         autoencoder = _embed(reading)
     except UnusableSAEError as error:
         raise SparseRMError(f"The SAE {name!r} {error}") from error
+    except (SparseRMError, ModuleNotFoundError, OSError):
+        raise
+    except Exception as error:  # its files may hold anything, such as a size of thousands of digits
+        raise SparseRMError(
+            f"The SAE {name!r} is broken: its files cannot be understood ({kind_and_reason(error)}): download or save "
+            "it again."
+        ) from error
     known = {"source": source} | {key: value for key, value in reading.source.items() if value is not None}
     return LoadedSAE(autoencoder, known)
 
