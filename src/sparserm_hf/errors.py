@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from .terminal import say_error
 
 MOST_REASON = 300  # characters of an error of another library
 MOST_ERRORS = 10  # rows that could not be used, of which each gets its own line
@@ -75,7 +76,7 @@ def full_disk_as_os_error(path: Path) -> Iterator[None]:
 def tell_errors(errors: Sequence[str]) -> int:
     """Say which rows were not scored; returns the exit code."""
     for error in errors[:MOST_ERRORS]:
-        print(f"sparserm: error: {error}", file=sys.stderr)
+        say_error(error)
     if len(errors) > MOST_ERRORS:
-        print(f"sparserm: error: and {len(errors) - MOST_ERRORS} rows more, see `reward_error`.", file=sys.stderr)
+        say_error(f"and {len(errors) - MOST_ERRORS} rows more, see `reward_error`.")
     return 2 if errors else 0

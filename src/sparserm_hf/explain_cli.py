@@ -25,6 +25,7 @@ from .explain.rows import as_json, explain_rows
 from .explain.terminal import print_drift, print_effect, print_explanation, print_latents
 from .processes import process_state
 from .scoring import ROW_ERROR, encoder_of, json_line, load_reward_model
+from .terminal import say
 
 
 def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
@@ -168,7 +169,7 @@ def report_command(args: argparse.Namespace) -> None:
     pairs = saved.tokenize(load_preferences(args.dataset, args.split), args.max_length) if args.dataset else None
     write_report(args.model, saved, output, pairs, args.examples, args.revision, args.cache_dir)
     if process_state().is_main_process:
-        print(f"Wrote {output}.")
+        say(f"Wrote {output}.")
 
 
 def monitor_command(args: argparse.Namespace) -> int:
@@ -201,4 +202,4 @@ def edit_command(args: argparse.Namespace) -> None:
         print_effect(*effect, f"{args.model} on {args.dataset}")
     save_edited(saved, args.model, args.output_dir, args.revision)
     unmeasured = "" if effect or not factors else " Its effect was not measured: name pairs with --dataset."
-    print(f"Wrote {args.output_dir}.{unmeasured}")
+    say(f"Wrote {args.output_dir}.{unmeasured}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,6 +25,7 @@ from .sae.presets import AUTO, PRESETS, model_and_sae
 from .sae.recipe import SAETrainingData, train_from_dataset
 from .sae.registry import find_saes
 from .sae.training_config import SAETrainingConfig
+from .terminal import Console, say
 from .training_config import MIN_LENGTH
 
 
@@ -131,7 +131,7 @@ def train_command(args: argparse.Namespace) -> None:
     """`sparserm sae train`."""
     data = given(SAETrainingData, args)
     fit = train_from_dataset(data, given(SAETrainingConfig, args))
-    print(
+    say(
         f"Saved {data.output_dir}: explained variance {fit.explained_variance:.3f}, L0 {fit.l0:.1f}, "
         f"{100 * fit.dead_share:.1f}% dead, on {fit.tokens:,} tokens that were held out."
     )
