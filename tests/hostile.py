@@ -1,6 +1,6 @@
 """Hostile files, by the class of attack: what somebody else's checkpoint, SAE or rows may hold.
 
-`ATTACKS` names the classes. Each is a list of cases; a case changes a copy of a good folder, and the command that reads
+`ATTACKS` names the classes. Each is a list of cases. A case changes a copy of a good folder; the command that reads
 the folder must then end with exit code 0, or with one sentence and exit code 2.
 """
 
@@ -130,7 +130,17 @@ def tensor_cases(world: Path, file: str) -> Iterator[Case]:
     yield Case(f"{file}: one more", with_tensors(tensors | {"more": np.zeros(3)}))
     yield Case(f"{file}: no tensors", with_tensors({}))
     for key in metadata:
-        for what in ("", "null", "[]", "{}", '{"x": 5}', '{"x": "\\u001b"}', f'{{"x": {DIGITS}}}', DEEP, '{"[/]": "length"}'):
+        for what in (
+            "",
+            "null",
+            "[]",
+            "{}",
+            '{"x": 5}',
+            '{"x": "\\u001b"}',
+            f'{{"x": {DIGITS}}}',
+            DEEP,
+            '{"[/]": "length"}',
+        ):
             yield Case(f"{file}: metadata {what[:20]}", with_tensors(tensors, metadata | {key: what}))
         described = json.loads(metadata[key])
         for field in described:
@@ -204,7 +214,7 @@ TEMPLATES = {
     "padding": "{{ '%0999999999d' % 1 }}",
     "centred": "{{ 'a'.center(10**9) }}",
     "doubling": "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
-    "replaced": "{% set n = namespace(x='aa') %}{% for i in range(9) %}{% set n.x = n.x.replace('a', n.x) %}{% endfor %}",
+    "replaced": "{% set n = namespace(x='aa')%}{% for i in range(9)%}{% set n.x = n.x.replace('a', n.x) %}{% endfor %}",
     "a macro of itself": "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
     "too long": "{{ 'a' * 40000000 }}",
     "an error": "{{ raise_exception('\x1b[2J no') }}",
