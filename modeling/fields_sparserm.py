@@ -89,12 +89,13 @@ def object_with(kinds: dict[str, Kind], *needed: str) -> Kind:
     return Kind("an object in which " + ", ".join(f"{name} is {kind.needed}" for name, kind in kinds.items()), holds)
 
 
-TEXT = Kind("a string", lambda value: isinstance(value, str))
+# Half of a surrogate pair, which JSON can write, is no text: no file that holds it can be written.
+TEXT = Kind("a string", lambda value: isinstance(value, str) and value.encode(errors="ignore").decode() == value)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 FINITE = number(-float("inf"))
 IDS = list_of(whole(0))
 TOKEN = Kind("a token id, a list of them, or null", lambda x: x is None or whole(-1).holds(x) or IDS.holds(x))
-ORIGIN = Kind("a string, a number, or null", lambda value: value is None or isinstance(value, (str, int, float)))
+ORIGIN = Kind("a string, a number, or null", lambda value: value is None or TEXT.holds(value) or FINITE.holds(value))
 
 MARK_KINDS = {name: list_of(IDS) for name in MARKS}
 MARK_KINDS |= {"specials": IDS, "whitespace": IDS, "bos_in_conversation": whole(0, 100), "bos_in_text": whole(0, 100)}

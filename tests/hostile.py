@@ -214,7 +214,8 @@ TEMPLATES = {
     "padding": "{{ '%0999999999d' % 1 }}",
     "centred": "{{ 'a'.center(10**9) }}",
     "doubling": "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
-    "replaced": "{% set n = namespace(x='aa')%}{% for i in range(9)%}{% set n.x = n.x.replace('a', n.x) %}{% endfor %}",
+    "replaced": "{% set n = namespace(x='aa') %}"
+    "{% for i in '123456789' %}{% set n.x = n.x.replace('a', n.x) %}{% endfor %}",
     "a macro of itself": "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
     "too long": "{{ 'a' * 40000000 }}",
     "an error": "{{ raise_exception('\x1b[2J no') }}",
