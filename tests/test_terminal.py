@@ -51,7 +51,7 @@ def hostile(world, trained, tmp_path_factory):
     rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
     for row in rows:
         row["chosen"][0]["content"] += f" {LABEL}"
-    (folder / f"{NAME}.jsonl").write_text("".join(json.dumps(row | {HOSTILE: 1}) + "\n" for row in rows[:20]))
+    (folder / f"{NAME}.jsonl").write_text("".join(json.dumps(row | {LABEL: 1}) + "\n" for row in rows[:20]))
     save_sae(folder / "sae" / NAME)
     return folder
 
@@ -89,6 +89,8 @@ COMMANDS = {
     "unknown command": [NAME],
     "no factor": ["edit", "MODEL", "--output_dir", "OUT", "--steer", f"LATENT={NAME}"],
 }
+FAIL = [command for command in COMMANDS if command.partition(" ")[0] in ("no", "wrong", "broken", "unknown")]
+FAIL += ["sae find", "train", "export"]  # the last, for it pools otherwise than the stock form
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -115,12 +117,12 @@ def test_no_command_lets_a_name_steer_the_terminal(command, hostile, world, tmp_
     found = capsys.readouterr()
     check(found.out)
     check(found.err)
-    assert "Traceback" not in found.err and code in (0, 1, 2)
-    if code == 2:
-        assert "error: " in found.err
+    assert "Traceback" not in found.err
+    assert code == 2 if command in FAIL else code in (0, 1), found.err
+    assert ("error: " in found.err) == (code == 2)
     if command.startswith("report"):
         html = places["OUT.html"].read_text(encoding="utf-8")
-        assert "<img src=x" not in html and "\x1b" not in html.partition("<body")[0]
+        assert code == 0 and ":skull:" in html
 
 
 def test_scores_on_standard_output_are_exact(hostile, capsys):
