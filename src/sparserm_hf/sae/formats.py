@@ -100,12 +100,13 @@ def _embed(reading: Reading) -> SparseAutoencoder:
     """
     if reading.architecture not in ARCHITECTURES:
         raise UnusableSAEError(
-            f"is a {str(reading.architecture)[:MOST_SHOWN]}; those that can be embedded are {', '.join(ARCHITECTURES)}."
+            f"is a {str(reading.architecture)[:MOST_SHOWN]}; those that can be embedded are "
+            f"{', '.join(ARCHITECTURES)}."
         )
     if reading.normalization not in NORMALIZATIONS:
         raise UnusableSAEError(
-            f"expects activations normalised by {shown(reading.normalization)}, whose factor is not in its files: fold it "
-            "into the weights with sae-lens' fold_activation_norm_scaling_factor (or fold_activation_whitening) and "
+            f"expects activations normalised by {shown(reading.normalization)}, whose factor is not in its files: fold "
+            "it into the weights with sae-lens' fold_activation_norm_scaling_factor (or fold_activation_whitening) and "
             "save it again."
         )
     k = reading.k if reading.architecture == "topk" else None
