@@ -36,10 +36,10 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        rendered, _ = render_jinja_template(**request)
-        if len(rendered[0]) > MOST_WRITTEN:
+        texts = render_jinja_template(**request)[0]
+        if len(texts[0]) > MOST_WRITTEN:
             return {"error": f"it writes more than {MOST_WRITTEN:,} characters"}
-        return {"text": rendered[0]}
+        return {"text": texts[0]}
     except MemoryError:
         return {"error": TOO_MUCH}
     except Exception as error:  # a template may do anything to what it is given, and raise anything

@@ -105,9 +105,9 @@ def _embed(reading: Reading) -> SparseAutoencoder:
         )
     if reading.normalization not in NORMALIZATIONS:
         raise UnusableSAEError(
-            f"expects activations normalised by {shown(reading.normalization)}, whose factor is not in its files: fold "
-            "it into the weights with sae-lens' fold_activation_norm_scaling_factor (or fold_activation_whitening) and "
-            "save it again."
+            f"expects activations normalised by {shown(reading.normalization)}, whose factor is not in its files: "
+            "fold it into the weights with sae-lens' fold_activation_norm_scaling_factor (or "
+            "fold_activation_whitening) and save it again."
         )
     k = reading.k if reading.architecture == "topk" else None
     for name, size in {"d_in": reading.d_in, "d_sae": reading.d_sae}.items():
