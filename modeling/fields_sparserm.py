@@ -11,6 +11,7 @@ DIRECTIONS = ("orthogonal", "raw")
 HEAD_TYPES = ("linear", "mlp")
 
 MOST = 2**31 - 1  # the largest size, token id or latent id
+MOST_FRACTION = 1e30  # the largest number that is no size
 MOST_LAYERS = 1000  # of a base model; each is built before its weights are looked for
 MOST_EXPERTS = 100_000  # of all its layers together
 MOST_NESTED = 20  # lists and objects in each other in a base model's configuration
@@ -166,23 +167,29 @@ def check_fields(given: dict[str, Any]) -> None:
             raise ValueError(f"{name} has {len(given[name])} items, but must have one for each of {latents} latents.")
 
 
-def check_base_fields(fields: Any) -> None:
+def check_base_fields(fields: Any, what: str = "base_config") -> None:
     """Check the configuration of a base model before a model is built from it.
 
     transformers checks the types of its fields; the sizes are checked here, for layers are built, each on its own,
     before their weights are looked for.
 
+    Args:
+        fields: The configuration as a dict.
+        what: What errors call it.
+
     Raises:
         ValueError: It is no configuration, or its numbers cannot be those of a model.
     """
     if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
-        raise ValueError(f"base_config is {short(fields)}, but must be an object with a string model_type.")
+        raise ValueError(f"{what} is {short(fields)}, but must be an object with a string model_type.")
     counts = {"layers": 1, "experts": 1}
     level: list[tuple[str, Any]] = list(fields.items())
     for _ in range(MOST_NESTED):
         for name, value in level:
-            if isinstance(value, (int, float)) and not abs(value) <= MOST and abs(value) != float("inf"):
-                raise ValueError(f"base_config has {name} = {short(value)}, but no number may be above {MOST}.")
+            # Wavelengths of rotary embeddings are larger than any size.
+            most = MOST if type(value) is int and not str(name).endswith("theta") else MOST_FRACTION
+            if isinstance(value, (int, float)) and not abs(value) <= most and abs(value) != float("inf"):
+                raise ValueError(f"{what} has {short(name)} = {short(value)}, but no number may be above {most}.")
             for kind, endings in (("layers", ("layer", "layers", "blocks")), ("experts", ("experts",))):
                 if str(name).endswith(endings) and type(value) is int:
                     counts[kind] = max(counts[kind], value)
@@ -193,9 +200,9 @@ def check_base_fields(fields: Any) -> None:
             for name, item in (value.items() if isinstance(value, dict) else ((name, item) for item in value))
         ]
     if level:
-        raise ValueError(f"base_config is nested more than {MOST_NESTED} deep: leave what is nested so out.")
+        raise ValueError(f"{what} is nested more than {MOST_NESTED} deep: leave what is nested so out.")
     if counts["layers"] > MOST_LAYERS or counts["layers"] * counts["experts"] > MOST_EXPERTS:
         raise ValueError(
-            f"base_config has {counts['layers']} layers of {counts['experts']} experts, but there may be at most "
+            f"{what} has {counts['layers']} layers of {counts['experts']} experts, but there may be at most "
             f"{MOST_LAYERS} layers, and {MOST_EXPERTS} experts in all."
         )

@@ -255,6 +255,7 @@ COMMANDS = {
     "controls": ["evaluate", "model"],
     "evaluation": ["report", "model"],
     "SAE": ["sae", "check"],
+    "base model": ["sae", "check"],
     "rows": SCORE,
     "templates": SCORE,
     "loops": SCORE,
@@ -277,6 +278,11 @@ def attacks(world: Path) -> dict[str, list[Case]]:
         ],
         **sides,
         "SAE": list(sae_cases(world)),
+        "base model": [
+            case
+            for file in ("config", "generation_config", "tokenizer", "tokenizer_config")
+            for case in (*raw_cases(f"base/{file}.json"), *field_cases(world, f"base/{file}.json"))
+        ],
         "rows": list(row_cases()),
         "templates": list(template_cases(TEMPLATES)),
         "loops": list(template_cases(LOOPS)),
@@ -289,7 +295,8 @@ ATTACKS = tuple(COMMANDS)
 def prepared(world: Path, folder: Path) -> Path:
     """A copy of what an attack may change."""
     shutil.copytree(world / "model", folder / "model", ignore=shutil.ignore_patterns("runs"))
-    shutil.copytree(world / "sae", folder / "sae")
+    for part in ("sae", "base"):
+        shutil.copytree(world / part, folder / part)
     rows = (world / "test.jsonl").read_text().splitlines(keepends=True)
     (folder / "rows.jsonl").write_text("".join(rows[:4]))
     return folder
@@ -301,8 +308,8 @@ def attack(kind: str, case: Case, world: Path, folder: Path) -> Outcome:
     rows = next(str(path) for path in (folder / "rows.jsonl.gz", folder / "rows.jsonl") if path.exists())
     command, *rest = COMMANDS[kind]
     arguments = [command, *(str(folder / part) if part == "model" else part for part in rest)]
-    if kind == "SAE":
-        arguments += ["--model", str(world / "base"), "--sae", str(folder / "sae")]
+    if command == "sae":
+        arguments += ["--model", str(folder / "base"), "--sae", str(folder / "sae")]
         arguments += ["--dataset", str(world / "train.jsonl"), "--max_tokens", "512", "--dtype", "float32"]
     elif command == "report":
         arguments += ["--output", str(folder / "report.html")]

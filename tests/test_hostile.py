@@ -31,7 +31,7 @@ def outcome_of(kind, case, world):
         before = {path.name for path in Path(folder).iterdir()}
         found = attack(kind, case, world, Path(folder))
         written = {path.name for path in Path(folder).iterdir()} - before
-    assert written <= {"model", "sae", "rows.jsonl", "rows.jsonl.gz", "report.html"}, "a file is left half-way"
+    assert written <= {"model", "sae", "base", "rows.jsonl", "rows.jsonl.gz", "report.html"}, "a file is left half-way"
     return found
 
 

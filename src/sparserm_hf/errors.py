@@ -52,6 +52,24 @@ def reading(what: str, mend: str = "it was cut short or changed: download or sav
         raise SparseRMError(f"{what} cannot be read ({kind_and_reason(error)}): {mend}.") from error
 
 
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong in loading a foreign model or tokenizer into a `SparseRMError`; see `reading`.
+
+    Args:
+        what: What is loaded, the subject of the sentence.
+
+    Raises:
+        SparseRMError: It cannot be loaded. Its own `SparseRMError` passes as it is.
+    """
+    try:
+        yield
+    except (SparseRMError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise SparseRMError(f"{what} cannot be loaded: {kind_and_reason(error)}.") from error
+
+
 def kind_and_reason(error: BaseException) -> str:
     """The first line of an error; with its kind, where the line alone says little, as that of a KeyError."""
     told, kind = reason(error).rstrip("."), type(error).__name__

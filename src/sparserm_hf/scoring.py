@@ -14,7 +14,7 @@ import torch
 from scipy.special import expit
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .base_models import longest_text, move
+from .base_models import check_tokenizer, longest_text, move
 from .checkpoints import replacing_file
 from .conversations.encoding import ChatEncoder, TokenizedText
 from .conversations.messages import row_name, shown
@@ -74,6 +74,8 @@ def load_reward_model(
     with reading(f"The tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         check_tokenizer(tokenizer)
+        if not tokenizer.is_fast:
+            raise ValueError("it does not tell where its tokens stand in a text: save the fast one, a tokenizer.json")
     model = move(model, device)
     with reading(f"The reward model {name!r} scores nothing: it"):
         text = encoder_of(model, tokenizer).as_text(TRIAL)[:TRIAL_TOKENS]
@@ -82,17 +84,6 @@ def load_reward_model(
             if not model(ids, mask).logits.isfinite().all():
                 raise ValueError("a text has a reward that is not finite")
     return model, tokenizer
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError unless a tokenizer is one that a reward model can use."""
-    longest = tokenizer.model_max_length
-    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
-        raise ValueError(f"its model_max_length is {shown(longest)}, but must be a number above 0")
-    if not isinstance(tokenizer.chat_template, (str, dict, type(None))):
-        raise ValueError(f"its chat_template is {shown(tokenizer.chat_template)}, but must be a string")
-    if not tokenizer.is_fast:
-        raise ValueError("it does not tell where its tokens stand in a text: save the fast one, a tokenizer.json")
 
 
 class Scores(NamedTuple):
