@@ -14,6 +14,7 @@ MOST = 2**31 - 1  # the largest size, token id or latent id
 MOST_FRACTION = 1e30  # the largest number that is no size
 MOST_LAYERS = 1000  # of a base model; each is built before its weights are looked for
 MOST_EXPERTS = 100_000  # of all its layers together
+ROWS_AS_EXPERTS = ("doge",)  # whose thousands of experts are the rows of one embedding
 MOST_NESTED = 20  # lists and objects in each other in a base model's configuration
 MOST_SHOWN = 60  # characters of a value in an error
 
@@ -201,7 +202,8 @@ def check_base_fields(fields: Any, what: str = "base_config") -> None:
         ]
     if level:
         raise ValueError(f"{what} is nested more than {MOST_NESTED} deep: leave what is nested so out.")
-    if counts["layers"] > MOST_LAYERS or counts["layers"] * counts["experts"] > MOST_EXPERTS:
+    experts = 1 if fields["model_type"] in ROWS_AS_EXPERTS else counts["experts"]
+    if counts["layers"] > MOST_LAYERS or counts["layers"] * experts > MOST_EXPERTS:
         raise ValueError(
             f"{what} has {counts['layers']} layers of {counts['experts']} experts, but there may be at most "
             f"{MOST_LAYERS} layers, and {MOST_EXPERTS} experts in all."

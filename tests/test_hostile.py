@@ -12,9 +12,10 @@ from hostile import ATTACKS, Case, attack, attacks, edit_json, fault, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
-from sparserm_hf.modeling.fields_sparserm import FIELDS
+from sparserm_hf.modeling.fields_sparserm import FIELDS, check_base_fields
 from test_rows_of_any_kind import ANYTHING
 from tiny import tiny_tokenizer
+from transformers import CONFIG_MAPPING
 
 from sparserm_hf.conversations.render_process import MOST_SECONDS
 from sparserm_hf.conversations.rendering import Renderer, TemplateError
@@ -71,6 +72,20 @@ def test_any_base_configuration_is_taken_or_refused_as_a_value(fields):
         SparseRMConfig(base_config={"model_type": "llama"} | fields)
     except ValueError as error:
         assert "base_config" in str(error)
+
+
+def test_no_configuration_of_transformers_is_taken_for_an_attack():
+    """A Doge has 16384 experts in each layer: they are rows of one embedding, and no modules."""
+    tried = 0
+    for config in CONFIG_MAPPING.values():
+        try:
+            fields = json.loads(config().to_json_string(use_diff=False))
+        except Exception:  # it needs arguments, or a package that is not here
+            continue
+        check_base_fields(fields)
+        check_base_fields(fields | {"rope_theta": 45913273344.0})  # published with a Llama 3 for four million tokens
+        tried += 1
+    assert tried > 300
 
 
 @pytest.mark.parametrize(
