@@ -40,7 +40,6 @@ from .representations import default_cache_dir
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-TRIAL = "A text."
 PROBE = 4  # tokens that a base model is tried with before it is cut
 
 
@@ -304,4 +303,4 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ValueError(f"its model_max_length is {shown(longest)}, but must be a number above 0")
     if not isinstance(tokenizer.chat_template, (str, dict, type(None))):
         raise ValueError(f"its chat_template is {shown(tokenizer.chat_template)}, but must be a string")
-    tokenizer(TRIAL)  # an unknown token that is itself unknown is looked up for ever
+    _ = tokenizer.unk_token_id  # an unknown token that is itself unknown is looked up for ever

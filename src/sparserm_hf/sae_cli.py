@@ -153,11 +153,10 @@ def check_command(args: argparse.Namespace) -> int:
     tokenizer = prepare_tokenizer(load_tokenizer(name, args.revision))
     max_length = longest_text(config, args.max_length)
     texts = load_texts(args.dataset, tokenizer, args.max_tokens, max_length, args.dataset_split, args.dataset_config)
-    known, largest = model.get_input_embeddings().num_embeddings, max(max(text) for text in texts)
+    known = model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.bos_token_id or 0, *map(max, texts))
     if largest >= known:
-        raise SparseRMError(
-            f"A text has the token {largest}, but {name!r} has {known} tokens: use its tokenizer."
-        )
+        raise SparseRMError(f"A text has the token {largest}, but {name!r} has {known} tokens: use its tokenizer.")
     device = process_state().device
     model = use_exact_attention(cast_weights(model.to(device), named_dtype(args.dtype, device)).eval())
     sae.autoencoder.to(device)
