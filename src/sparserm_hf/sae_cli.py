@@ -154,7 +154,8 @@ def check_command(args: argparse.Namespace) -> int:
     max_length = longest_text(config, args.max_length)
     texts = load_texts(args.dataset, tokenizer, args.max_tokens, max_length, args.dataset_split, args.dataset_config)
     known = model.get_input_embeddings().num_embeddings
-    largest = max(tokenizer.bos_token_id or 0, *map(max, texts))
+    bos = tokenizer.bos_token_id
+    largest = max(bos if isinstance(bos, int) else 0, *map(max, texts))
     if largest >= known:
         raise SparseRMError(f"A text has the token {largest}, but {name!r} has {known} tokens: use its tokenizer.")
     device = process_state().device
