@@ -153,7 +153,7 @@ def check_command(args: argparse.Namespace) -> int:
     tokenizer = prepare_tokenizer(load_tokenizer(name, args.revision))
     max_length = longest_text(config, args.max_length)
     texts = load_texts(args.dataset, tokenizer, args.max_tokens, max_length, args.dataset_split, args.dataset_config)
-    known = model.get_input_embeddings().num_embeddings
+    known: Any = model.get_input_embeddings().num_embeddings
     bos = tokenizer.bos_token_id
     largest = max(bos if isinstance(bos, int) else 0, *map(max, texts))
     if largest >= known:
