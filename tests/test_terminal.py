@@ -133,6 +133,15 @@ def test_scores_on_standard_output_are_exact(hostile, capsys):
     assert [{k: v for k, v in row.items() if "reward" not in k} for row in scored] == [json.loads(r) for r in rows]
 
 
+def test_scores_on_standard_output_steer_no_terminal(trained, tmp_path, capsys):
+    """JSON leaves C1 control characters as they are, and some terminals obey them."""
+    text = "w1 \x9b2J \x7f \u202e w2"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    assert main(["score", str(trained), str(tmp_path / "rows.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert not STEERS.search(out) and json.loads(out)["text"] == text
+
+
 def test_html_is_escaped(trained, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(trained, model)

@@ -28,7 +28,7 @@ from .processes import process_state
 from .sae.presets import model_and_sae
 from .sae_cli import ModelAndSAE, add_sae_commands, given
 from .scoring import json_line, load_reward_model, row_errors, score_rows, score_to_file
-from .terminal import VisibleFormatter, one_line, say, say_error
+from .terminal import VisibleFormatter, escaped_json, one_line, say, say_error
 from .trainer import SparseRMTrainer
 from .training_config import MIN_LENGTH, SparseRMTrainingConfig
 
@@ -183,7 +183,7 @@ def score_command(args: argparse.Namespace) -> int:
         for row in score_rows(model, tokenizer, rows, args.max_length, args.probabilities, source):
             line = json_line(row)
             errors += row_errors(line.encode())
-            sys.stdout.write(line)
+            sys.stdout.write(escaped_json(line))
             sys.stdout.flush()
         return tell_errors(errors)
     scored = score_to_file(model, tokenizer, rows, args.output, args.max_length, args.probabilities, source)

@@ -26,6 +26,16 @@ def visible(text: str) -> str:
     return text.translate(_SHOWN)
 
 
+def escaped_json(line: str) -> str:
+    r"""A line of JSON in which characters that steer a terminal are written as escapes: the values stay exact.
+
+    Example:
+        >>> escaped_json('{"text": "\x9b2J"}')
+        '{"text": "\\u009b2J"}'
+    """
+    return line.translate({code: f"\\u{code:04x}" for code in _SHOWN})
+
+
 def one_line(text: str) -> str:
     """The same on one line, so that no text can look like a line of its own."""
     return visible(" ".join(text.splitlines()))
