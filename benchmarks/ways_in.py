@@ -19,7 +19,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.markdown import Markdown
-from sparserm_hf.modeling.configuration_sparserm import POOLINGS
+from sparserm_hf.modeling.fields_sparserm import POOLINGS
 
 from sparserm_hf import SparseRMReward
 from sparserm_hf.checkpoints import save_tokenizer

@@ -148,8 +148,21 @@ def prepare_backbone(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def backbone_from_config(config: PretrainedConfig) -> PreTrainedModel:
-    """Build the cut base model of a checkpoint, without its weights."""
-    config = copy.deepcopy(config)
+    """Build the cut base model of a checkpoint, without its weights.
+
+    Raises:
+        ValueError: The configuration builds none.
+    """
+    try:
+        return _build_backbone(copy.deepcopy(config))
+    except ValueError:
+        raise
+    except Exception as error:  # such as a division by zero heads, or an activation that is not known
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"The configuration of the base model builds none: {why}") from error
+
+
+def _build_backbone(config: PretrainedConfig) -> PreTrainedModel:
     # Without its type, which comes before that of `from_pretrained`, and which transformers 4 keeps.
     for name in ("dtype", "torch_dtype"):
         if name in vars(config):

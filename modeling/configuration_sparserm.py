@@ -5,12 +5,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, __version__
 
+from .fields_sparserm import check_base_fields, check_fields, short
 from .response_sparserm import MARKS
 
-POOLINGS = ("last", "mean", "response_mean")
-REPRESENTATION_NORMS = ("none", "rms")
-DIRECTIONS = ("orthogonal", "raw")
-HEAD_TYPES = ("linear", "mlp")
 CLEAR_F1, CLEAR_PRECISION = 0.1, 0.2  # below, a name says hardly anything of where its latent fires
 
 AUTO_MAP = {
@@ -61,6 +58,29 @@ def plain_floats(value: Any) -> Any:
     return [plain_floats(item) for item in value] if isinstance(value, list) else value
 
 
+def base_config_from(fields: dict[str, Any]) -> PretrainedConfig:
+    """Make the configuration of a base model from what a file says of it.
+
+    Raises:
+        ValueError: It is of no kind that transformers knows, or its fields are not those of that kind.
+    """
+    check_base_fields(fields)
+    kind = fields["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(
+            f"base_config has the model_type {short(kind)}, which transformers {__version__} does not know."
+        )
+    fields = plain_floats(fields)
+    if fields.get("rope_parameters") and not BEFORE_TRANSFORMERS_5:
+        # Written for transformers 4; transformers 5 would take them for its own.
+        fields = {name: value for name, value in fields.items() if name not in LEGACY_ROPE_FIELDS}
+    try:
+        return CONFIG_MAPPING[kind](**fields)
+    except Exception as error:  # whatever a kind of configuration does with fields of other kinds
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"base_config is not the configuration of a {kind} model: {why}") from error
+
+
 class SparseRMConfig(PretrainedConfig):
     """Everything that a SparseRM model is, but its weights.
 
@@ -107,8 +127,8 @@ class SparseRMConfig(PretrainedConfig):
         weights_digest: Sums of the weights that were saved with it, see ``weights_sparserm.digest_of``.
 
     Raises:
-        ValueError: An unknown pooling, norm, kind of directions or head, marks that are not those of ``MARKS``, or a
-            checkpoint whose features are not projections alone.
+        ValueError: A field is of another kind than ``fields_sparserm.FIELDS`` says, marks that are not those of
+            ``MARKS``, a `base_config` that is none, or a checkpoint whose features are not projections alone.
     """
 
     model_type = "sparserm"
@@ -150,14 +170,7 @@ class SparseRMConfig(PretrainedConfig):
         weights_digest: dict[str, dict[str, str]] | None = None,
         **kwargs: Any,
     ):
-        for value, known, what in (
-            (pooling, POOLINGS, "pooling"),
-            (representation_norm, REPRESENTATION_NORMS, "representation_norm"),
-            (directions, DIRECTIONS, "directions"),
-            (head_type, HEAD_TYPES, "head_type"),
-        ):
-            if value not in known:
-                raise ValueError(f"{what} is {value!r}, but must be one of {', '.join(known)}.")
+        check_fields({**locals(), **kwargs})
         readings = kwargs.pop("readings", None) or ["mean_projection"]  # a field until version 0.3
         if readings != ["mean_projection"]:
             raise ValueError(
@@ -166,12 +179,8 @@ class SparseRMConfig(PretrainedConfig):
             )
         if response_marks is not None and set(response_marks) != set(MARKS):
             raise ValueError(f"response_marks has {sorted(response_marks)}, but must have {', '.join(MARKS)}.")
-        if isinstance(base_config, dict):
-            fields = plain_floats(base_config)
-            if fields.get("rope_parameters") and not BEFORE_TRANSFORMERS_5:
-                # Written for transformers 4; transformers 5 would take them for its own.
-                fields = {name: value for name, value in fields.items() if name not in LEGACY_ROPE_FIELDS}
-            base_config = CONFIG_MAPPING[fields["model_type"]](**fields)
+        if base_config is not None and not isinstance(base_config, PretrainedConfig):
+            base_config = base_config_from(base_config)
         if base_config is not None:
             # A copy: setting this configuration's attention implementation sets that of `base_config` too, and a
             # running base model whose own configuration changed under it would mask its padding no longer.

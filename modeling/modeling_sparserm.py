@@ -12,6 +12,7 @@ from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import backbone_from_config, check_layers, pool_representations, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
+from .fields_sparserm import FINITE
 from .head_sparserm import HEADS
 from .quantized_sparserm import adopt_quantizer, drop_quantizer, keep_packing
 from .response_sparserm import align_bos, find_responses, mask_from_padding, pooled_tokens
@@ -211,7 +212,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         for latent, factor in factors.items():
             if int(latent) not in self.config.latents:
                 raise ValueError(f"Latent {latent} is not one of this model's {len(self.config.latents)}.")
-            if not abs(factor) < float("inf"):
+            if not FINITE.holds(factor):
                 raise ValueError(f"Latent {latent} has the factor {factor}, but it must be a finite number.")
         merged = self.config.steering | {str(int(latent)): float(factor) for latent, factor in factors.items()}
         self.config.steering = {latent: factor for latent, factor in merged.items() if factor != 1.0}

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "sparserm_hf"
 
 # Each may import itself and what stands on a lower level.
 LEVELS = [
-    {"errors", "version", "modeling", "hub_cards"},
+    {"errors", "terminal", "version", "modeling", "hub_cards"},
     {
         "conversations",
         "representations",

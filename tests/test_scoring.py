@@ -132,7 +132,7 @@ def test_a_reward_that_is_not_finite_is_an_error_of_its_row():
         [*explain_rows(model, encoder_of(model, tokenizer), rows)]
     function = SparseRMReward("model")
     function._loaded = model, tokenizer
-    assert function(["w1 "], ["w2"]) == [expected[0]["reward"]]
+    assert function(["w1 "], ["w2"]) == pytest.approx([expected[0]["reward"]])
     with pytest.raises(SparseRMError, match="Row 2 has a reward that is not finite"):
         function(["w1 ", "w1 "], ["w2", "w9"])
 

@@ -18,7 +18,7 @@ from chat_templates import (
     tool_use,
     user,
 )  # fmt: skip
-from sparserm_hf.modeling.configuration_sparserm import POOLINGS
+from sparserm_hf.modeling.fields_sparserm import POOLINGS
 from sparserm_hf.modeling.response_sparserm import find_response
 
 from sparserm_hf.conversations import templates
@@ -196,6 +196,7 @@ def test_the_date_of_a_template_does_not_move(monkeypatch):
     monkeypatch.setattr(templates, "datetime", Another)
     untouched = make_tokenizer(TEMPLATES["Llama 3"])
     untouched.chat_template += " "  # compiled templates are kept, with the date function of their time
-    assert "03 Feb 2031" in render(untouched, asked), "the test's date does not reach templates"
-    assert render(tokenizer, asked) == before
+    # By transformers itself: `render` renders in a process that has the true date.
+    assert "03 Feb 2031" in untouched.apply_chat_template(asked, tokenize=False), "the test's date is not used"
+    assert render(tokenizer, asked) == tokenizer.apply_chat_template(asked, tokenize=False) == before
     assert render(prepare_tokenizer(tokenizer), asked) == before  # a second preparation leaves the first date

@@ -12,6 +12,7 @@ from .align.settings import AlignmentConfig
 from .conversations.files import iterate_rows, load_preferences
 from .errors import without_extra
 from .sae_cli import given
+from .terminal import say
 
 
 @dataclass(kw_only=True)
@@ -75,4 +76,4 @@ def align_command(args: argparse.Namespace) -> None:
     outcome = aligner.run()
     report = write_report(aligner, outcome)
     print_outcome(outcome, f"{Path(args.policy).name}, aligned with {Path(args.reward_model).name}")
-    print(f"The report: {report}")
+    say(f"The report: {report}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from .checkpoints import save_tokenizer
-from .errors import SparseRMError, reason
+from .conversations.messages import shown
+from .errors import SparseRMError, kind_and_reason, loading, reason
 from .modeling.backbone_sparserm import (
     backbone_from_config,
     check_layer,
@@ -29,6 +30,7 @@ from .modeling.backbone_sparserm import (
     residual_stream,
     use_exact_attention,
 )
+from .modeling.fields_sparserm import check_base_fields
 from .modeling.quantized_sparserm import is_quantized, keep_packing
 from .modeling.slim_sparserm import has_adapter, load_causal_lm
 from .processes import process_state
@@ -80,8 +82,8 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except ImportError as error:
         raise SparseRMError(f"{path} is read with the package gguf: pip install gguf.") from error
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise SparseRMError(f"{path} cannot be read as a GGUF model: {error}") from error
+    except Exception as error:  # whatever its reader does with a broken file
+        raise SparseRMError(f"{path} cannot be read as a GGUF model: {kind_and_reason(error)}.") from error
     # Unpacked by now, but still marked as quantised, which saving would refuse.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
@@ -155,11 +157,9 @@ def load_language_model(
             )
         raise SparseRMError(f"{name!r} is not a model folder: it has no config.json.")
     how = quantized_loading(quantization, dtype) or {"dtype": "auto"}
-    try:
+    with loading(f"The base model {name!r}"):
+        check_base_fields(PretrainedConfig.get_config_dict(name, revision=revision)[0], "its configuration")
         return load_causal_lm(name, revision=revision, **how)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        # An ImportError: what unpacks it is missing. A RuntimeError: a weight has another shape.
-        raise SparseRMError(f"The base model {name!r} cannot be loaded: {reason(error)}") from error
 
 
 def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
@@ -169,7 +169,7 @@ def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
 
 def longest_text(config: PretrainedConfig, max_length: int) -> int:
     """Most tokens of a text: `max_length`, or as many positions as the base model has."""
-    return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    return int(min(max_length, getattr(config, "max_position_embeddings", None) or sys.maxsize))
 
 
 def prepare_base_model(
@@ -291,7 +291,17 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     Raises:
         SparseRMError: It cannot be found or loaded.
     """
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise SparseRMError(f"The tokenizer of {name!r} cannot be loaded: {reason(error)}") from error
+    with loading(f"The tokenizer of {name!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        check_tokenizer(tokenizer)
+        return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError unless the fields of a tokenizer are of their kinds, which transformers does not check."""
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
+        raise ValueError(f"its model_max_length is {shown(longest)}, but must be a number above 0")
+    if not isinstance(tokenizer.chat_template, (str, dict, type(None))):
+        raise ValueError(f"its chat_template is {shown(tokenizer.chat_template)}, but must be a string")
+    _ = tokenizer.unk_token_id  # an unknown token that is itself unknown is looked up for ever

@@ -30,6 +30,7 @@ from .processes import process_state
 from .sae.presets import model_and_sae
 from .sae_cli import ModelAndSAE, add_sae_commands, given
 from .scoring import json_line, load_reward_model, row_errors, score_rows, score_to_file
+from .terminal import VisibleFormatter, escaped_json, one_line, say, say_error
 from .trainer import SparseRMTrainer
 from .training_config import MIN_LENGTH, SparseRMTrainingConfig
 
@@ -51,7 +52,7 @@ class Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with code 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def _text_length(text: str) -> int:
@@ -164,7 +165,7 @@ def train_command(args: argparse.Namespace) -> None:
         stages = (
             f"{metrics['representation_seconds']:.1f} s for representations, {metrics['fit_seconds']:.1f} s to fit"
         )
-        print(f"Saved {config.output_dir}: {metrics['trainable_parameters']:,} trained parameters; {stages}.")
+        say(f"Saved {config.output_dir}: {metrics['trainable_parameters']:,} trained parameters; {stages}.")
 
 
 def score_command(args: argparse.Namespace) -> int:
@@ -184,7 +185,7 @@ def score_command(args: argparse.Namespace) -> int:
         for row in score_rows(model, tokenizer, rows, args.max_length, args.probabilities, source):
             line = json_line(row)
             errors += row_errors(line.encode())
-            sys.stdout.write(line)
+            sys.stdout.write(escaped_json(line))
             sys.stdout.flush()
         return tell_errors(errors)
     scored = score_to_file(model, tokenizer, rows, args.output, args.max_length, args.probabilities, source)
@@ -217,7 +218,7 @@ def score_on_ray(args: argparse.Namespace) -> int:
 
 def print_written(output: Path, before: int) -> None:
     """Say where the scores are."""
-    print(f"Wrote {output}" + (f"; {before} rows were there from a run before." if before else "."))
+    say(f"Wrote {output}" + (f"; {before} rows were there from a run before." if before else "."))
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
@@ -244,7 +245,7 @@ def export_command(args: argparse.Namespace) -> None:
     dtype = "saved" if args.dtype == "auto" else args.dtype
     model, tokenizer = load_reward_model(args.model, process_state().device, dtype, args.revision)
     difference = export_stock(model, tokenizer, args.output_dir, args.model)
-    print(f"Wrote {args.output_dir}; on probe conversations it differs by {difference:.1e} standard deviations.")
+    say(f"Wrote {args.output_dir}; on probe conversations it differs by {difference:.1e} standard deviations.")
 
 
 def serve_command(args: argparse.Namespace) -> None:
@@ -276,7 +277,9 @@ def main(argv: list[str] | None = None) -> int:
     something given was wrong.
     """
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpx2", "datasets", "fsspec", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of each multiplication in 8 bits
@@ -291,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        print(f"sparserm: error: {message}{where}", file=sys.stderr)
+        say_error(f"{message}{where}")
         return 2
     except KeyboardInterrupt as stopped:
         print(

@@ -15,9 +15,10 @@ from transformers.utils import cached_file
 
 from .conversations.encoding import TokenizedText
 from .devices import as_numpy
-from .errors import SparseRMError
-from .evaluation.controls import Control
+from .errors import SparseRMError, reading
+from .evaluation.controls import Control, check_arrays
 from .modeling.backbone_sparserm import pool_representations, residual_stream
+from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .modeling.response_sparserm import pooled_tokens
 from .representations import batch_tokens, pad_texts, plan_batches
@@ -149,9 +150,18 @@ class DriftReference:
 
     @classmethod
     def load(cls, path: Path) -> DriftReference:
-        """What `save` wrote."""
-        with safe_open(path, "numpy") as file:
-            return cls(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        """What `save` wrote.
+
+        Raises:
+            SparseRMError: The file is broken.
+        """
+        with reading(f"The file {path.name} beside the reward model"), safe_open(path, "numpy") as file:
+            reference = cls(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            features = reference.mean.shape[:1]
+            shapes = {name: features for name in ("mean", "std", "low", "high")} | {"rewards": (2,)}
+            shapes["twin"] = (3,) if len(reference.twin) else (0,)
+            check_arrays(vars(reference), shapes)
+            return reference
 
 
 def _mean_and_std(x: np.ndarray) -> np.ndarray:
@@ -174,6 +184,15 @@ def load_reference(name: str, revision: str | None = None) -> DriftReference:
             f"{name!r} holds no {REFERENCE_FILE}, which says what its training responses were like: train it anew."
         )
     return DriftReference.load(Path(file))
+
+
+def check_features(reference: DriftReference, config: SparseRMConfig) -> None:
+    """Raise a `SparseRMError` unless a reference is of a reward model with as many features."""
+    if len(reference.mean) != len(config.latents):
+        raise SparseRMError(
+            f"{REFERENCE_FILE} tells of {len(reference.mean)} features, but the reward model has "
+            f"{len(config.latents)}: it lies beside another reward model than its own."
+        )
 
 
 def find_twin(controls: Sequence[Control]) -> Control | None:

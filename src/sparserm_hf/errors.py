@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from .terminal import say_error
+
+MOST_REASON = 300  # characters of an error of another library
 MOST_ERRORS = 10  # rows that could not be used, of which each gets its own line
 
 
@@ -19,6 +21,60 @@ class SparseRMError(ValueError):
 def reason(error: BaseException) -> str:
     """The first line of an error of another library, or its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def reading(what: str, mend: str = "it was cut short or changed: download or save it again") -> Iterator[None]:
+    """Turn whatever goes wrong in reading a foreign file into a `SparseRMError`.
+
+    A file of somebody else can make a library raise anything: a KeyError, a MemoryError, or the panic of a library in
+    Rust, which is no `Exception`.
+
+    Args:
+        what: What is read, the subject of the sentence.
+        mend: What the user can do.
+
+    Raises:
+        SparseRMError: It cannot be read. Its own `SparseRMError` passes as it is.
+
+    Example:
+        >>> with reading("The file x", "download it again"):
+        ...     {}["weight"]
+        Traceback (most recent call last):
+        ...
+        sparserm_hf.errors.SparseRMError: The file x cannot be read (KeyError: 'weight'): download it again.
+    """
+    try:
+        yield
+    except (SparseRMError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise SparseRMError(f"{what} cannot be read ({kind_and_reason(error)}): {mend}.") from error
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong in loading a foreign model or tokenizer into a `SparseRMError`; see `reading`.
+
+    Args:
+        what: What is loaded, the subject of the sentence.
+
+    Raises:
+        SparseRMError: It cannot be loaded. Its own `SparseRMError` passes as it is.
+    """
+    try:
+        yield
+    except (SparseRMError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise SparseRMError(f"{what} cannot be loaded: {kind_and_reason(error)}.") from error
+
+
+def kind_and_reason(error: BaseException) -> str:
+    """The first line of an error; with its kind, where the line alone says little, as that of a KeyError."""
+    told, kind = reason(error).rstrip("."), type(error).__name__
+    told = told if len(told) <= MOST_REASON else f"{told[:MOST_REASON]}..."
+    return told if isinstance(error, (ValueError, OSError)) or told == kind else f"{kind}: {told}"
 
 
 def without_extra(what: str, error: ModuleNotFoundError, extra: str) -> SparseRMError:
@@ -38,7 +94,7 @@ def full_disk_as_os_error(path: Path) -> Iterator[None]:
 def tell_errors(errors: Sequence[str]) -> int:
     """Say which rows were not scored; returns the exit code."""
     for error in errors[:MOST_ERRORS]:
-        print(f"sparserm: error: {error}", file=sys.stderr)
+        say_error(error)
     if len(errors) > MOST_ERRORS:
-        print(f"sparserm: error: and {len(errors) - MOST_ERRORS} rows more, see `reward_error`.", file=sys.stderr)
+        say_error(f"and {len(errors) - MOST_ERRORS} rows more, see `reward_error`.")
     return 2 if errors else 0

@@ -14,7 +14,7 @@ from .checkpoints import check_output_dir, check_output_file
 from .conversations.files import iterate_rows, load_preferences
 from .conversations.messages import row_name
 from .conversations.rows import texts_of_row
-from .drift import ALARM, load_reference, read_texts
+from .drift import ALARM, check_features, load_reference, read_texts
 from .errors import SparseRMError, tell_errors
 from .evaluation.evaluate import SavedRewardModel
 from .explain.describe import Describer
@@ -26,6 +26,7 @@ from .explain.terminal import print_drift, print_effect, print_explanation, prin
 from .processes import process_state
 from .replacing import replacing_file
 from .scoring import ROW_ERROR, encoder_of, json_line, load_reward_model
+from .terminal import say
 
 
 def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
@@ -169,13 +170,14 @@ def report_command(args: argparse.Namespace) -> None:
     pairs = saved.tokenize(load_preferences(args.dataset, args.split), args.max_length) if args.dataset else None
     write_report(args.model, saved, output, pairs, args.examples, args.revision, args.cache_dir)
     if process_state().is_main_process:
-        print(f"Wrote {output}.")
+        say(f"Wrote {output}.")
 
 
 def monitor_command(args: argparse.Namespace) -> int:
     """`sparserm monitor`; returns 1 where the responses are too far from those of training."""
     reference = load_reference(args.model, args.revision)
     saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
+    check_features(reference, saved.model.config)
     encoder = encoder_of(saved.model, saved.tokenizer, args.max_length)
     named = ((row_name(number, args.input), row) for number, row in enumerate(iterate_rows(args.input), 1))
     texts = [encoder(text, where) for where, row in named for text in texts_of_row(row, where).values()]
@@ -201,4 +203,4 @@ def edit_command(args: argparse.Namespace) -> None:
         print_effect(*effect, f"{args.model} on {args.dataset}")
     save_edited(saved, args.model, args.output_dir, args.revision)
     unmeasured = "" if effect or not factors else " Its effect was not measured: name pairs with --dataset."
-    print(f"Wrote {args.output_dir}.{unmeasured}")
+    say(f"Wrote {args.output_dir}.{unmeasured}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,6 +25,7 @@ from .sae.presets import AUTO, PRESETS, model_and_sae
 from .sae.recipe import SAETrainingData, train_from_dataset
 from .sae.registry import find_saes
 from .sae.training_config import SAETrainingConfig
+from .terminal import Console, say
 from .training_config import MIN_LENGTH
 
 
@@ -131,7 +131,7 @@ def train_command(args: argparse.Namespace) -> None:
     """`sparserm sae train`."""
     data = given(SAETrainingData, args)
     fit = train_from_dataset(data, given(SAETrainingConfig, args))
-    print(
+    say(
         f"Saved {data.output_dir}: explained variance {fit.explained_variance:.3f}, L0 {fit.l0:.1f}, "
         f"{100 * fit.dead_share:.1f}% dead, on {fit.tokens:,} tokens that were held out."
     )
@@ -153,6 +153,11 @@ def check_command(args: argparse.Namespace) -> int:
     tokenizer = prepare_tokenizer(load_tokenizer(name, args.revision))
     max_length = longest_text(config, args.max_length)
     texts = load_texts(args.dataset, tokenizer, args.max_tokens, max_length, args.dataset_split, args.dataset_config)
+    known: Any = model.get_input_embeddings().num_embeddings
+    bos = tokenizer.bos_token_id
+    largest = max(bos if isinstance(bos, int) else 0, *map(max, texts))
+    if largest >= known:
+        raise SparseRMError(f"A text has the token {largest}, but {name!r} has {known} tokens: use its tokenizer.")
     device = process_state().device
     model = use_exact_attention(cast_weights(model.to(device), named_dtype(args.dtype, device)).eval())
     sae.autoencoder.to(device)

@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from scipy.special import expit
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .base_models import longest_text, move
+from .base_models import check_tokenizer, longest_text, move
 from .conversations.encoding import ChatEncoder, TokenizedText
-from .conversations.messages import row_name
+from .conversations.messages import row_name, shown
 from .conversations.rows import check_row, texts_of_row
 from .devices import as_numpy
-from .errors import SparseRMError, reason
+from .errors import SparseRMError, kind_and_reason, reading
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .processes import process_state
@@ -30,6 +29,7 @@ from .representations import batch_tokens, fingerprint_module, pad_texts, plan_b
 PROBABILITY = "chosen_probability"  # what `probabilities` adds to a pair
 ROW_ERROR = "reward_error"  # what a row gets that cannot be scored
 ADDED = ("reward", "chosen_reward", "rejected_reward", PROBABILITY, ROW_ERROR)
+TRIAL, TRIAL_TOKENS = "A text that every reward model scores when it is loaded.", 8
 CHUNK_ROWS = 512  # rows that are sorted by length and written together
 
 
@@ -41,10 +41,12 @@ def check_reward_model(name: str, revision: str | None = None) -> dict[str, Any]
     """
     try:
         settings, _ = SparseRMConfig.get_config_dict(name, revision=revision)
-        if settings.get("model_type") != SparseRMConfig.model_type:
-            raise ValueError(f"it is a {settings.get('model_type')}, not a SparseRM reward model.")
-    except (OSError, ValueError) as error:
-        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
+        kind = settings.get("model_type")
+        if kind != SparseRMConfig.model_type:
+            raise ValueError(f"it is a {kind if isinstance(kind, str) else shown(kind)}, not a SparseRM reward model.")
+        SparseRMConfig(**settings)
+    except Exception as error:  # the file may hold anything: a list, objects nested a thousand deep
+        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {kind_and_reason(error)}.") from error
     return settings
 
 
@@ -88,10 +90,21 @@ def _load(
     dtype = {"auto": settings.get("run_dtype") or "auto", "saved": "auto"}.get(dtype, dtype)
     try:
         model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
+    except Exception as error:  # whatever a library does with files that do not go together
+        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {kind_and_reason(error)}.") from error
+    with reading(f"The tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
-    return move(model, device), tokenizer
+        check_tokenizer(tokenizer)
+        if not tokenizer.is_fast:
+            raise ValueError("it does not tell where its tokens stand in a text: save the fast one, a tokenizer.json")
+    model = move(model, device)
+    with reading(f"The reward model {name!r} scores nothing: it"):
+        text = encoder_of(model, tokenizer).as_text(TRIAL)[:TRIAL_TOKENS]
+        ids, mask = pad_texts([text or (0,)], device)
+        with torch.inference_mode():
+            if not model(ids, mask).logits.isfinite().all():
+                raise ValueError("a text has a reward that is not finite")
+    return model, tokenizer
 
 
 class Scores(NamedTuple):
@@ -161,7 +174,8 @@ def encoder_of(
             reads.
     """
     limit = longest_text(model.config, max_length or tokenizer.model_max_length)
-    return ChatEncoder(tokenizer, model.config.response_marks, model.config.response_marker_ids, limit)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    return ChatEncoder(tokenizer, model.config.response_marks, model.config.response_marker_ids, limit, vocabulary)
 
 
 def score_rows(

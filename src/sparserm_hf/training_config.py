@@ -8,7 +8,7 @@ from typing import Any, Literal
 from .conversations.styles import STYLES
 from .errors import SparseRMError
 from .head import LOSSES
-from .modeling.configuration_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
+from .modeling.fields_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
 from .quantization import QUANTIZATIONS
 from .trackers import tracker_names
 

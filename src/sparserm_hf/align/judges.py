@@ -11,11 +11,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..base_models import check_tokenizer
 from ..conversations.encoding import ChatEncoder
 from ..conversations.messages import Messages, row_name
 from ..devices import as_numpy, exact
 from ..drift import Drift, DriftReference, TextReadings, find_twin, load_reference, read_texts
-from ..errors import SparseRMError, reason
+from ..errors import SparseRMError, loading
 from ..evaluation.evaluate import SavedRewardModel
 from ..modeling.weights_sparserm import check_index
 from ..representations import batch_tokens, fingerprint_module, pad_texts, plan_batches
@@ -97,17 +98,16 @@ class ClassifierJudge:
         Raises:
             SparseRMError: It cannot be loaded, has no trained head, or its tokenizer no chat template.
         """
-        try:
+        with loading(f"The reward model {name!r}"):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            check_tokenizer(tokenizer)
             check_index(name, {})
             how = {"num_labels": 1, "dtype": "auto", "output_loading_info": True, "use_safetensors": True}
-            model, loading = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **how)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise SparseRMError(f"The reward model {name!r} cannot be loaded: {reason(error)}") from error
+            model, told = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **how)
         adapters = getattr(model, "peft_config", {}).values()  # that of a LoRA run has the head with it
-        if loading["missing_keys"] and not any(adapter.modules_to_save for adapter in adapters):
+        if told["missing_keys"] and not any(adapter.modules_to_save for adapter in adapters):
             raise SparseRMError(
-                f"{name!r} is no trained reward model: its weights lack {', '.join(sorted(loading['missing_keys']))}."
+                f"{name!r} is no trained reward model: its weights lack {', '.join(sorted(told['missing_keys']))}."
             )
         if tokenizer.chat_template is None:
             raise SparseRMError(f"The tokenizer of the reward model {name!r} has no chat template: set one, save it.")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..replacing import replacing_file
+from ..terminal import Console, say
 from .aligner import FIRST, SPARSERM, IterativeAligner, Outcome
 from .files import read_rows, write_json
 from .plots import SHARES, draw_rounds
@@ -76,18 +76,18 @@ def print_outcome(outcome: Outcome, title: str) -> None:
         printed.add_row(*row)
     Console().print(printed)
     for arm, why in outcome.ended.items():
-        print(f"{arm} ended early, {why}.")
+        say(f"{arm} ended early, {why}.")
     if outcome.adapter is None:
-        print("No round came to its end: there is no adapter to keep.")
+        say("No round came to its end: there is no adapter to keep.")
     else:
-        print(f"Kept round {outcome.best}, whose answers SparseRM rewards most: {outcome.adapter}.")
+        say(f"Kept round {outcome.best}, whose answers SparseRM rewards most: {outcome.adapter}.")
         kept = outcome.rounds[SPARSERM][outcome.best - 1]  # type: ignore[operator]
         if kept["reward"] <= outcome.first["reward"]:
-            print("It rewards them no more than the first policy's.")
+            say("It rewards them no more than the first policy's.")
         if kept["cut"] > MOSTLY:
-            print(f"{kept['cut']:.0%} of them are cut at max_new_tokens: whether they grew longer cannot be seen.")
+            say(f"{kept['cut']:.0%} of them are cut at max_new_tokens: whether they grew longer cannot be seen.")
         if kept.get("alike", 0) > max(MOSTLY, outcome.first.get("alike", 0)):
-            print(f"{kept['alike']:.0%} of them begin with the same two words: read them in report.md.")
+            say(f"{kept['alike']:.0%} of them begin with the same two words: read them in report.md.")
 
 
 def write_report(aligner: IterativeAligner, outcome: Outcome) -> Path:

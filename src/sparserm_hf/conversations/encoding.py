@@ -82,6 +82,7 @@ class ChatEncoder:
         marks: `SparseRMConfig.response_marks`; None for a checkpoint of version 0.1.
         old_header: `SparseRMConfig.response_marker_ids`.
         max_length: Most tokens of a text; a longer one loses its start.
+        vocabulary: Number of tokens that the reward model has an embedding of.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class ChatEncoder:
         marks: dict[str, Any] | None,
         old_header: list[int] | None = None,
         max_length: int | None = None,
+        vocabulary: int | None = None,
     ):
+        self.vocabulary = vocabulary or sys.maxsize
         self.tokenizer, self.marks, self.old_header = tokenizer, marks, old_header or []
         self.max_length = max_length or sys.maxsize
         self.told_of_plain_text = self.told_of_last_turn = False
@@ -132,6 +135,11 @@ class ChatEncoder:
         encoded = self._encode_string(text, where) if isinstance(text, str) else self._encode_conversation(text, where)
         if not encoded.ids:
             raise SparseRMError(f"{where} has an empty text: there is nothing to score.")
+        if max(encoded.ids) >= self.vocabulary:
+            raise SparseRMError(
+                f"{where} has the token id {max(encoded.ids)}, but the reward model has {self.vocabulary} tokens: "
+                "use the tokenizer that it was trained with."
+            )
         return encoded
 
     @property

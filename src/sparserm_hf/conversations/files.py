@@ -6,8 +6,9 @@ import csv
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from .messages import MOST_NESTED, check_fields, named, row_name
 from .pairs import check_dataset
 from .rows import FORMATS
 
+MOST_CHARACTERS = 2**24  # of a line of JSON Lines, and of a packed .json file
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -35,9 +37,14 @@ def iterate_json(path: Path | TextIO) -> Iterator[dict[str, Any]]:
     name = str(path) if isinstance(path, Path) else "standard input"
     try:
         with _open_text(path) if isinstance(path, Path) else path as stream:
-            lines: Iterable[str] = stream
+            lines: Iterable[str] = _lines_of(stream, name)
             if isinstance(path, Path) and ".json" in path.suffixes:
-                content = stream.read()
+                content = stream.read(MOST_CHARACTERS + 1 if path.suffix == ".gz" else -1)
+                if len(content) > MOST_CHARACTERS and path.suffix == ".gz":
+                    raise SparseRMError(
+                        f"{name} unpacks to more than {MOST_CHARACTERS:,} characters: write JSON Lines, a .jsonl.gz "
+                        "file with one row a line."
+                    )
                 if content.lstrip().startswith("["):
                     for number, row in enumerate(_parsed(content, name), 1):
                         yield _checked_row(row, f"{name}: entry {number}")
@@ -47,8 +54,26 @@ def iterate_json(path: Path | TextIO) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     where = f"{name}: line {number}"
                     yield _checked_row(_parsed(line.removeprefix("\ufeff"), where), where)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SparseRMError(f"{name} cannot be read as text: {error}.") from None
+
+
+def _lines_of(stream: TextIO, name: str) -> Iterator[str]:
+    """Lines of a stream, each no longer than ``MOST_CHARACTERS``: a few packed kilobytes may hold a line of gigabytes.
+
+    Raises:
+        SparseRMError: A line is longer.
+    """
+    for number in count(1):
+        line = stream.readline(MOST_CHARACTERS + 1)
+        if len(line) > MOST_CHARACTERS:
+            raise SparseRMError(
+                f"{name}: line {number} has more than {MOST_CHARACTERS:,} characters, which no row may have: split it "
+                "into rows, one a line."
+            )
+        if not line:
+            return
+        yield line
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -217,6 +242,6 @@ def _lines(path: Path) -> Iterator[dict[str, str]]:
         raise SparseRMError(f"There is no file {path}.")
     try:
         with path.open(encoding="utf-8-sig") as stream:
-            yield from ({"text": line.rstrip("\n")} for line in stream if line.strip())
+            yield from ({"text": line.rstrip("\n")} for line in _lines_of(stream, str(path)) if line.strip())
     except UnicodeDecodeError as error:
         raise SparseRMError(f"{path} cannot be read as text: {error}.") from None

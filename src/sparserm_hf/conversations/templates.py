@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import SparseRMError, reason
 from .messages import Conversation, Messages
+from .rendering import RENDERER
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +49,35 @@ def render(
     if reads_parts_alone(tokenizer):
         messages = [in_parts(message) for message in messages]
     try:
-        rendered = tokenizer.apply_chat_template(
-            messages,
-            **{"tools": conversation.tools, **conversation.template_kwargs},
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+        return rendered_messages(
+            tokenizer, messages, conversation.tools, add_generation_prompt, conversation.template_kwargs
         )
-    except Exception as error:  # a template may do anything to what it is given, and raise anything
+    except Exception as error:  # what a template raises, and what a tokenizer without one does
         why = reason(error).rstrip(".")
         why = why if len(why) <= MOST_SHOWN else f"{why[:MOST_SHOWN]}..."  # it may quote the whole conversation
         raise SparseRMError(f"{where} is refused by the chat template: {why}.") from error
-    return str(rendered)
+
+
+def rendered_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    tools: list[Any] | None = None,
+    add_generation_prompt: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
+    """What a tokenizer's `apply_chat_template` writes, with limits on time and memory.
+
+    Raises:
+        ValueError: The tokenizer has no chat template.
+        TemplateError: The template raises an error, or reaches a limit.
+    """
+    return RENDERER.render(
+        conversations=[messages],
+        tools=tools,
+        chat_template=tokenizer.get_chat_template(None, tools),
+        add_generation_prompt=add_generation_prompt,
+        **{**tokenizer.special_tokens_map, **(template_kwargs or {})},
+    )
 
 
 def in_parts(message: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +101,7 @@ def reads_parts_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _writes(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
     try:
-        return PROBE in str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return PROBE in rendered_messages(tokenizer, messages)
     except Exception:  # a template may raise anything
         return False
 

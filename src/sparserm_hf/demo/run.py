@@ -16,6 +16,7 @@ from ..errors import SparseRMError
 from ..evaluation.evaluate import SavedRewardModel
 from ..evaluation.tables import print_evaluation
 from ..explain.report import write_report
+from ..terminal import say
 from ..trainer import SparseRMTrainer
 from ..training_config import SparseRMTrainingConfig
 from .facts import make_facts
@@ -97,10 +98,10 @@ def run_demo(output_dir: Path) -> None:
     print_evaluation(trainer.evaluation, "Facts that were held out")
     examples = [row["prompt"] + row[side] for row in splits["test"][:3] for side in ("chosen", "rejected")]
     version, rewards = score_in_plain_transformers(output_dir / "model", examples)
-    print(f"Reloaded from {output_dir / 'model'} by transformers {version} alone, without this package:")
+    say(f"Reloaded from {output_dir / 'model'} by transformers {version} alone, without this package:")
     for conversation, reward in zip(examples, rewards, strict=True):
-        print(f"  {reward:+8.3f}  {conversation[-2]['content']}  {conversation[-1]['content']}")
+        say(f"  {reward:+8.3f}  {conversation[-2]['content']}  {conversation[-1]['content']}")
     report = output_dir / "report.html"
     saved = SavedRewardModel.load(str(output_dir / "model"))
     write_report(str(output_dir / "model"), saved, report, saved.tokenize(splits["test"]))
-    print(f"The demo took {time.perf_counter() - started:.0f} s. See inside the model: {report}")
+    say(f"The demo took {time.perf_counter() - started:.0f} s. See inside the model: {report}")

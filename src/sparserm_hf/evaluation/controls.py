@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import cached_file
 
+from ..conversations.messages import shown
 from ..directions import random_directions
+from ..errors import SparseRMError, reading
 from ..fitting import HeadFitter
 from ..head import FittedHead
 from ..shards import Representations
 
 CONTROLS_FILE = "controls.safetensors"
+READS = ("representation", "activations", "length")
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,16 @@ def save_controls(controls: list[Control], path: Path) -> None:
 
 
 def load_controls(path: Path) -> list[Control]:
-    """The controls that `save_controls` wrote."""
+    """The controls that `save_controls` wrote.
+
+    Raises:
+        SparseRMError: The file is broken.
+    """
+    with reading(f"The file {path.name} beside the reward model"):
+        return _read_controls(path)
+
+
+def _read_controls(path: Path) -> list[Control]:
     with safe_open(path, "numpy") as file:
         described = json.loads(file.metadata()["controls"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -112,8 +124,36 @@ def load_controls(path: Path) -> list[Control]:
         depth = sum(key.startswith(f"{name}/") for key in tensors) // 2
         layers = tuple((tensors[f"{name}/{i}/weight"], tensors[f"{name}/{i}/bias"]) for i in range(depth))
         reads = reads if isinstance(reads, str) else _read_before(reads)
+        if reads not in READS or not layers:
+            raise ValueError(f"the control {shown(name)} has {len(layers)} layers and reads {shown(reads)}")
+        outputs = [weight.shape[0] for weight, _ in layers[:-1]] + [1]
+        inputs = [layers[0][0].shape[-1], *outputs[:-1]]
+        for (weight, bias), given, made in zip(layers, inputs, outputs, strict=True):
+            arrays = {f"{name}: weight": weight, f"{name}: bias": bias}
+            check_arrays(arrays, {f"{name}: weight": (made, given), f"{name}: bias": (made,)})
         controls.append(Control(name, FittedHead(layers, None, None), reads))
     return controls
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise a ValueError unless arrays have their shapes, and hold finite numbers."""
+    for name, shape in shapes.items():
+        if arrays[name].shape != tuple(shape):
+            raise ValueError(f"{shown(name)} has the shape {list(arrays[name].shape)}, not {list(shape)}")
+        if arrays[name].dtype.kind not in "fiu" or not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{shown(name)} holds numbers that are not finite")
+
+
+def check_controls(controls: Sequence[Control], hidden_size: int, latents: int) -> None:
+    """Raise a `SparseRMError` unless controls read what a reward model gives them."""
+    widths = {"representation": hidden_size, "activations": latents, "length": 1}
+    for control in controls:
+        width = control.head.layers[0][0].shape[1]
+        if width != widths[control.reads]:
+            raise SparseRMError(
+                f"{CONTROLS_FILE} has a control {shown(control.name)} that reads {width} numbers of a text, but there "
+                f"are {widths[control.reads]}: it lies beside another reward model than its own."
+            )
 
 
 def find_controls(name: str, revision: str | None = None) -> list[Control]:

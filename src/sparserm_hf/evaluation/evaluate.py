@@ -16,15 +16,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ..calibration import calibration_error
 from ..conversations.encoding import TokenizedText
+from ..conversations.messages import shown
 from ..conversations.pairs import TokenizedPreferences, tokenize_preferences
 from ..conversations.styles import measure_styles, style_differences
 from ..devices import as_numpy
+from ..errors import reading
+from ..modeling.fields_sparserm import FINITE
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..processes import process_state
 from ..representations import Pooling, collect_representations, default_cache_dir
 from ..scoring import encoder_of, load_reward_model
 from ..shards import Representations, Shard
-from .controls import Control, find_controls
+from .controls import Control, check_arrays, check_controls, find_controls
 from .hacking import Attack
 from .metrics import PairMetrics, correlation, pair_metrics
 
@@ -105,13 +108,23 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """What `save` wrote."""
-        with safe_open(path, "numpy") as file:
+        """What `save` wrote.
+
+        Raises:
+            SparseRMError: The file is broken.
+        """
+        with reading(f"The file {path.name} beside the reward model"), safe_open(path, "numpy") as file:
             described = json.loads(file.metadata()["evaluation"])
             temperature = described.pop("temperature")
             attacks = tuple(Attack.of(attack) for attack in described.pop("attacks", []))  # version 0.1 has none
             parts = {part: {name: file.get_tensor(f"{part}/{name}") for name in of} for part, of in described.items()}
-            return cls(**parts, temperature=temperature, attacks=attacks)
+            evaluation = cls(**parts, temperature=temperature, attacks=attacks)
+            pairs = len(evaluation.margins["SparseRM"])
+            check_arrays(evaluation.margins, dict.fromkeys(evaluation.margins, (pairs,)))
+            check_arrays(evaluation.styles, dict.fromkeys(("tokens", *evaluation.styles), (pairs, 2)))
+            if not pairs or not FINITE.holds(temperature) or temperature <= 0:
+                raise ValueError(f"it has {pairs} pairs and the temperature {shown(temperature)}")
+            return evaluation
 
 
 @torch.inference_mode()
@@ -184,7 +197,9 @@ class SavedRewardModel:
             SparseRMError: It cannot be loaded.
         """
         model, tokenizer = load_reward_model(name, process_state().device, dtype, revision)
-        return cls(model, tokenizer, find_controls(name, revision))
+        controls = find_controls(name, revision)
+        check_controls(controls, model.config.hidden_size, len(model.config.latents))
+        return cls(model, tokenizer, controls)
 
     def tokenize(self, rows: Any, max_length: int | None = None) -> TokenizedPreferences:
         """Preference pairs as `tokenize_preferences` makes them, by default as long as in training."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..terminal import Console
 from .benchmark_scores import Score
 from .evaluate import Evaluation
 
@@ -22,7 +22,7 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
     for name, row in metrics.items():
         interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
         style = "bold" if name == "SparseRM" else None
-        table.add_row(name, f"{100 * row.accuracy:.1f}", interval, f"{row.margin:.3f}", style=style)
+        table.add_row(escape(name), f"{100 * row.accuracy:.1f}", interval, f"{row.margin:.3f}", style=style)
     Console().print(table)
     _print_by_length(evaluation)
     followed = ", ".join(f"{style} {x:+.2f}" for style, x in evaluation.style_correlations("SparseRM").items())
@@ -46,7 +46,7 @@ def _print_attacks(evaluation: Evaluation) -> None:
     for attack in evaluation.attacks:
         sides = (attack.as_tokens, attack.as_text)
         table.add_row(
-            attack.name, *(f"{100 * m.accuracy:.0f} ({100 * m.low:.0f} to {100 * m.high:.0f})" for m in sides)
+            escape(attack.name), *(f"{100 * m.accuracy:.0f} ({100 * m.low:.0f} to {100 * m.high:.0f})" for m in sides)
         )
     Console().print(table)
 
@@ -59,7 +59,7 @@ def _print_by_length(evaluation: Evaluation) -> None:
             table.add_column(f"{kind}\n{len(of)} pairs", justify="right", no_wrap=True)
     for name in evaluation.margins:
         kinds = evaluation.metrics_by_length(name).values()
-        table.add_row(name, *(f"{100 * kind.accuracy:.1f}" for kind in kinds))
+        table.add_row(escape(name), *(f"{100 * kind.accuracy:.1f}" for kind in kinds))
     Console().print(table)
 
 
@@ -68,7 +68,7 @@ def print_benchmark(reports: dict[str, list[Score]], title: str) -> None:
     table = Table(title=f"{escape(title)}, in %")
     table.add_column("", no_wrap=True)
     for column in ("prompts", *reports):
-        table.add_column(column, justify="right")
+        table.add_column(escape(column), justify="right")
     lines = list(zip(*reports.values(), strict=True))
     for i, line in enumerate(lines):
         summary = line[0].summary

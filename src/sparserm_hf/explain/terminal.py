@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text as Line
 
 from ..drift import Drift
 from ..modeling.configuration_sparserm import SparseRMConfig
+from ..terminal import Console, visible
 from .attribution import LatentEffect, TextExplanation, TokenEffect, contrast
 from .editing import Effect
 from .latents import LatentReport
@@ -123,7 +123,7 @@ def print_latents(reports: list[LatentReport], title: str) -> None:
     console.print("[dim]Fires on: % of chosen / of rejected responses.[/]")
     for report in reports:
         heading = f"\n[bold]latent {report.latent}[/] {escape(report.name)}"
-        console.print(heading + (f" [dim]{report.link}[/]" if report.link else ""))
+        console.print(heading + (f" [dim]{escape(report.link)}[/]" if report.link else ""))
         for what, passages in (("strongest", report.strongest), ("weakest", report.weakest)):
             for passage in passages:
                 console.print(f"[dim]{what:>9}[/] {passage.strength:8.2f} ", end=" ")
@@ -184,5 +184,5 @@ def _shaded(texts: list[str], values: list[float]) -> Line:
     largest = max(map(abs, values), default=0.0) or 1.0
     for text, value in zip(texts, values, strict=True):
         colour = [round(255 + abs(value) / largest * (c - 255)) for c in (UP if value > 0 else DOWN)]
-        line.append(text.replace("\n", "↵"), style=f"black on rgb({colour[0]},{colour[1]},{colour[2]})")
+        line.append(visible(text.replace("\n", "↵")), style=f"black on rgb({colour[0]},{colour[1]},{colour[2]})")
     return line

@@ -38,7 +38,8 @@ class Losses:
     @property
     def recovered(self) -> float:
         """Share of the loss of ablation that the reconstruction wins back; sae-lens calls it `ce_loss_score`."""
-        return (self.ablated - self.reconstructed) / (self.ablated - self.clean)
+        difference = self.ablated - self.clean
+        return (self.ablated - self.reconstructed) / difference if difference else 0.0
 
 
 @dataclass(frozen=True)

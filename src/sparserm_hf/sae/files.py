@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from ..errors import reason
 
+MOST_UNPACKED = 100  # times the size of an archive; weights hardly shrink when they are packed
+
 
 class UnusableSAEError(ValueError):
     """Why an SAE cannot be used: the rest of a sentence that begins with "The SAE <name>"."""
@@ -31,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UnusableSAEError(f"is incomplete: {path.name} must stand beside its weights.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError; objects in each other
         raise UnusableSAEError(f"is broken: {path.name} is not JSON: {reason(error)}.") from error
     if not isinstance(content, dict):
         raise UnusableSAEError(f"is broken: {path.name} holds no JSON object.")
@@ -51,7 +53,16 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except UnusableSAEError:
         raise
     # What numpy, zipfile, torch and safetensors make of a truncated file.
-    except (SafetensorError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         why = reason(error).split(". ")[0].rstrip(".")
         raise UnusableSAEError(
             f"is broken: {path.name} cannot be read ({why}): it was cut short or changed, download or save it again."
@@ -74,6 +85,13 @@ def matrix(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
     if not zipfile.is_zipfile(path):  # numpy would recommend to allow pickles
         raise zipfile.BadZipFile("it is not a zip archive")
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > MOST_UNPACKED * path.stat().st_size:
+        raise UnusableSAEError(
+            f"is refused: {path.name} unpacks to {unpacked:,} bytes, more than {MOST_UNPACKED} times its own size: "
+            "save it again with numpy.savez or safetensors."
+        )
     with np.load(path, allow_pickle=False) as arrays:
         try:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}

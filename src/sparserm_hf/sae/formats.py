@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..errors import SparseRMError, reason
+from ..conversations.messages import MOST_SHOWN, shown
+from ..errors import SparseRMError, kind_and_reason, reason
 from ..modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
 from .files import UnusableSAEError
 from .finding import read_sae
@@ -48,10 +49,10 @@ class LoadedSAE:
         hook = self.source.get("hook_name")
         if hook is None:
             return None
-        match = RESIDUAL_HOOK.fullmatch(hook)
+        match = RESIDUAL_HOOK.fullmatch(str(hook))
         if not match:
             raise SparseRMError(
-                f"The SAE {self.source.get('source')!r} was trained on the hook {hook!r}, but SparseRM reads the "
+                f"The SAE {self.source.get('source')!r} was trained on the hook {shown(hook)}, but SparseRM reads the "
                 "residual stream: it needs an SAE on blocks.<layer>.hook_resid_post or hook_resid_pre."
             )
         return int(match[1]) + (match[2] == "post")
@@ -80,6 +81,13 @@ def load_sae(name: str) -> LoadedSAE:
         autoencoder = _embed(reading)
     except UnusableSAEError as error:
         raise SparseRMError(f"The SAE {name!r} {error}") from error
+    except (SparseRMError, ModuleNotFoundError, OSError):
+        raise
+    except Exception as error:  # its files may hold anything, such as a size of thousands of digits
+        raise SparseRMError(
+            f"The SAE {name!r} is broken: its files cannot be understood ({kind_and_reason(error)}): download or save "
+            "it again."
+        ) from error
     known = {"source": source} | {key: value for key, value in reading.source.items() if value is not None}
     return LoadedSAE(autoencoder, known)
 
@@ -92,20 +100,21 @@ def _embed(reading: Reading) -> SparseAutoencoder:
     """
     if reading.architecture not in ARCHITECTURES:
         raise UnusableSAEError(
-            f"is a {reading.architecture}; those that can be embedded are {', '.join(ARCHITECTURES)}."
+            f"is a {str(reading.architecture)[:MOST_SHOWN]}; those that can be embedded are "
+            f"{', '.join(ARCHITECTURES)}."
         )
     if reading.normalization not in NORMALIZATIONS:
         raise UnusableSAEError(
-            f"expects activations normalised by {reading.normalization!r}, whose factor is not in its files: fold it "
-            "into the weights with sae-lens' fold_activation_norm_scaling_factor (or fold_activation_whitening) and "
-            "save it again."
+            f"expects activations normalised by {shown(reading.normalization)}, whose factor is not in its files: "
+            "fold it into the weights with sae-lens' fold_activation_norm_scaling_factor (or "
+            "fold_activation_whitening) and save it again."
         )
     k = reading.k if reading.architecture == "topk" else None
     for name, size in {"d_in": reading.d_in, "d_sae": reading.d_sae}.items():
         if not isinstance(size, int):
-            raise UnusableSAEError(f"is broken: its {name} is {size!r}, but must be a whole number.")
+            raise UnusableSAEError(f"is broken: its {name} is {shown(size)}, but must be a whole number.")
     if reading.architecture == "topk" and not isinstance(k, int):
-        raise UnusableSAEError(f"is broken: its k is {k!r}, but must be a whole number.")
+        raise UnusableSAEError(f"is broken: its k is {shown(k)}, but must be a whole number.")
     try:
         with torch.device("meta"):  # its tensors come out of the files
             sae = SparseAutoencoder(

@@ -21,6 +21,7 @@ from ..errors import SparseRMError, reason
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..representations import batch_tokens
 from ..scoring import score_texts
+from ..terminal import say
 from .batching import Batcher
 from .endpoints import Endpoints, Metrics
 
@@ -178,5 +179,5 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         listening.bind((host, port))
     except (OSError, OverflowError) as error:
         raise SparseRMError(f"Nothing can be served on {host}, port {port}: {reason(error)}.") from error
-    print(f"Serving {app.title} on http://{host}:{listening.getsockname()[1]}", flush=True)
+    say(f"Serving {app.title} on http://{host}:{listening.getsockname()[1]}")
     uvicorn.Server(config).run(sockets=[listening])

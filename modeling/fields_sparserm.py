@@ -1,0 +1,211 @@
+"""What the fields of a SparseRM configuration may hold: the file may come from anybody."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .response_sparserm import MARKS
+
+POOLINGS = ("last", "mean", "response_mean")
+REPRESENTATION_NORMS = ("none", "rms")
+DIRECTIONS = ("orthogonal", "raw")
+HEAD_TYPES = ("linear", "mlp")
+
+MOST = 2**31 - 1  # the largest size, token id or latent id
+MOST_FRACTION = 1e30  # the largest number that is no size
+MOST_LAYERS = 1000  # of a base model; each is built before its weights are looked for
+MOST_EXPERTS = 100_000  # of all its layers together
+ROWS_AS_EXPERTS = ("doge",)  # whose thousands of experts are the rows of one embedding
+MOST_NESTED = 20  # lists and objects in each other in a base model's configuration
+MOST_SHOWN = 60  # characters of a value in an error
+
+
+class Kind(NamedTuple):
+    """A kind of value.
+
+    Attributes:
+        needed: The kind in words, such as "a finite number".
+        holds: Whether a value is of the kind.
+    """
+
+    needed: str
+    holds: Callable[[Any], bool]
+
+
+def whole(least: int, most: int = MOST) -> Kind:
+    """A whole number in a range."""
+    return Kind(f"a whole number from {least} to {most}", lambda value: type(value) is int and least <= value <= most)
+
+
+def number(least: float) -> Kind:
+    """A finite number, not below `least`."""
+
+    def holds(value: Any) -> bool:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and least <= value and abs(value) < 1e300
+
+    return Kind("a finite number" if least < 0 else f"a finite number, {least} or more", holds)
+
+
+def one_of(*known: str) -> Kind:
+    """One of some strings."""
+    return Kind(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known)
+
+
+def optional(kind: Kind) -> Kind:
+    """A value of a kind, or None."""
+    return Kind(f"{kind.needed}, or null", lambda value: value is None or kind.holds(value))
+
+
+def list_of(kind: Kind) -> Kind:
+    """A list whose items are all of a kind."""
+    return Kind(
+        f"a list of which each item is {kind.needed}",
+        lambda value: isinstance(value, (list, tuple)) and all(map(kind.holds, value)),
+    )
+
+
+def dict_of(kind: Kind, of_digits: bool = False) -> Kind:
+    """An object whose values are all of a kind, and whose names are strings, perhaps of digits."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(name, str) and (not of_digits or (name.isdecimal() and len(name) < 20)) and kind.holds(item)
+            for name, item in value.items()
+        )
+
+    return Kind(
+        f"an object of which each name is {'digits' if of_digits else 'a string'}, each value {kind.needed}", holds
+    )
+
+
+def object_with(kinds: dict[str, Kind], *needed: str) -> Kind:
+    """An object in which some names are needed, and each field that is there is of its kind."""
+
+    def holds(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and all(name in value for name in needed)
+            and all(kind.holds(value[name]) for name, kind in kinds.items() if name in value)
+        )
+
+    return Kind("an object in which " + ", ".join(f"{name} is {kind.needed}" for name, kind in kinds.items()), holds)
+
+
+# Half of a surrogate pair, which JSON can write, is no text: no file that holds it can be written.
+TEXT = Kind("a string", lambda value: isinstance(value, str) and value.encode(errors="ignore").decode() == value)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+FINITE = number(-float("inf"))
+IDS = list_of(whole(0))
+TOKEN = Kind("a token id, a list of them, or null", lambda x: x is None or whole(-1).holds(x) or IDS.holds(x))
+ORIGIN = Kind("a string, a number, or null", lambda value: value is None or TEXT.holds(value) or FINITE.holds(value))
+
+MARK_KINDS = {name: list_of(IDS) for name in MARKS}
+MARK_KINDS |= {"specials": IDS, "whitespace": IDS, "bos_in_conversation": whole(0, 100), "bos_in_text": whole(0, 100)}
+SAE_KINDS = {"d_in": whole(1), "d_sae": whole(1), "architecture": TEXT, "k": optional(whole(1)), "normalization": TEXT}
+NAME_KINDS = {"name": TEXT, "precision": FINITE, "recall": FINITE, "f1": FINITE}
+PER_LATENT = {
+    "latent_sides": one_of("chosen", "rejected"),
+    "latent_separations": FINITE,
+    "latent_stabilities": optional(FINITE),
+    "latent_purities": FINITE,
+    "latent_names": optional(object_with(NAME_KINDS, "name", "precision", "f1")),
+    "latent_promotes": list_of(TEXT),
+    "latent_suppresses": list_of(TEXT),
+}
+FIELDS = {
+    "base_model_name_or_path": TEXT,
+    "base_model_revision": optional(TEXT),
+    "layer": whole(0, MOST_LAYERS),
+    "pooling": one_of(*POOLINGS),
+    "representation_norm": one_of(*REPRESENTATION_NORMS),
+    "directions": one_of(*DIRECTIONS),
+    "head_type": one_of(*HEAD_TYPES),
+    "head_hidden_size": whole(1),
+    "response_marks": optional(object_with(MARK_KINDS)),
+    "response_marker_ids": optional(IDS),
+    "latents": optional(IDS),
+    **{name: optional(list_of(kind)) for name, kind in PER_LATENT.items()},
+    "latent_descriptions": optional(dict_of(TEXT)),
+    "latent_labels": optional(dict_of(TEXT)),
+    "k_accuracies": optional(dict_of(FINITE, of_digits=True)),
+    "steering": optional(dict_of(FINITE)),
+    "sae": optional(object_with(SAE_KINDS, "d_in", "d_sae")),
+    "sae_source": optional(dict_of(ORIGIN)),
+    "reward_mean": FINITE,
+    "reward_std": number(0),
+    "reward_temperature": number(1e-30),
+    "slim": FLAG,
+    "run_dtype": optional(one_of("float32", "bfloat16")),
+    "weights_digest": optional(dict_of(dict_of(TEXT))),
+    **dict.fromkeys(("hidden_size", "vocab_size", "max_position_embeddings"), optional(whole(1))),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), TOKEN),
+}
+
+
+def short(value: Any) -> str:
+    """A value on one line, no longer than ``MOST_SHOWN`` characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; objects that are nested too deep
+        return f"a value of the type {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def check_fields(given: dict[str, Any]) -> None:
+    """Check the fields of a SparseRM configuration.
+
+    Args:
+        given: Values by name; a name that is not in ``FIELDS`` is not checked.
+
+    Raises:
+        ValueError: A value is of another kind, or a list has another length than there are latents.
+    """
+    for name, kind in FIELDS.items():
+        if name in given and not kind.holds(given[name]):
+            raise ValueError(f"{name} is {short(given[name])}, but must be {kind.needed}.")
+    latents = len(given.get("latents") or [])
+    for name in PER_LATENT:
+        if given.get(name) and len(given[name]) != latents:
+            raise ValueError(f"{name} has {len(given[name])} items, but must have one for each of {latents} latents.")
+
+
+def check_base_fields(fields: Any, what: str = "base_config") -> None:
+    """Check the configuration of a base model before a model is built from it.
+
+    transformers checks the types of its fields; the sizes are checked here, for layers are built, each on its own,
+    before their weights are looked for.
+
+    Args:
+        fields: The configuration as a dict.
+        what: What errors call it.
+
+    Raises:
+        ValueError: It is no configuration, or its numbers cannot be those of a model.
+    """
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise ValueError(f"{what} is {short(fields)}, but must be an object with a string model_type.")
+    counts = {"layers": 1, "experts": 1}
+    level: list[tuple[str, Any]] = list(fields.items())
+    for _ in range(MOST_NESTED):
+        for name, value in level:
+            # Wavelengths of rotary embeddings are larger than any size.
+            most = MOST if type(value) is int and not str(name).endswith("theta") else MOST_FRACTION
+            if isinstance(value, (int, float)) and not abs(value) <= most and abs(value) != float("inf"):
+                raise ValueError(f"{what} has {short(name)} = {short(value)}, but no number may be above {most}.")
+            for kind, endings in (("layers", ("layer", "layers", "blocks")), ("experts", ("experts",))):
+                if str(name).endswith(endings) and type(value) is int:
+                    counts[kind] = max(counts[kind], value)
+        level = [
+            (name, item)
+            for name, value in level
+            if isinstance(value, (dict, list, tuple))
+            for name, item in (value.items() if isinstance(value, dict) else ((name, item) for item in value))
+        ]
+    if level:
+        raise ValueError(f"{what} is nested more than {MOST_NESTED} deep: leave what is nested so out.")
+    experts = 1 if fields["model_type"] in ROWS_AS_EXPERTS else counts["experts"]
+    if counts["layers"] > MOST_LAYERS or counts["layers"] * experts > MOST_EXPERTS:
+        raise ValueError(
+            f"{what} has {counts['layers']} layers of {counts['experts']} experts, but there may be at most "
+            f"{MOST_LAYERS} layers, and {MOST_EXPERTS} experts in all."
+        )
