@@ -56,9 +56,9 @@ Turn = list[tuple[_Request, list[int]]]  # requests, and which of their texts ar
 class Batcher:
     """A queue of requests and one thread that scores as many of them at once as fit.
 
-    While the thread scores, requests gather. It then takes texts of all of them, up to `share` tokens of each and
-    `max_tokens` in all. So a lone request waits for nothing, many share batches of similar lengths, and a small request
-    does not wait until a large one is done. A request whose caller has left is taken out of the queue.
+    While the thread scores, requests gather. The thread then takes texts of all requests, up to `share` tokens of each
+    and `max_tokens` in all. So a lone request waits for nothing, many requests share batches of similar lengths, and a
+    small request does not wait until a large one is done. A request whose caller has left is taken out of the queue.
 
     Args:
         score: From texts to their scores.
@@ -67,9 +67,7 @@ class Batcher:
         share: Tokens at which it takes no further text of a request.
     """
 
-    def __init__(
-        self, score: Callable[[list[TokenizedText]], Scores], max_waiting: int, max_tokens: int, share: int
-    ):
+    def __init__(self, score: Callable[[list[TokenizedText]], Scores], max_waiting: int, max_tokens: int, share: int):
         self.score, self.max_waiting, self.max_tokens, self.share = score, max_waiting, max_tokens, share
         self.waiting = 0  # texts
         self._requests: deque[_Request] = deque()
@@ -123,7 +121,7 @@ class Batcher:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _score(self, turn: Turn) -> None:
-        """Score a turn's texts together; if that fails, each request's alone, so that only the one at fault is told."""
+        """Score a turn's texts together. If that fails, score each request alone: only the bad one gets the error."""
         turn = [(request, taken) for request, taken in turn if not request.answer.done()]
         if not turn:
             return

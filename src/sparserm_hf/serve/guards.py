@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -115,7 +115,7 @@ class ReceiveBody(Guard):
             await refusal(413, sentence)(scope, receive, send)
             return
         except asyncio.TimeoutError:
-            sentence = f"The body did not arrive within {self.seconds:g} seconds: send it again, or fewer texts at once."
+            sentence = f"The body did not arrive within {self.seconds:g} seconds: send fewer texts at once."
             await refusal(408, sentence, {"Connection": "close"})(scope, receive, send)
             return
         await self._answer(body, scope, receive, send)
@@ -138,7 +138,7 @@ class ReceiveBody(Guard):
 
     async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer while watching the client; cancel the answer if the client leaves before it starts."""
-        parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+        parts: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
         started = False
 
         async def watch() -> Message:
@@ -147,7 +147,9 @@ class ReceiveBody(Guard):
             return message
 
         async def replay() -> Message:
-            return next(parts, None) or await asyncio.shield(watching)
+            for part in parts:
+                return part
+            return await asyncio.shield(watching)
 
         async def sending(message: Message) -> None:
             nonlocal started

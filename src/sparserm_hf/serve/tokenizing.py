@@ -6,6 +6,7 @@ import asyncio
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from ..conversations.encoding import ChatEncoder
@@ -38,11 +39,17 @@ def count_characters(value: Any, enough: int) -> int:
     return min(found, enough)
 
 
+def _encode_each(
+    encode: Callable[[ChatEncoder, str, Mapping[str, Any]], T], encoder: ChatEncoder, rows: list[NamedRow]
+) -> list[T]:
+    return [encode(encoder, where, row) for where, row in rows]
+
+
 class Tokenizing:
     """Two threads that tokenise: one for rows of ordinary length, one for long rows.
 
     Requests take turns of `TURN` characters, and a longer row goes to the thread for long rows. So a small request
-    never waits for a large one. Each thread has a tokenizer of its own, because a tokenizer refuses two threads at once.
+    never waits for a large one. Each thread has its own tokenizer, because a tokenizer refuses two threads at once.
 
     Args:
         encoder: Turns texts into token ids.
@@ -63,10 +70,8 @@ class Tokenizing:
         results: list[T] = []
         loop = asyncio.get_running_loop()
         for turn, is_long in self._turns(rows):
-            encoder = self._encoders[is_long]
-            results += await loop.run_in_executor(
-                self._threads[is_long], lambda e=encoder, t=turn: [encode(e, where, row) for where, row in t]
-            )
+            compute = partial(_encode_each, encode, self._encoders[is_long], turn)
+            results += await loop.run_in_executor(self._threads[is_long], compute)
         return results
 
     def _turns(self, rows: list[NamedRow]) -> Iterator[tuple[list[NamedRow], bool]]:
