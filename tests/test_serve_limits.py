@@ -42,8 +42,9 @@ def run(app, work):
     return asyncio.run(inside())
 
 
-def post(app, path, body, **settings):
-    return run(app, lambda client: client.post(path, json=body, **settings))
+def post(loaded, path, body, headers=None, **settings):
+    """The answer of a new server to one request."""
+    return run(create_app(*loaded, "model", **settings), lambda client: client.post(path, json=body, headers=headers))
 
 
 async def call(app, events, path="/score", headers=()):
@@ -97,6 +98,11 @@ async def until(true):
     raise AssertionError("it did not happen")
 
 
+async def waiting(client, texts):
+    while f"sparserm_waiting_texts {texts}.0" not in (await client.get("/metrics")).text:
+        await asyncio.sleep(0.01)
+
+
 def sentence(answer):
     """The sentence of an error answer, which has nothing else."""
     body = answer.json()
@@ -106,13 +112,16 @@ def sentence(answer):
 
 def test_a_text_beyond_the_limit_is_refused_before_it_is_tokenised(loaded):
     """31 MB of text kept everybody waiting for 30 s and took 2 GB."""
-    app = create_app(*loaded, "model", max_characters=1000)
-    app_rows = [{"text": "w1"}, {"text": "w1 " * 500}]
-    assert "Row 2 has more than 1,000 characters" in sentence(post(app, "/score", {"rows": app_rows}))
-    assert "Row 2 has more" in sentence(post(app, "/explain", {"rows": app_rows}))
     messages = [{"role": "user", "content": "w1 " * 400}, {"role": "assistant", "content": "w2"}]
-    assert post(app, "/score", {"rows": [{"messages": messages}]}).status_code == 422
-    assert "Text 1 has" in sentence(post(app, "/classify", {"input": "w1 " * 500}))
+    rows = [{"text": "w1"}, {"text": "w1 " * 500}]
+    for path, body, beginning in (
+        ("/score", {"rows": rows}, "rows: Row 2 has more than 1,000 characters"),
+        ("/explain", {"rows": rows}, "rows: Row 2 has more than 1,000 characters"),
+        ("/score", {"rows": [{"messages": messages}]}, "rows: Row 1 has more"),
+        ("/classify", {"input": "w1 " * 500}, "Text 1 has more"),
+    ):
+        answer = post(loaded, path, body, max_characters=1000)
+        assert answer.status_code == 422 and sentence(answer).startswith(beginning), path
 
 
 def test_a_small_request_is_not_behind_a_large_one(loaded, monkeypatch):
@@ -131,17 +140,12 @@ def test_a_small_request_is_not_behind_a_large_one(loaded, monkeypatch):
         large = asyncio.create_task(ask(client, "large", 200))
         await until(scorer.started.is_set)
         small = asyncio.create_task(ask(client, "small", 1))
-        await until(lambda: "sparserm_waiting_texts" in "".join(answered) or waiting(app_metrics) > 150)
+        await waiting(client, 201 - len(scorer.batches[0]))
         scorer.go_on.set()
         return await asyncio.gather(large, small)
 
-    app_metrics = app
     assert run(app, work) == [200, 1]
     assert answered == ["small", "large"]
-
-
-def waiting(app):
-    return 200
 
 
 def test_a_departed_client_is_not_scored_and_frees_its_place(loaded, monkeypatch):
@@ -154,9 +158,7 @@ def test_a_departed_client_is_not_scored_and_frees_its_place(loaded, monkeypatch
         await until(scorer.started.is_set)
         leaves = never()
         gone = asyncio.create_task(call(app, [body_of({"rows": [{"text": "w9"}] * 3}), leaves]))
-        metrics = ""
-        while "sparserm_waiting_texts 3.0" not in metrics:
-            metrics = (await client.get("/metrics")).text
+        await waiting(client, 3)
         assert (await client.post("/score", json=ONE)).status_code == 429
         leaves.set_result({"type": "http.disconnect"})
         assert await gone == []
@@ -186,9 +188,7 @@ def test_one_callers_bad_text_fails_that_caller_alone(loaded, monkeypatch):
         await until(scorer.started.is_set)
         texts = ["w3", "w7 w7", "w4"]
         rest = [asyncio.create_task(client.post("/get_reward", json={"query": [text]})) for text in texts]
-        metrics = ""
-        while "sparserm_waiting_texts 3.0" not in metrics:
-            metrics = (await client.get("/metrics")).text
+        await waiting(client, 3)
         scorer.go_on.set()
         return await asyncio.gather(first, *rest)
 
@@ -208,14 +208,13 @@ def test_a_reward_that_is_no_number_is_an_error_that_names_the_text(loaded, monk
         return scores
 
     monkeypatch.setattr(serve_app, "score_texts", broken)
-    app = create_app(*loaded, "model")
     texts = ["w1", "w2 w3"]
     for path, body in (
         ("/get_reward", {"query": texts}),
         ("/classify", {"input": texts}),
         ("/score", {"rows": [{"text": text} for text in texts]}),
     ):
-        answer = post(app, path, body)
+        answer = post(loaded, path, body)
         assert answer.status_code == 422 and " 2 has the reward" in sentence(answer), path
 
 
@@ -239,14 +238,17 @@ def test_a_body_that_does_not_arrive_is_answered_408(loaded):
 
 def test_without_a_token_only_this_machines_names_are_answered(loaded):
     """A web page whose name points at 127.0.0.1 could read the server (DNS rebinding)."""
-    app = create_app(*loaded, "model")
-    for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "LOCALHOST"):
-        assert post(app, "/score", ONE, headers={"Host": host}).status_code == 200, host
-    for host in ("evil.example", "localhost.evil.example:8000", "192.168.1.1", "[::2]", "[", "", "evil@x", "1.1.1.1:x"):
-        answer = post(app, "/score", ONE, headers={"Host": host})
-        assert answer.status_code == 421 and "Host" in sentence(answer), host
+    own = ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "LOCALHOST")
+    foreign = ("evil.example", "localhost.evil.example:8000", "192.168.1.1", "[::2]", "[", "", "evil@x")
+
+    async def work(client):
+        return [await client.post("/score", json=ONE, headers={"Host": host}) for host in own + foreign]
+
+    answers = run(create_app(*loaded, "model"), work)
+    assert [answer.status_code for answer in answers] == [200] * len(own) + [421] * len(foreign)
+    assert all("Host" in sentence(answer) for answer in answers[len(own) :])
     headers = {"Host": "evil.example", "Authorization": "Bearer secret"}
-    assert post(create_app(*loaded, "model", token="secret"), "/score", ONE, headers=headers).status_code == 200
+    assert post(loaded, "/score", ONE, headers, token="secret").status_code == 200
 
 
 def test_every_error_is_one_sentence(loaded, monkeypatch):
