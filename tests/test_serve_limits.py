@@ -298,7 +298,9 @@ def test_a_reward_under_the_load_of_other_callers(trained, dtype, exact):
 
     answers = run(create_app(model, tokenizer, "model", exact=exact), work)
     found = [answer.json()["rewards"] for answer in answers[: len(texts)]]
-    moved = [abs(one - two) for i, given in enumerate(found) for one, two in zip(given, alone[i:] + alone[:i], strict=True)]
+    moved = [
+        abs(one - two) for i, given in enumerate(found) for one, two in zip(given, alone[i:] + alone[:i], strict=True)
+    ]
     single = [answer.json()["data"][0]["probs"][0] for answer in answers[len(texts) :]]
     moved += [abs(one - two) for one, two in zip(single, alone, strict=True)]
     spread = max(alone) - min(alone)
@@ -372,7 +374,9 @@ def test_many_connections_and_a_departed_one(loaded, served):
     address = start(create_app(*loaded, "model"))
     body = json.dumps({"rows": make_rows(50)}).encode()
     with socket.create_connection(address) as leaves:
-        head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = (
+            f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
         leaves.sendall(head.encode() + b"\r\n\r\n" + body)
     with ThreadPoolExecutor(8) as pool:
         url = f"http://{address[0]}:{address[1]}/score"
