@@ -1,9 +1,9 @@
 """`sparserm serve` as it is, with `--exact`, and as it was at an earlier commit, side by side on one machine.
 
-    python benchmarks/serve.py DATA_DIR MODEL --before COMMIT [--responses 160] [--rounds 2]
+    python benchmarks/serve.py DATA_DIR MODEL --before COMMIT [--texts 200] [--rounds 1]
 
-All three servers run at once and are asked in turns, so that other load on the machine falls on each alike. Rewards are
-compared with those of `sparserm score`. Writes `results/serve.md`.
+All three servers run at once and are asked in turns, so that other load on the machine falls on each alike. The texts
+are beginnings of responses. Rewards are compared with those of `sparserm score`. Writes `results/serve.md`.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from sparserm_hf.scoring import load_reward_model, score_rows
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"rows": [{"text": "A short answer."}]}
-SMALL_REQUESTS = 20
+SMALL_REQUESTS = 10
+CHARACTERS = 60  # of a text
 CALLERS = (1, 16, 200)
 TOLERANCE = 1e-3  # of a reward in float32
 LONG_TEXT = 31 * 10**6  # characters
@@ -77,7 +78,7 @@ async def throughput(client: Client, rows: list[dict], callers: int, bad: list[s
         while left:
             row = left.pop()
             try:
-                answer = await client.post("/score", json={"rows": [{k: row[k] for k in ("prompt", "completion")}]})
+                answer = await client.post("/score", json={"rows": [{"text": row["text"]}]})
                 reward = answer.json()["rows"][0]["reward"]
             except (httpx.HTTPError, KeyError, ValueError) as error:
                 bad.append(f"lost: {error!r}")
@@ -102,15 +103,15 @@ async def behind(client: Client, large: dict) -> float:
 async def measure(addresses: dict[str, str], rows: list[dict], rounds: int, bad: list[str]) -> Figures:
     """Every figure of every server, the servers in turns."""
     figures: Figures = defaultdict(list)
-    many = {"rows": [{k: row[k] for k in ("prompt", "completion")} for row in rows]}
+    many = {"rows": [{"text": row["text"]} for row in rows]}
     long = {"rows": [{"text": "word " * (LONG_TEXT // 5)}]}
     tasks: list[tuple[str, int, Callable[[Client], Awaitable[float]]]] = [
         ("a lone small request, milliseconds", rounds, alone),
         *(
-            (f"{n} callers, responses a second", rounds, lambda client, n=n: throughput(client, rows, n, bad))
+            (f"{n} callers, texts a second", rounds, lambda client, n=n: throughput(client, rows, n, bad))
             for n in CALLERS
         ),
-        (f"a small request behind one of {len(rows)} responses, seconds", rounds, lambda client: behind(client, many)),
+        (f"a small request behind one of {len(rows)} texts, seconds", rounds, lambda client: behind(client, many)),
         ("a small request behind a text of 31 MB, seconds", 1, lambda client: behind(client, long)),
     ]
     limits = httpx.Limits(max_connections=max(CALLERS))
@@ -129,13 +130,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("model")
     parser.add_argument("--before", required=True, help="commit to compare with")
-    parser.add_argument("--responses", type=int, default=160)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load_reward_model(args.model, device, "float32")
     pairs = load_preferences(str(args.data / "truthfulness" / "test.jsonl.gz"))
-    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs][: args.responses]
+    rows = [{"text": row["chosen"][-1]["content"][:CHARACTERS]} for row in pairs][: args.texts]
     list(score_rows(model, tokenizer, rows[:32]))
     offline = []
     for _ in range(args.rounds):
@@ -154,17 +155,13 @@ def main() -> None:
             stack.callback(server.terminate)
         figures = asyncio.run(measure(addresses, rows, args.rounds, bad))
     print("\n".join(bad), file=sys.stderr)
-    text = (
-        f"{machine()}. Made by `python benchmarks/serve.py`; before is commit {args.before}. Medians of {args.rounds} "
-    )
-    text += f"rounds, the servers in turns; {len(rows)} responses of truthfulness, float32.\n\n"
+    text = f"{machine()}. Made by `python benchmarks/serve.py`; before is {args.before}. Rounds: {args.rounds}, "
+    text += f"the servers in turns. {len(rows)} texts of at most {CHARACTERS} characters, float32.\n\n"
     text += f"| | {' | '.join(addresses)} |\n|---|{'---:|' * len(addresses)}\n"
     for name in dict.fromkeys(name for name, _ in figures):
         found = [f"{np.median(figures[name, server]):.2f}" for server in addresses]
         text += f"| {name} | {' | '.join(found)} |\n"
-    text += (
-        f"\n`sparserm score` alone: {np.median(offline):.1f} responses a second. Answers lost or wrong: {len(bad)}.\n"
-    )
+    text += f"\n`sparserm score` alone: {np.median(offline):.1f} texts a second. Answers lost or wrong: {len(bad)}.\n"
     (RESULTS / "serve.md").write_text(text)
     print(text)
 
