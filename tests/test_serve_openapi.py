@@ -19,7 +19,7 @@ from test_rows_of_any_kind import ROWS, loaded  # noqa: E402
 from sparserm_hf.serve.app import create_app  # noqa: E402
 
 EXAMPLES = settings(
-    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 ENDPOINTS = ["/get_reward", "/classify", "/score", "/explain"]
 ANY = st.recursive(
