@@ -204,7 +204,7 @@ def test_steering_lasts_wherever_the_model_goes_and_can_be_undone(trained, tmp_p
     texts = [tokenizer.apply_chat_template(m, tokenize=False) for m in messages]
     found = pipeline("text-classification", model=again, tokenizer=tokenizer)(texts)
     assert [entry["score"] for entry in found] == pytest.approx(steered, abs=1e-4)
-    with TestClient(create_app(again, tokenizer, "model")) as client:
+    with TestClient(create_app(again, tokenizer, "model"), base_url="http://localhost") as client:
         served = client.post("/score", json={"rows": rows}).json()
     assert [row["reward"] for row in served["rows"]] == pytest.approx(steered, abs=1e-4)
     again.steer({latent: 1.0})

@@ -161,7 +161,9 @@ def client():
 
     from sparserm_hf.serve.app import create_app
 
-    with TestClient(create_app(*loaded(), "model"), raise_server_exceptions=False) as client:
+    with TestClient(
+        create_app(*loaded(), "model"), base_url="http://localhost", raise_server_exceptions=False
+    ) as client:
         yield client
 
 

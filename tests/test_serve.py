@@ -50,7 +50,7 @@ def assert_scored(scored, expected):
 
 
 def client_of(loaded, **settings):
-    return TestClient(create_app(*loaded, "model", **settings))
+    return TestClient(create_app(*loaded, "model", **settings), base_url="http://localhost")
 
 
 def test_each_protocol_gives_the_rewards_of_score(loaded, trained, expected, equal):
@@ -164,7 +164,9 @@ def test_an_error_while_scoring_reaches_its_callers_and_no_one_else(loaded, monk
 
     real = app.score_texts
     monkeypatch.setattr(app, "score_texts", lambda *args: 1 / 0)
-    with TestClient(create_app(*loaded, "model"), raise_server_exceptions=False) as client:
+    with TestClient(
+        create_app(*loaded, "model"), base_url="http://localhost", raise_server_exceptions=False
+    ) as client:
         assert client.post("/score", json={"rows": [{"text": "w1"}]}).status_code == 500
         monkeypatch.setattr(app, "score_texts", real)
         assert client.post("/score", json={"rows": [{"text": "w1"}]}).status_code == 200

@@ -123,6 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="address; any but this machine's own needs a token in SPARSERM_TOKEN"
     )
     serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one")
+    serve.add_argument(
+        "--exact", action="store_true", help="score each text alone: the same reward to the bit whoever else calls"
+    )
     serve.set_defaults(run=serve_command)
 
     for command in (score, evaluate, serve, *looking):
@@ -251,13 +254,15 @@ def export_command(args: argparse.Namespace) -> None:
 def serve_command(args: argparse.Namespace) -> None:
     """`sparserm serve`."""
     try:
-        from .serve.app import check_host, create_app, serve
+        from .serve.app import create_app
+        from .serve.listening import check_host, serve
     except ModuleNotFoundError as error:
         raise without_extra("The server", error, "serve") from None
     token = os.environ.get("SPARSERM_TOKEN")
     check_host(args.host, token)
     model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
-    serve(create_app(model, tokenizer, Path(args.model).name, token, args.max_length), args.host, args.port)
+    app = create_app(model, tokenizer, Path(args.model).name, token, args.max_length, exact=args.exact)
+    serve(app, args.host, args.port)
 
 
 def demo_command(args: argparse.Namespace) -> None:

@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from pydantic import BaseModel, Field
-from transformers import PreTrainedTokenizerBase
 
-from ..conversations.encoding import TokenizedText
-from ..conversations.messages import Text, check_fields, named, row_name
+from ..conversations.encoding import ChatEncoder, TokenizedText
+from ..conversations.messages import check_fields, named, row_name
 from ..conversations.rows import texts_of_row
 from ..errors import SparseRMError
 from ..explain.rows import as_json, explain_rows
 from ..integrations.reward_function import group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..scoring import ADDED, Scores, encoder_of
+from ..scoring import ADDED, Scores
 from .batching import Batcher, QueueFullError
-
-MAX_TEXTS = 4096  # of one request
-MAX_EXPLAINED = 16  # rows
-
-
-class GetReward(BaseModel):
-    """OpenRLHF's request: whole texts, prompt and response, as strings."""
-
-    query: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
-    prompts: list[str] | None = None
-    labels: list[Any] | None = None
+from .forms import Classification, Classified, Classify, Explain, GetReward, Health, Rewards, Row, Rows, Score
+from .tokenizing import NamedRow, Tokenizing
 
 
-class Classify(BaseModel):
-    """vLLM's request, as verl's reward loop sends it."""
-
-    input: str | list[str]
-    model: str | None = None
-
-
-class Score(BaseModel):
-    """Rows as `sparserm score` takes them."""
-
-    rows: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_TEXTS)
-
-
-class Explain(BaseModel):
-    """Rows as `sparserm explain` takes them, and how many latents to name."""
-
-    rows: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_EXPLAINED)
-    top: int = Field(default=10, ge=1)
-
-
-def check_json(row: dict[str, Any], where: str) -> None:
+def check_json(row: Mapping[str, Any], where: str) -> None:
     """Raise a `SparseRMError` unless each field of a row can be sent back as JSON."""
     for name, value in row.items():
         try:
@@ -65,6 +35,36 @@ def check_json(row: dict[str, Any], where: str) -> None:
             raise SparseRMError(
                 f"{where}, `{named([name])}` holds NaN or infinity, which are no JSON: leave that field out."
             ) from None
+
+
+def check_rewards(rewards: Iterable[tuple[str, float]]) -> None:
+    """Raise a `SparseRMError` unless every reward, given with the name of its text, is finite."""
+    for where, reward in rewards:
+        if not math.isfinite(reward):
+            raise SparseRMError(
+                f"{where} has the reward {reward}, which is no number to train on: leave that text out, or serve the "
+                "model with --dtype float32."
+            )
+
+
+def encode_row(encoder: ChatEncoder, where: str, row: Mapping[str, Any]) -> dict[str, TokenizedText]:
+    """Token ids of the texts of a row, by the name of the reward that each gets.
+
+    Raises:
+        SparseRMError: The row has no text, or cannot be sent back as JSON.
+    """
+    check_json(check_fields(row, where), where)
+    return {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
+
+
+def named_rows(rows: list[Row]) -> list[NamedRow]:
+    """Rows with what errors call them."""
+    return [(row_name(number), row) for number, row in enumerate(rows, 1)]
+
+
+def named_texts(texts: list[str]) -> list[NamedRow]:
+    """Strings as rows with a text, and what errors call them."""
+    return [(f"Text {number}", {"text": text}) for number, text in enumerate(texts, 1)]
 
 
 class Metrics:
@@ -85,9 +85,8 @@ class Endpoints:
 
     Args:
         model: The reward model.
-        tokenizer: Its tokenizer.
         name: What it is called in answers.
-        max_length: Longer texts lose their start; by default as long as in training.
+        tokenizing: Turns rows into token ids.
         batcher: Scores token ids.
         metrics: Are told what was scored.
     """
@@ -95,98 +94,83 @@ class Endpoints:
     def __init__(
         self,
         model: SparseRMForSequenceClassification,
-        tokenizer: PreTrainedTokenizerBase,
         name: str,
-        max_length: int | None,
+        tokenizing: Tokenizing,
         batcher: Batcher,
         metrics: Metrics,
     ):
         self.model, self.name = model, name
-        self.batcher, self.metrics = batcher, metrics
-        # One thread and a tokenizer for it alone: a tokenizer refuses two threads at once, and thousands of texts
-        # would keep the event loop, and with it `/health`, from answering.
-        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
-        self._encoder = encoder_of(model, tokenizer, max_length)
-        self._explaining_encoder = encoder_of(model, copy.deepcopy(tokenizer), max_length)
+        self.tokenizing, self.batcher, self.metrics = tokenizing, batcher, metrics
+        self._explaining_encoder = copy.deepcopy(tokenizing.encoder)  # for the thread that scores
 
-    async def _score(self, texts: list[tuple[str, Text]]) -> Scores:
-        """Scores of texts, each given with what errors call it."""
+    async def _score(self, rows: list[NamedRow], field: str = "") -> tuple[list[list[str]], Scores]:
+        """The names of each row's rewards, and the scores of all texts in their order.
 
-        def tokenize() -> list[TokenizedText]:
-            return [self._encoder(text, where) for where, text in texts]
-
+        Args:
+            rows: The rows.
+            field: What an error begins with.
+        """
         try:
-            ids = await asyncio.get_running_loop().run_in_executor(self._tokenizing, tokenize)
-            scores = await self.batcher.submit(ids)
+            encoded = await self.tokenizing.map(encode_row, rows)
+            texts = [text for row in encoded for text in row.values()]
+            scores = await self.batcher.submit(texts)
+            names = [where for (where, _), row in zip(rows, encoded, strict=True) for _ in row]
+            check_rewards(zip(names, scores.rewards.tolist(), strict=True))
         except SparseRMError as error:
-            raise HTTPException(422, str(error)) from error
+            raise HTTPException(422, f"{field}{error}") from error
         except QueueFullError:
             raise self._full() from None
-        self.metrics.texts.inc(len(ids))
-        self.metrics.tokens.inc(sum(len(text.ids) for text in ids))
-        return scores
+        self.metrics.texts.inc(len(texts))
+        self.metrics.tokens.inc(sum(len(text.ids) for text in texts))
+        return [list(row) for row in encoded], scores
 
     def _full(self) -> HTTPException:
         return HTTPException(429, f"{self.batcher.waiting} texts wait already: try again later.", {"Retry-After": "1"})
 
-    async def get_reward(self, body: GetReward) -> dict[str, Any]:
-        """`POST /get_reward`; with a linear head, `extra_logs` tells what groups of features add to each reward."""
-        scores = await self._score([(f"Text {i}", text) for i, text in enumerate(body.query, 1)])
+    async def get_reward(self, body: GetReward) -> Rewards:
+        """OpenRLHF's remote rewards."""
+        _, scores = await self._score(named_texts(body.query))
         rewards = scores.rewards.tolist()
         groups = group_contributions(self.model, scores.features)
         logs = {name: values.tolist() for name, values in groups.items()}
-        return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
+        return Rewards(rewards=rewards, scores=rewards, extra_logs=logs)
 
-    async def classify(self, body: Classify) -> dict[str, Any]:
-        """`POST /classify`: the raw reward where vLLM puts a probability, as it does for reward models."""
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        if not 1 <= len(texts) <= MAX_TEXTS:
-            raise HTTPException(422, f"input: {len(texts)} texts were given, but a request has 1 to {MAX_TEXTS}.")
-        rewards = (await self._score([(f"Text {i}", text) for i, text in enumerate(texts, 1)])).rewards.tolist()
-        data = [
-            {"index": i, "label": "reward", "probs": [reward], "num_classes": 1} for i, reward in enumerate(rewards)
-        ]
-        return {"object": "list", "model": self.name, "data": data}
+    async def classify(self, body: Classify) -> Classification:
+        """The raw reward where vLLM puts a probability, as it does for reward models."""
+        _, scores = await self._score(named_texts(body.input))
+        data = [Classified(index=i, probs=[reward]) for i, reward in enumerate(scores.rewards.tolist())]
+        return Classification(model=self.name, data=data)
 
-    async def score(self, body: Score) -> dict[str, Any]:
-        """`POST /score`: the rows with their rewards added."""
-        texts = self._read(body.rows)
-        scores = await self._score(
-            [(row_name(i), text) for i, texts_of in enumerate(texts, 1) for text in texts_of.values()]
-        )
+    async def score(self, body: Score) -> Rows:
+        """The rows with their rewards added."""
+        names, scores = await self._score(named_rows(body.rows), "rows: ")
         rewards = iter(scores.rewards.tolist())
         kept = [{name: value for name, value in row.items() if name not in ADDED} for row in body.rows]
-        pairs = zip(kept, texts, strict=True)
-        return {"rows": [row | {name: next(rewards) for name in texts_of} for row, texts_of in pairs]}
+        pairs = zip(kept, names, strict=True)
+        return Rows(rows=[row | {name: next(rewards) for name in added} for row, added in pairs])
 
-    def _read(self, rows: list[dict[str, Any]]) -> list[dict[str, Text]]:
-        """The texts of each row, in rows that can be sent back."""
-        try:
-            for number, row in enumerate(rows, 1):
-                check_json(check_fields(row, row_name(number)), row_name(number))
-            return [texts_of_row(row, row_name(number)) for number, row in enumerate(rows, 1)]
-        except SparseRMError as error:
-            raise HTTPException(422, f"rows: {error}") from error
+    async def explain(self, body: Explain) -> Rows:
+        """The rows with their rewards and what made them."""
 
-    async def explain(self, body: Explain) -> dict[str, Any]:
-        """`POST /explain`: the rows with their rewards and what made them."""
-
-        def compute() -> list[dict[str, Any]]:
-            explained = explain_rows(self.model, self._explaining_encoder, body.rows)
-            return [as_json(row, texts, body.top) for row, texts in explained]
+        def compute(number: int, row: Row) -> Row:
+            ((_, texts),) = explain_rows(self.model, self._explaining_encoder, [row], first_number=number)
+            check_rewards((row_name(number), text.reward) for text in texts.values())
+            return as_json(row, texts, body.top)
 
         if self.model.config.head_type != "linear" and find_spec("captum") is None:
             raise HTTPException(501, "This server cannot explain an MLP head: captum is not installed there.")
-        texts = sum(map(len, self._read(body.rows)))
         try:
-            explained = await self.batcher.alone(compute, texts)
+            encoded = await self.tokenizing.map(encode_row, named_rows(body.rows))  # the checks of /score
+            texts = sum(map(len, encoded))
+            computations = [partial(compute, number, row) for number, row in enumerate(body.rows, 1)]
+            explained = await self.batcher.alone(computations, texts)
         except SparseRMError as error:
             raise HTTPException(422, f"rows: {error}") from error
         except QueueFullError:
             raise self._full() from None
         self.metrics.texts.inc(texts)
-        return {"rows": explained}
+        return Rows(rows=explained)
 
-    async def health(self) -> dict[str, str]:
-        """`GET /health`."""
-        return {"status": "ok", "model": self.name}
+    async def health(self) -> Health:
+        """Whether the server answers."""
+        return Health(model=self.name)

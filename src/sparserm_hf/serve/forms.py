@@ -1,0 +1,102 @@
+"""The requests and answers of the server, as its OpenAPI tells them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+
+MAX_TEXTS = 4096  # of one request
+MAX_EXPLAINED = 16  # rows
+
+Row = dict[str, Any]
+
+
+def listed(value: Any) -> Any:
+    """A string alone as a list of one; everything else as it is."""
+    return [value] if isinstance(value, str) else value
+
+
+ONE_OR_MORE = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_TEXTS},
+    ]
+}
+
+
+class GetReward(BaseModel):
+    """OpenRLHF's request: whole texts, prompt and response, as strings."""
+
+    query: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
+    prompts: list[str] | None = None
+    labels: list[Any] | None = None
+
+
+class Rewards(BaseModel):
+    """OpenRLHF's answer; with a linear head, `extra_logs` holds what each group of features adds to each reward."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class Classify(BaseModel):
+    """vLLM's request, as verl's reward loop sends it."""
+
+    input: Annotated[
+        list[str],
+        Field(min_length=1, max_length=MAX_TEXTS),
+        BeforeValidator(listed),
+        WithJsonSchema(ONE_OR_MORE, mode="validation"),
+    ]
+    model: str | None = None
+
+
+class Classified(BaseModel):
+    """The reward of one text, where vLLM puts a probability."""
+
+    index: int
+    label: str = "reward"
+    probs: list[float]
+    num_classes: int = 1
+
+
+class Classification(BaseModel):
+    """vLLM's answer."""
+
+    object: str = "list"
+    model: str
+    data: list[Classified]
+
+
+class Score(BaseModel):
+    """Rows as `sparserm score` takes them."""
+
+    rows: list[Row] = Field(min_length=1, max_length=MAX_TEXTS)
+
+
+class Explain(BaseModel):
+    """Rows as `sparserm explain` takes them, and the number of latents to name."""
+
+    rows: list[Row] = Field(min_length=1, max_length=MAX_EXPLAINED)
+    top: int = Field(default=10, ge=1)
+
+
+class Rows(BaseModel):
+    """The rows of the request, with their rewards or explanations added."""
+
+    rows: list[Row]
+
+
+class Health(BaseModel):
+    """The state of the server."""
+
+    status: str = "ok"
+    model: str
+
+
+class Refusal(BaseModel):
+    """Every answer that is an error: one sentence."""
+
+    error: str
