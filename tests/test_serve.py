@@ -206,7 +206,7 @@ def test_many_callers_at_once_each_get_their_own_answer_and_a_stop_loses_none(se
                 answered += 1
             except httpx.TransportError:
                 pass  # it came after the stop
-    assert process.wait(30) == 0 or process.returncode == -signal.SIGTERM
+    assert process.wait(30) == 0
     assert answered >= 1
 
 

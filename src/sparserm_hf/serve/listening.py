@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -81,4 +82,5 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     Raises:
         SparseRMError: The port is taken, or is none.
     """
-    Server(app).run(sockets=[listen(host, port)])
+    with suppress(KeyboardInterrupt):  # uvicorn passes the signal on that has stopped it
+        Server(app).run(sockets=[listen(host, port)])
