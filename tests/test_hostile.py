@@ -58,7 +58,7 @@ def test_what_is_hostile_ends_in_one_sentence(kind, cases, world):
 @given(st.sampled_from(sorted(FIELDS)), ANYTHING)
 def test_any_value_of_any_field_is_taken_or_named(field, value):
     try:
-        SparseRMConfig(**{field: value}).to_json_string()
+        SparseRMConfig(**{field: value}).to_json_string(use_diff=False)
     except ValueError as error:
         assert field in str(error) and len(str(error)) < 1500 and "\n" not in str(error)
 

@@ -118,7 +118,7 @@ class Evaluation:
             temperature = described.pop("temperature")
             attacks = tuple(Attack.of(attack) for attack in described.pop("attacks", []))  # version 0.1 has none
             parts = {part: {name: file.get_tensor(f"{part}/{name}") for name in of} for part, of in described.items()}
-            evaluation = cls(**parts, temperature=temperature, attacks=attacks)
+            evaluation = cls(**parts, temperature=float(temperature), attacks=attacks)
             pairs = len(evaluation.margins["SparseRM"])
             check_arrays(evaluation.margins, dict.fromkeys(evaluation.margins, (pairs,)))
             check_arrays(evaluation.styles, dict.fromkeys(("tokens", *evaluation.styles), (pairs, 2)))
