@@ -6,7 +6,6 @@ schemathesis would do this, but it wants other versions of hypothesis or pytest 
 import json
 
 import pytest
-import torch
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
