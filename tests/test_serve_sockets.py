@@ -68,7 +68,7 @@ def test_connections_send_small_answers_at_once():
 
 
 def test_it_listens_when_it_says_so(loaded, served, capsys):
-    start, stop = served
+    start, _ = served
     host, port = start(create_app(*loaded, "model"))
     while "Serving" not in capsys.readouterr().out:
         time.sleep(0.01)
@@ -86,7 +86,7 @@ def test_a_stuck_client_does_not_hold_up_a_stop(loaded, served):
 
 
 def test_many_connections_and_a_departed_one(loaded, served):
-    start, stop = served
+    start, _ = served
     address = start(create_app(*loaded, "model"))
     body = json.dumps({"rows": make_rows(50)}).encode()
     with socket.create_connection(address) as leaves:
