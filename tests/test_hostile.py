@@ -42,16 +42,20 @@ def cases(world, trained):
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_what_is_hostile_ends_in_one_sentence(kind, cases, world):
+def test_what_is_hostile_ends_in_one_sentence(kind, cases, world, record_property):
     """About sixty such files ended in a traceback, and some in a hang or in gigabytes of memory."""
+
+    tries = []
 
     @EXAMPLES
     @given(st.sampled_from(cases[kind]))
     def holds(case):
+        tries.append(case)
         outcome = outcome_of(kind, case, world)
         assert fault(outcome) is None, f"{case.name}: {fault(outcome)}: {outcome.err[-500:]}"
 
     holds()
+    record_property("tries", len(tries))
 
 
 @EXAMPLES
