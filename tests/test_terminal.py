@@ -94,7 +94,7 @@ FAIL += ["sae find", "train", "export"]  # the last, for it pools otherwise than
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_lets_a_name_steer_the_terminal(command, hostile, world, tmp_path, capsys):
+def test_no_command_lets_a_name_steer_the_terminal(command, hostile, world, tmp_path, capsys, recwarn):
     """A label cleared the screen, and a file's name wrote a line that looked like ours."""
     (tmp_path / "wrong.jsonl").write_text(json.dumps({HOSTILE: 1}) + "\n")
     (tmp_path / "broken.jsonl").write_text(f'{{"text": "{NAME}\n')
@@ -117,6 +117,7 @@ def test_no_command_lets_a_name_steer_the_terminal(command, hostile, world, tmp_
     found = capsys.readouterr()
     check(found.out)
     check(found.err)
+    check("\n".join(str(warning.message) for warning in recwarn))
     assert "Traceback" not in found.err
     assert code == 2 if command in FAIL else code in (0, 1), found.err
     assert ("error: " in found.err) == (code == 2)

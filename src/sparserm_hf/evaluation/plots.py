@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..calibration import calibration_bins
+from ..terminal import visible
 from .evaluate import Evaluation
 from .metrics import PairMetrics
 
@@ -24,6 +25,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "sparserm",
+    "text.parse_math": False,  # a name may hold dollars
     **{name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
 }
 Draw = Callable[[Axes], None]
@@ -34,7 +36,7 @@ def draw_accuracy(axes: Axes, evaluation: Evaluation) -> None:
     metrics = evaluation.metrics
     for place, (name, row) in enumerate(metrics.items()):
         _interval(axes, row, place, ACCENT if name == "SparseRM" else MUTED, horizontal=True)
-    axes.set_yticks(range(len(metrics)), list(metrics))
+    axes.set_yticks(range(len(metrics)), [visible(name) for name in metrics])
     axes.invert_yaxis()
     axes.axvline(50, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_xlabel("accuracy in %, 95% interval (dotted: chance)")
