@@ -19,12 +19,12 @@ QUANTIZED = .venv-transformers-4/quantized.installed .venv-transformers-5/quanti
 # What runs on the lowest versions, without its slowest tests. Ray comes first: it writes into what pytest 8 has closed. And
 # TRL's trainers last: accelerate 1.4 keeps their bfloat16 for the rest of the process. TRL's FSDP 2 needs torch 2.7.
 LOWEST = ray.py::test_a_folder_of_files_keeps_its_order_and_the_columns accelerate.py describe.py explain.py modeling.py \
-	peft.py quantized.py report.py sae_formats.py sae_training.py saving.py scoring.py serve.py stock.py training.py transformers.py trl.py \
-	align.py
+	peft.py quantized.py replacing.py report.py sae_formats.py sae_training.py saving.py scoring.py serve.py stock.py training.py \
+	transformers.py weights.py trl.py align.py
 NOT_ON_LOWEST = FSDP or SmolLM2 or killed or learns or memory or processes
 
 test: $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed $(ENVIRONMENTS) $(QUANTIZED) \
-		.venv-lowest/installed lint
+		.venv-schemathesis/installed .venv-lowest/installed lint
 	.venv-lowest/bin/python -m pytest $(LOWEST:%=tests/test_%) -k "not ($(NOT_ON_LOWEST))"
 	$(VENV)/bin/python -m pytest
 
@@ -78,6 +78,11 @@ $(QUANTIZED): %/quantized.installed: %/installed
 		accelerate bitsandbytes psutil
 	touch $@
 
+.venv-schemathesis/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "schemathesis>=4.32,<5"
+	touch $@
+
 # Every lower bound of setup.cfg, as it is written there; tests/test_lowest_versions.py holds them against it. torch comes
 # first and by pip, for uv gives up where torch's own index does not answer. No Python that came after these versions.
 .venv-lowest/installed: $(VENV)/torch.installed setup.cfg pyproject.toml
@@ -90,4 +95,4 @@ $(QUANTIZED): %/quantized.installed: %/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) .venv-lowest build dist demo-output
+	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) .venv-schemathesis .venv-lowest build dist demo-output

@@ -33,7 +33,7 @@ ATTACKS = {
     "SIGKILL in a run that goes on": "training::a_killed_run align::a_run_that_was_killed sae_training::a_killed_run",
     "loading a model while it is replaced": "replacing::a_reader",
     "a server's limits: huge, slow, departed and hostile clients": "serve_limits serve_sockets",
-    "what the server's own OpenAPI allows, and any other JSON": "serve_openapi",
+    "requests to the server, by schemathesis from its own OpenAPI": "serve_openapi",
     "200 requests of 32 callers, and a stop": "serve::many_callers",
     "hostile configurations, tokenizers, files beside a model, SAEs, rows, templates": "hostile::what_is_hostile",
     "a template that loops, a packed line of a gigabyte": "hostile::a_template_that_loops hostile::a_packed_line",

@@ -302,6 +302,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
         raise ValueError(f"its model_max_length is {shown(longest)}, but must be a number above 0")
+    names = tokenizer.model_input_names
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its model_input_names is {shown(names)}, but must be a list of strings")
     if not isinstance(tokenizer.chat_template, (str, dict, type(None))):
         raise ValueError(f"its chat_template is {shown(tokenizer.chat_template)}, but must be a string")
     _ = tokenizer.unk_token_id  # an unknown token that is itself unknown is looked up for ever
