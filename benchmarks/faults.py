@@ -37,6 +37,7 @@ ATTACKS = {
     "200 requests of 32 callers, and a stop": "serve::many_callers",
     "hostile configurations, tokenizers, files beside a model, SAEs, rows, templates": "hostile::what_is_hostile",
     "a template that loops, a packed line of a gigabyte": "hostile::a_template_that_loops hostile::a_packed_line",
+    "a chat template's own marks, written as text": "hacking::marks_in_token_ids",
     "names that steer a terminal, by command": "terminal::no_command",
     "SIGTERM while a model is written": "replacing::sigterm",
 }

@@ -432,7 +432,7 @@ def test_metrics_reach_the_trackers(world, tmp_path):
     assert list((tmp_path / "out" / "runs").rglob("events.out.*"))
 
 
-def test_push_to_hub_uploads_the_whole_folder(world, tmp_path, monkeypatch):
+def test_push_to_hub_uploads_the_checkpoint(world, tmp_path, monkeypatch):
     from huggingface_hub import CommitInfo, HfApi, RepoUrl
 
     uploads = {}
@@ -442,12 +442,13 @@ def test_push_to_hub_uploads_the_whole_folder(world, tmp_path, monkeypatch):
         return RepoUrl("https://huggingface.co/me/rm")
 
     def upload_folder(self, *, folder_path, repo_id, **kwargs):
-        uploads["files"] = {file.name for file in folder_path.iterdir()}
+        uploads["files"] = set(kwargs["allow_patterns"])
         return CommitInfo(
             commit_url="https://huggingface.co/me/rm/commit/abc", commit_message="", commit_description="", oid="abc"
         )
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda *_, **__: [])
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     args = SparseRMTrainingConfig(
         str(tmp_path / "out"),
