@@ -107,7 +107,7 @@ class Ways:
 
         from sparserm_hf.serve.app import create_app
 
-        with TestClient(create_app(self.model, self.tokenizer, "model")) as client:
+        with TestClient(create_app(self.model, self.tokenizer, "model"), base_url="http://localhost") as client:
             if path == "/score":
                 answer = client.post(path, json={"rows": [ex.row for ex in self.examples]}).json()
                 return [row["reward"] for row in answer["rows"]]
