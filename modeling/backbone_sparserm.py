@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
+from .fields_sparserm import why
 from .quantized_sparserm import adopt_quantizer, is_quantized
 
 # Fields of a configuration that end so are no per-layer lists, however long they are.
@@ -158,8 +159,7 @@ def backbone_from_config(config: PretrainedConfig) -> PreTrainedModel:
     except ValueError:
         raise
     except Exception as error:  # such as a division by zero heads, or an activation that is not known
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"The configuration of the base model builds none: {why}") from error
+        raise ValueError(f"The configuration of the base model builds none: {why(error)}") from error
 
 
 def _build_backbone(config: PretrainedConfig) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, __version__
 
-from .fields_sparserm import check_base_fields, check_fields, short
+from .fields_sparserm import check_base_fields, check_fields, short, why
 from .response_sparserm import MARKS
 
 CLEAR_F1, CLEAR_PRECISION = 0.1, 0.2  # below, a name says hardly anything of where its latent fires
@@ -77,8 +77,7 @@ def base_config_from(fields: dict[str, Any]) -> PretrainedConfig:
     try:
         return CONFIG_MAPPING[kind](**fields)
     except Exception as error:  # whatever a kind of configuration does with fields of other kinds
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"base_config is not the configuration of a {kind} model: {why}") from error
+        raise ValueError(f"base_config is not the configuration of a {kind} model: {why(error)}") from error
 
 
 class SparseRMConfig(PretrainedConfig):

@@ -17,6 +17,7 @@ MOST_EXPERTS = 100_000  # of all its layers together
 ROWS_AS_EXPERTS = ("doge",)  # whose thousands of experts are the rows of one embedding
 MOST_NESTED = 20  # lists and objects in each other in a base model's configuration
 MOST_SHOWN = 60  # characters of a value in an error
+MOST_REASON = 200  # characters of an error of another library
 
 
 class Kind(NamedTuple):
@@ -149,6 +150,11 @@ def short(value: Any) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits; objects that are nested too deep
         return f"a value of the type {type(value).__name__}"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def why(error: Exception) -> str:
+    """An error of another library on one line, or its kind where it says nothing."""
+    return " ".join(str(error).split())[:MOST_REASON] or type(error).__name__
 
 
 def check_fields(given: dict[str, Any]) -> None:

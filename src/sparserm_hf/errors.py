@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,12 +44,8 @@ def reading(what: str, mend: str = "it was cut short or changed: download or sav
         ...
         sparserm_hf.errors.SparseRMError: The file x cannot be read (KeyError: 'weight'): download it again.
     """
-    try:
+    with _telling(lambda why: f"{what} cannot be read ({why}): {mend}."):
         yield
-    except (SparseRMError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        raise SparseRMError(f"{what} cannot be read ({kind_and_reason(error)}): {mend}.") from error
 
 
 @contextmanager
@@ -62,12 +58,18 @@ def loading(what: str) -> Iterator[None]:
     Raises:
         SparseRMError: It cannot be loaded. Its own `SparseRMError` passes as it is.
     """
+    with _telling(lambda why: f"{what} cannot be loaded: {why}."):
+        yield
+
+
+@contextmanager
+def _telling(sentence: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except (SparseRMError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise SparseRMError(f"{what} cannot be loaded: {kind_and_reason(error)}.") from error
+        raise SparseRMError(sentence(kind_and_reason(error))) from error
 
 
 def kind_and_reason(error: BaseException) -> str:

@@ -154,7 +154,6 @@ class Endpoints:
 
         def compute(number: int, row: Row) -> Row:
             ((_, texts),) = explain_rows(self.model, self._explaining_encoder, [row], first_number=number)
-            check_rewards((row_name(number), text.reward) for text in texts.values())
             return as_json(row, texts, body.top)
 
         if self.model.config.head_type != "linear" and find_spec("captum") is None:
