@@ -20,13 +20,13 @@ from trl_reward import as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.align.aligner import FIRST, SPARSERM, IterativeAligner
-from sparserm_hf.align.files import read_rows
+from sparserm_hf.align.alignment_report import COLUMNS, difference, markdown, table, write_report
 from sparserm_hf.align.measures import count_openings
-from sparserm_hf.align.plots import SHARES
-from sparserm_hf.align.report import COLUMNS, difference, markdown, table, write_report
+from sparserm_hf.align.round_figures import SHARES
+from sparserm_hf.align.round_files import read_rows
 from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import load_truthfulqa
-from sparserm_hf.demo.run import find_base_model
+from sparserm_hf.cli.demo import find_base_model
 
 TASK = "truthfulness"
 QUESTIONS, TOKENS, HELD_OUT, TEST_PAIRS = 200, 40, 48, "train[:200]"

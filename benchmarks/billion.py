@@ -18,7 +18,7 @@ from layers import RESULTS, load_pairs, machine
 
 from sparserm_hf import load_preferences
 from sparserm_hf.integrations.ray_data import PART_CHUNKS
-from sparserm_hf.scoring import CHUNK_ROWS
+from sparserm_hf.scoring.scored_rows import CHUNK_ROWS
 
 RESPONSES = 1e9
 TASK = "safety"

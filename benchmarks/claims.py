@@ -29,14 +29,14 @@ from sparserm_hf.modeling.backbone_sparserm import normalised_tokens, residual_s
 from tqdm.auto import tqdm
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
+from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import TokenizedText
 from sparserm_hf.conversations.pieces import pooled_pieces, pooled_positions
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.directions import make_directions, random_directions
 from sparserm_hf.evaluation.metrics import pair_metrics
-from sparserm_hf.head import FittedHead
-from sparserm_hf.naming import name_latents
-from sparserm_hf.shards import Representations
+from sparserm_hf.representations.shards import Representations
+from sparserm_hf.sae.naming import name_latents
+from sparserm_hf.training.directions import make_directions, random_directions
+from sparserm_hf.training.head import FittedHead
 
 NUMBERS = (8, 16, 32, 64, 128, 256)  # of latents on either side
 PAIRS = 25  # of test, whose claims are checked

@@ -30,8 +30,8 @@ from methods import (
 )
 from tqdm.auto import tqdm
 
-from sparserm_hf.conversations.pairs import TokenizedPreferences
-from sparserm_hf.shards import Representations
+from sparserm_hf.conversations.preferences import TokenizedPreferences
+from sparserm_hf.representations.shards import Representations
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

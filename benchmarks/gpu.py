@@ -16,18 +16,13 @@ from typing import Any
 import torch
 from layers import RESULTS, machine, seconds
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import (
-    cut_base_model,
-    decoder_layers,
-    decoder_of,
-    pool_representations,
-)
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers, decoder_of, pool_representations
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sparserm_hf.activations import encode_texts, mean_and_largest
+from sparserm_hf.representations.activations import encode_texts, mean_and_largest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16

@@ -29,13 +29,14 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sparserm_hf import SparseRMTrainingConfig
-from sparserm_hf.base_models import load_base_model, unpacked
+from sparserm_hf.base_models.loading import load_base_model, unpacked
+from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import TokenizedText
-from sparserm_hf.conversations.pairs import TokenizedPreferences
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.fitting import HeadFitter
-from sparserm_hf.representations import Pooling, collect_representations, preferred_dtype
-from sparserm_hf.shards import Representations, StoredShard
+from sparserm_hf.conversations.preferences import TokenizedPreferences
+from sparserm_hf.representations.collect import Pooling, collect_representations
+from sparserm_hf.representations.shards import Representations, StoredShard
+from sparserm_hf.runtime.devices import preferred_dtype
+from sparserm_hf.training.fitting import HeadFitter
 
 D_MODEL, D_SAE = 576, 4608  # of SmolLM2-135M and the shipped SAE
 FIRING = 700  # latents that fire on a text: 320, 720 and 1,140 on the three tasks

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from layers import FITTED, RESULTS, TASKS, machine
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.drift import read_texts
+from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf.monitoring.drift import read_texts
 
 TEXTS = 200  # that are held against the training responses
 

@@ -31,25 +31,20 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparserm_hf import load_preferences
-from sparserm_hf.activations import encode_texts, mean_and_largest
-from sparserm_hf.base_models import load_base_model, unpacked
+from sparserm_hf.base_models.fingerprints import fingerprint_module
+from sparserm_hf.base_models.loading import load_base_model, unpacked
+from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
 from sparserm_hf.conversations.marks import find_marks
-from sparserm_hf.conversations.pairs import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.conversations.preferences import TokenizedPreferences, tokenize_preferences
 from sparserm_hf.conversations.templates import prepare_tokenizer
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.representations import (
-    Pooling,
-    collect_representations,
-    default_cache_dir,
-    fingerprint_module,
-    pad_texts,
-    plan_batches,
-    plan_shards,
-)
-from sparserm_hf.sae.formats import load_sae
-from sparserm_hf.sae.presets import SHIPPED_SAE
-from sparserm_hf.shards import Representations
+from sparserm_hf.representations.activations import encode_texts, mean_and_largest
+from sparserm_hf.representations.collect import Pooling, collect_representations, plan_shards
+from sparserm_hf.representations.shards import Representations
+from sparserm_hf.runtime.batches import pad_texts, plan_batches
+from sparserm_hf.runtime.cache import default_cache_dir
+from sparserm_hf.sae.loading.formats import load_sae
+from sparserm_hf.sae.loading.presets import SHIPPED_SAE
 
 TASKS = ("truthfulness", "safety", "adversarial")
 FITTED, REST = "train[:1000]", "train[1000:]"  # of the rows of `train`

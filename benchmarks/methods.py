@@ -14,12 +14,13 @@ from scipy import sparse
 from scipy.stats import t as student
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 
-from sparserm_hf.conversations.pairs import TokenizedPreferences
-from sparserm_hf.directions import make_directions, random_directions
+from sparserm_hf.conversations.preferences import TokenizedPreferences
 from sparserm_hf.evaluation.metrics import pair_metrics
-from sparserm_hf.head import FittedHead, Objective, PairFeatures, fit_linear_head, fit_mlp_head
-from sparserm_hf.selection import K_CANDIDATES, fewest_latents, select_latents
-from sparserm_hf.shards import Representations
+from sparserm_hf.representations.shards import Representations
+from sparserm_hf.training.directions import make_directions, random_directions
+from sparserm_hf.training.head import FittedHead, Objective, PairFeatures, fit_linear_head
+from sparserm_hf.training.mlp_head import fit_mlp_head
+from sparserm_hf.training.selection import K_CANDIDATES, fewest_latents, select_latents
 
 K = 128
 READINGS = ("mean_projection", "last_projection", "mean_activation", "max_activation")  # of a latent

@@ -25,15 +25,15 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from sparserm_hf.activations import encode_texts, mean_and_largest
-from sparserm_hf.base_models import load_base_model, unpacked
+from sparserm_hf.base_models.loading import load_base_model, unpacked
+from sparserm_hf.base_models.packing import find_families, run_packed
+from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import TokenizedText
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.packing import find_families, run_packed
-from sparserm_hf.representations import pad_texts, plan_batches
-from sparserm_hf.sae.formats import LoadedSAE, load_sae
-from sparserm_hf.sae.presets import SHIPPED_SAE
-from sparserm_hf.shards import Representations
+from sparserm_hf.representations.activations import encode_texts, mean_and_largest
+from sparserm_hf.representations.shards import Representations
+from sparserm_hf.runtime.batches import pad_texts, plan_batches
+from sparserm_hf.sae.loading.formats import LoadedSAE, load_sae
+from sparserm_hf.sae.loading.presets import SHIPPED_SAE
 
 SEEDS = range(5)
 STOPS = {  # where the pooled tokens end

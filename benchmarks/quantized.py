@@ -17,9 +17,9 @@ from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassifica
 from tqdm.auto import tqdm
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.quantization import QUANTIZATIONS, quantized_loading
-from sparserm_hf.scoring import score_texts
+from sparserm_hf.base_models.quantization import QUANTIZATIONS, quantized_loading
+from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf.scoring.scored_texts import score_texts
 
 TASK = TASKS[0]
 RESPONSES = 400  # of test, whose rewards are compared

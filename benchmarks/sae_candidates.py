@@ -31,21 +31,21 @@ from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from sparserm_hf.base_models import load_base_model, unpacked
-from sparserm_hf.checkpoints import replacing_folder
+from sparserm_hf.base_models.loading import load_base_model, unpacked
+from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf.conversations.data_files import iterate_json, load_preferences
 from sparserm_hf.conversations.encoding import ChatEncoder
-from sparserm_hf.conversations.files import iterate_json, load_preferences
 from sparserm_hf.conversations.marks import find_marks
-from sparserm_hf.conversations.pairs import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.conversations.preferences import TokenizedPreferences, tokenize_preferences
 from sparserm_hf.conversations.templates import encode, prepare_tokenizer
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.head import Objective, PairFeatures, fit_linear_head
-from sparserm_hf.representations import pad_texts, plan_batches
+from sparserm_hf.runtime.batches import pad_texts, plan_batches
+from sparserm_hf.runtime.checkpoints import replacing_folder
 from sparserm_hf.sae.fit import SINK_RATIO, measure_fit
-from sparserm_hf.sae.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
-from sparserm_hf.sae.training import fit_sae, save_sae
-from sparserm_hf.sae.training_config import SAETrainingConfig
-from sparserm_hf.selection import select_latents
+from sparserm_hf.sae.loading.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
+from sparserm_hf.sae.training.sae_config import SAETrainingConfig
+from sparserm_hf.sae.training.train import fit_sae, save_sae
+from sparserm_hf.training.head import Objective, PairFeatures, fit_linear_head
+from sparserm_hf.training.selection import select_latents
 
 RESULTS = Path(__file__).parent / "results"
 

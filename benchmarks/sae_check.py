@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparserm_hf.base_models import unpacked
-from sparserm_hf.cli import main as sparserm
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.sae.presets import SHIPPED_SAE
+from sparserm_hf.base_models.loading import unpacked
+from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf.cli.main import main as sparserm
+from sparserm_hf.sae.loading.presets import SHIPPED_SAE
 
 RESULTS = Path(__file__).parent / "results"
 BASE, SAE = "smollm2-135m-instruct", "shipped-sae"

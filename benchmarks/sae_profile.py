@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from sparserm_hf.base_models import load_base_model, load_tokenizer, prepare_base_model, unpacked
+from sparserm_hf.base_models.cutting import prepare_base_model
+from sparserm_hf.base_models.loading import load_base_model, load_tokenizer, unpacked
+from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.templates import prepare_tokenizer
 from sparserm_hf.conversations.texts import load_texts
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.representations import preferred_dtype
+from sparserm_hf.runtime.devices import preferred_dtype
 from sparserm_hf.sae.tokens import ResidualTokens
-from sparserm_hf.sae.training import fit_sae
-from sparserm_hf.sae.training_config import SAETrainingConfig
+from sparserm_hf.sae.training.sae_config import SAETrainingConfig
+from sparserm_hf.sae.training.train import fit_sae
 
 BASE = "base model"
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product")

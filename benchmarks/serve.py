@@ -25,7 +25,8 @@ import torch
 from layers import RESULTS, machine
 
 from sparserm_hf import load_preferences
-from sparserm_hf.scoring import load_reward_model, score_rows
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"rows": [{"text": "A short answer."}]}

@@ -25,11 +25,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_reward import Clock, as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
-from sparserm_hf.base_models import unpacked
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.packing import find_families, run_packed
-from sparserm_hf.representations import batch_tokens, pad_texts, plan_batches
-from sparserm_hf.scoring import load_reward_model
+from sparserm_hf.base_models.loading import unpacked
+from sparserm_hf.base_models.packing import find_families, run_packed
+from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf.runtime.batches import batch_tokens, pad_texts, plan_batches
+from sparserm_hf.scoring.reward_models import load_reward_model
 
 TASK = "truthfulness"
 STAGES = ("training", "trl", "refit", "scoring", "prompts")

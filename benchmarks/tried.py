@@ -29,7 +29,7 @@ from methods import (
 )
 from tqdm.auto import tqdm
 
-from sparserm_hf.head import pair_accuracy
+from sparserm_hf.evaluation.metrics import pair_accuracy
 
 SEEDS = range(3)
 

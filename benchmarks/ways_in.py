@@ -22,10 +22,11 @@ from rich.markdown import Markdown
 from sparserm_hf.modeling.fields_sparserm import POOLINGS
 
 from sparserm_hf import SparseRMReward
-from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.conversations.messages import Conversation
 from sparserm_hf.conversations.templates import render
-from sparserm_hf.scoring import load_reward_model, score_rows
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -93,7 +94,7 @@ class Ways:
 
     def command_line(self) -> list[float]:
         """`sparserm score` on a JSON Lines file."""
-        from sparserm_hf.cli import main
+        from sparserm_hf.cli.main import main
 
         with TemporaryDirectory() as folder:
             path, output = Path(folder, "rows.jsonl"), Path(folder, "scored.jsonl")
@@ -105,7 +106,7 @@ class Ways:
         """`POST` to one path of the server."""
         from fastapi.testclient import TestClient
 
-        from sparserm_hf.serve.app import create_app
+        from sparserm_hf.server.app import create_app
 
         with TestClient(create_app(self.model, self.tokenizer, "model"), base_url="http://localhost") as client:
             if path == "/score":

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparserm_hf.processes import process_state
+from sparserm_hf.runtime.processes import process_state
 
 GPU, CPU = torch.device("mps"), torch.device("cpu")
 DOUBLE = (torch.float64, torch.complex128)

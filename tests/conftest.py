@@ -77,7 +77,7 @@ def reward_model(tmp_path):
     """The folder of a tiny random checkpoint."""
     from tiny import tiny_reward_model, tiny_tokenizer
 
-    from sparserm_hf.checkpoints import save_tokenizer
+    from sparserm_hf.runtime.checkpoints import save_tokenizer
 
     folder = tmp_path / "reward-model"
     tiny_reward_model().save_pretrained(folder)
@@ -90,7 +90,7 @@ def policy(tmp_path):
     """The folder of a tiny random policy."""
     from tiny import tiny_causal_lm, tiny_tokenizer
 
-    from sparserm_hf.checkpoints import save_tokenizer
+    from sparserm_hf.runtime.checkpoints import save_tokenizer
 
     folder = tmp_path / "policy"
     tiny_causal_lm(seed=1).save_pretrained(folder)
@@ -111,7 +111,7 @@ def trained(world):
     """A checkpoint that the command line has trained and evaluated."""
     from world import train_arguments
 
-    from sparserm_hf.cli import main
+    from sparserm_hf.cli.main import main
 
     assert main(train_arguments(world, world / "model", eval_dataset=world / "test.jsonl")) == 0
     return world / "model"

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sparserm_hf.cli import main
+from sparserm_hf.cli.main import main
 
 
 class Case(NamedTuple):

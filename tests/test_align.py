@@ -13,19 +13,21 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 from world import make_rows, write_jsonl
 
-from sparserm_hf.align import aligner, dpo, measures, pairs, report
-from sparserm_hf.align.files import read_rows
+from sparserm_hf.align import aligner, dpo, measures
+from sparserm_hf.align import alignment_report as report
+from sparserm_hf.align import responses as pairs
 from sparserm_hf.align.measures import preference_accuracy
-from sparserm_hf.align.pairs import filter_pairs, keep_as_many
 from sparserm_hf.align.policy import Policy, memory_advice
 from sparserm_hf.align.questions import Contrast, Questions, read_questions
+from sparserm_hf.align.responses import filter_pairs, keep_as_many
+from sparserm_hf.align.round_files import read_rows
 from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import PROMPT, Item, load_truthfulqa, multiple_choice, without
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.cli import main
+from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.rows import read_preference
-from sparserm_hf.demo.run import find_base_model
-from sparserm_hf.errors import SparseRMError
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
 
 CPU = torch.device("cpu")
 QUESTION = [{"role": "user", "content": "w1 w2"}]

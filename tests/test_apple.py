@@ -7,9 +7,9 @@ import torch
 from apple import GPU, OnGPU, apple_gpu
 from world import make_rows, train_arguments, write_jsonl
 
-from sparserm_hf import scoring
-from sparserm_hf.cli import main
-from sparserm_hf.devices import as_numpy
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.devices import as_numpy
+from sparserm_hf.scoring import scored_rows as scoring
 
 
 def test_the_emulation_raises_where_the_gpu_does():

@@ -16,9 +16,10 @@ from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassifica
 from tiny import reward_model_on, tiny_texts
 from transformers import CONFIG_MAPPING
 
-from sparserm_hf.base_models import load_language_model, prepare_base_model
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.packing import can_pack
+from sparserm_hf.base_models.cutting import prepare_base_model
+from sparserm_hf.base_models.loading import load_language_model
+from sparserm_hf.base_models.packing import can_pack
+from sparserm_hf.runtime.errors import SparseRMError
 
 ROOT = Path(__file__).parents[1]
 MANUAL = ROOT / "docs" / "architectures.md"

@@ -8,9 +8,10 @@ import torch
 from scipy.special import expit
 from world import make_rows, write_jsonl
 
-from sparserm_hf.calibration import calibration_error, fit_temperature
-from sparserm_hf.cli import main
-from sparserm_hf.scoring import load_reward_model
+from sparserm_hf.cli.main import main
+from sparserm_hf.evaluation.calibration_error import calibration_error
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.training.calibration import fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 7.0])

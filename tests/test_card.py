@@ -8,8 +8,9 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 from world import without_package
 
-from sparserm_hf.evaluation.evaluate import EVALUATION_FILE, Evaluation
-from sparserm_hf.scoring import load_reward_model, score_rows
+from sparserm_hf.evaluation.evaluation import EVALUATION_FILE, Evaluation
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from world import HOOK, make_rows, train_arguments, write_jsonl
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain_text
-from sparserm_hf.cli import main
-from sparserm_hf.directions import make_directions, random_directions
-from sparserm_hf.errors import SparseRMError
+from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation.controls import load_controls
-from sparserm_hf.latent_fields import warn_of_purity
-from sparserm_hf.sae.formats import LoadedSAE
-from sparserm_hf.selection import fewest_latents
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.sae.loading.formats import LoadedSAE
+from sparserm_hf.training.directions import make_directions, random_directions
+from sparserm_hf.training.latent_records import warn_of_purity
+from sparserm_hf.training.selection import fewest_latents
 
 
 def test_directions_are_orthonormal_and_none_are_closer():

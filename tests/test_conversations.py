@@ -12,18 +12,18 @@ from tiny import CHAT_TEMPLATE, tiny_encoder, tiny_reward_model, tiny_tokenizer
 from trl.data_utils import apply_chat_template
 
 from sparserm_hf.conversations import templates
+from sparserm_hf.conversations.data_files import iterate_json, iterate_rows, load_preferences
 from sparserm_hf.conversations.encoding import TokenizedText
-from sparserm_hf.conversations.files import iterate_json, iterate_rows, load_preferences
 from sparserm_hf.conversations.marks import find_marks
-from sparserm_hf.conversations.pairs import tokenize_preferences
+from sparserm_hf.conversations.preferences import tokenize_preferences
 from sparserm_hf.conversations.rows import read_preference, texts_of_row
 from sparserm_hf.conversations.templates import PLAIN_CHAT_TEMPLATE, encode, prepare_tokenizer
 from sparserm_hf.conversations.turns import find_turns
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.evaluation.evaluate import evaluate_checkpoint
-from sparserm_hf.scoring import ROW_ERROR, score_rows
-from sparserm_hf.trainer import SparseRMTrainer
-from sparserm_hf.training_config import SparseRMTrainingConfig
+from sparserm_hf.evaluation.evaluation import evaluate_checkpoint
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring.scored_rows import ROW_ERROR, score_rows
+from sparserm_hf.training.config import SparseRMTrainingConfig
+from sparserm_hf.training.trainer import SparseRMTrainer
 
 
 def user(text):

@@ -9,10 +9,11 @@ from tiny import D_MODEL, tiny_causal_lm, tiny_encoder, tiny_tokenizer
 from world import make_rows, save_sae, train_arguments
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain_text
-from sparserm_hf.cli import main
-from sparserm_hf.conversations.pairs import tokenize_preferences
+from sparserm_hf.cli.main import main
+from sparserm_hf.conversations.preferences import tokenize_preferences
 from sparserm_hf.conversations.styles import measure_styles
-from sparserm_hf.head import Objective, PairFeatures, fit_linear_path, fit_mlp_head
+from sparserm_hf.training.head import Objective, PairFeatures, fit_linear_path
+from sparserm_hf.training.mlp_head import fit_mlp_head
 
 GOOD, FILLER, BAD = 0, 1, 2  # numbers of words, and of the latents that fire on them
 WORDS = range(3, 12)  # that say nothing

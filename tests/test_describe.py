@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from world import train_arguments
 
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.explain.describe import Describer, first_object
-from sparserm_hf.explain.passages import Passage
+from sparserm_hf.cli.main import main
+from sparserm_hf.explanations.describe import Describer, first_object
+from sparserm_hf.explanations.passages import Passage
+from sparserm_hf.runtime.errors import SparseRMError
 
 KEY = "sk-secret-key"
 

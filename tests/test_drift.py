@@ -8,10 +8,11 @@ from trl import GRPOConfig, GRPOTrainer
 from world import make_rows, write_jsonl
 
 from sparserm_hf import DriftCallback, SparseRMError, SparseRMReward
-from sparserm_hf.cli import main
-from sparserm_hf.drift import REFERENCE_FILE, DriftReference, TextReadings, load_reference, read_texts
-from sparserm_hf.evaluation.evaluate import SavedRewardModel
-from sparserm_hf.scoring import score_texts
+from sparserm_hf.cli.main import main
+from sparserm_hf.evaluation.evaluation import SavedRewardModel
+from sparserm_hf.evaluation.reference import REFERENCE_FILE, DriftReference, TextReadings
+from sparserm_hf.monitoring.drift import load_reference, read_texts
+from sparserm_hf.scoring.scored_texts import score_texts
 
 
 def test_figures_by_hand():

@@ -4,9 +4,10 @@ import pytest
 import torch
 from world import make_rows
 
-from sparserm_hf.cli import main
+from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation.controls import CONTROLS_FILE
-from sparserm_hf.scoring import load_reward_model, score_rows
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
 
 ROWS = [{"messages": row["prompt"] + row["chosen"]} for row in make_rows(6, seed=8)]
 

@@ -10,11 +10,12 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from world import make_rows, without_package, write_jsonl
 
 from sparserm_hf import SparseRMReward, explain_text
-from sparserm_hf.cli import main
-from sparserm_hf.explain.attribution import contrast
-from sparserm_hf.representations import pad_texts
-from sparserm_hf.scoring import load_reward_model, score_rows
-from sparserm_hf.serve.app import create_app
+from sparserm_hf.cli.main import main
+from sparserm_hf.explanations.attribution import contrast
+from sparserm_hf.runtime.batches import pad_texts
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
+from sparserm_hf.server.app import create_app
 
 MESSAGES = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3 w9 w4 w5 w21"}]
 

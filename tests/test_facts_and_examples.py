@@ -10,13 +10,13 @@ import pytest
 from sparserm_hf.modeling.backbone_sparserm import decoder_of
 from tiny import tiny_causal_lm, tiny_tokenizer
 
-from sparserm_hf.checkpoints import save_tokenizer
+from sparserm_hf.cli.demo import TRAIN_PAIRS, score_in_plain_transformers
 from sparserm_hf.conversations.templates import encode
 from sparserm_hf.demo.facts import make_facts
-from sparserm_hf.demo.run import TRAIN_PAIRS, score_in_plain_transformers
-from sparserm_hf.sae.formats import load_sae
+from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.sae.hooks import read_layers
-from sparserm_hf.sae.matching import SHIPPED_SAE, default_sae
+from sparserm_hf.sae.loading.formats import load_sae
+from sparserm_hf.sae.loading.matching import SHIPPED_SAE, default_sae
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

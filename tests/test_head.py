@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.head import (
+from sparserm_hf.evaluation.metrics import pair_accuracy
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.training.head import (
     L2_PENALTIES,
     Objective,
     PairFeatures,
     fit_linear_head,
     fit_linear_path,
-    fit_mlp_head,
     group_folds,
-    pair_accuracy,
-    pair_loss,
 )
-from sparserm_hf.selection import select_latents
+from sparserm_hf.training.mlp_head import fit_mlp_head, pair_loss
+from sparserm_hf.training.selection import select_latents
 
 
 def make_pairs(n=120, f=10, seed=0):

@@ -11,8 +11,9 @@ from world import train_arguments, without_package
 pytest.importorskip("fastapi")
 from hub_server import TOKEN, running_hub
 
-from sparserm_hf.cli import main
-from sparserm_hf.scoring import load_reward_model, score_rows
+from sparserm_hf.cli.main import main
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
 
 pytestmark = pytest.mark.works_with(
     "huggingface_hub",

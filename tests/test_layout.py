@@ -12,38 +12,17 @@ from tiny import tiny_reward_model
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "sparserm_hf"
 
-# Each may import itself and what stands on a lower level.
-LEVELS = [
-    {"errors", "terminal", "version", "modeling", "hub_cards"},
-    {
-        "conversations",
-        "representations",
-        "sae",
-        "selection",
-        "shards",
-        "head",
-        "fitting",
-        "calibration",
-        "activations",
-        "cache",
-        "devices",
-        "directions",
-        "latent_fields",
-        "logit_lens",
-        "naming",
-        "packing",
-        "processes",
-        "quantization",
-        "checkpoints",
-        "replacing",
-        "base_models",
-        "training_config",
-        "trackers",
-    },
-    {"evaluation", "scoring", "trainer", "assembly", "drift", "reload"},
-    {"explain", "integrations", "serve", "align", "demo"},
-    {"cli", "align_cli", "explain_cli", "sae_cli", "__init__"},
+# The rooms of the package, from the ground up: each may import those on lower floors.
+FLOORS = [
+    {"runtime", "modeling", "hub_cards", "demo"},
+    {"conversations", "base_models"},
+    {"representations", "sae", "scoring"},
+    {"evaluation"},
+    {"training", "explanations", "monitoring"},
+    {"integrations", "server", "align"},
+    {"cli"},
 ]
+LEAVES = {"explanations", "monitoring", "integrations", "server", "align", "cli", "demo"}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -81,16 +60,38 @@ def test_no_docstring_line_looks_like_a_relative_import():
         assert {f".{name}" for name in found} == {n for n in imported_modules(path) if n.startswith(".")}
 
 
+def rooms_imported(path: Path) -> set[str]:
+    """The other rooms that a file of the package imports from."""
+    room, *rest = path.relative_to(PACKAGE).with_suffix("").parts
+    names = {name for name in imported_modules(path) if len(name) - len(name.lstrip(".")) > len(rest)}
+    return {name.lstrip(".").split(".")[0] for name in names} - {room}
+
+
+def test_everything_lives_in_a_room():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == {"__init__.py", "py.typed"}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == set().union(*FLOORS) - {"modeling", "hub_cards"}
+
+
 def test_imports_point_one_way():
-    level_of = {name: level for level, names in enumerate(LEVELS) for name in names}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        for name in imported_modules(path):
-            dots = len(name) - len(name.lstrip("."))
-            if dots == 0 or dots < len(parts):  # another package, or a sibling
-                continue
-            target = name.lstrip(".").split(".")[0]
-            assert level_of[target] <= level_of[parts[0]], f"{'/'.join(parts)} imports {target}"
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    for path in PACKAGE.glob("*/**/*.py"):
+        room = path.relative_to(PACKAGE).parts[0]
+        for imported in rooms_imported(path):
+            assert floor_of[imported] < floor_of[room], f"{path.relative_to(PACKAGE)} imports {imported}"
+
+
+def test_leaves_can_be_deleted():
+    """Nothing but other leaves imports them."""
+    for path in PACKAGE.glob("*/**/*.py"):
+        if path.relative_to(PACKAGE).parts[0] not in LEAVES:
+            assert not rooms_imported(path) & LEAVES, path
+
+
+def test_no_two_files_have_one_name():
+    """A name tells one place; in `cli`, a file is named after its command."""
+    names = [path.name for path in PACKAGE.glob("*/**/*.py") if path.parent.name != "cli" and path.name[0] != "_"]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_sae_lens_is_imported_only_where_an_sae_is_loaded_or_trained():
@@ -98,7 +99,7 @@ def test_sae_lens_is_imported_only_where_an_sae_is_loaded_or_trained():
         top_level = {n for node in ast.parse(path.read_text()).body for n in _names(node)}
         assert not any(name.startswith("sae_lens") for name in top_level), path
         if any(name.startswith("sae_lens") for name in imported_modules(path)):
-            assert path.parent.name == "sae"
+            assert "sae" in path.relative_to(PACKAGE).parts
     code = "import sys, sparserm_hf.cli; sys.exit('sae_lens' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

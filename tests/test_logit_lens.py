@@ -7,9 +7,9 @@ import torch
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_of
 from tiny import tiny_causal_lm, tiny_tokenizer
 
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.logit_lens import WORDS, LogitLens, distinct_words
-from sparserm_hf.scoring import load_reward_model
+from sparserm_hf.base_models.logit_lens import WORDS, LogitLens, distinct_words
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring.reward_models import load_reward_model
 
 KNOWN = {word.casefold() for word in tiny_tokenizer().get_vocab()}
 

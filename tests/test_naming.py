@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from sparserm_hf.naming import Name, name_latents, one_line
+from sparserm_hf.sae.naming import Name, name_latents, one_line
 
 TEXTS = [
     "I do not know , but you should never ask .",

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import tiny_reward_model, tiny_tokenizer
 
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.scoring import load_reward_model, score_rows
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
 
 
 def conversation(*contents):

@@ -6,8 +6,8 @@ from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_of
 from tiny import ARCHITECTURES, tiny_causal_lm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from sparserm_hf import packing
-from sparserm_hf.packing import Family, can_pack, find_families, run_packed
+from sparserm_hf.base_models import packing
+from sparserm_hf.base_models.packing import Family, can_pack, find_families, run_packed
 
 PROMPT = [1, 20, 21, 22, 23, 24, 25, 26]
 TEXTS = [

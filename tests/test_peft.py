@@ -9,10 +9,10 @@ from tiny import tiny_causal_lm, tiny_reward_model, tiny_rewards, tiny_texts
 from transformers import AutoModelForSequenceClassification
 from world import make_rows, train_arguments
 
-from sparserm_hf.base_models import prepare_base_model
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.representations import pad_texts
+from sparserm_hf.base_models.cutting import prepare_base_model
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.batches import pad_texts
+from sparserm_hf.runtime.errors import SparseRMError
 
 trl = pytest.importorskip("trl")
 

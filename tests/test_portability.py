@@ -13,9 +13,9 @@ import torch
 from tiny import ARCHITECTURES, tiny_causal_lm, tiny_encoder, tiny_reward_model, tiny_texts, tiny_tokenizer
 from world import make_rows
 
-from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.integrations.stock import export_stock
-from sparserm_hf.scoring import score_texts
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.scoring.scored_texts import score_texts
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = [4, 5]

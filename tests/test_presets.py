@@ -19,13 +19,13 @@ from tiny import tiny_causal_lm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from sparserm_hf import PRESETS, SparseRMTrainer, SparseRMTrainingConfig
-from sparserm_hf.activations import encode_texts
-from sparserm_hf.cli import build_parser, main
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.sae.formats import LoadedSAE, load_sae
-from sparserm_hf.sae.matching import chosen_sae, default_sae, matching_layer
-from sparserm_hf.sae.presets import SHIPPED_SAE, model_and_sae
-from sparserm_hf.sae.registry import ListedSAE, find_saes, middle_sae
+from sparserm_hf.cli.main import build_parser, main
+from sparserm_hf.representations.activations import encode_texts
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.sae.loading.formats import LoadedSAE, load_sae
+from sparserm_hf.sae.loading.matching import chosen_sae, default_sae, matching_layer
+from sparserm_hf.sae.loading.presets import SHIPPED_SAE, model_and_sae
+from sparserm_hf.sae.loading.registry import ListedSAE, find_saes, middle_sae
 
 # The real models' config.json on the Hub: what decides shapes. Then their parameters, in millions.
 GEMMA_2 = {

@@ -11,12 +11,13 @@ from tiny import tiny_causal_lm, tiny_sae, tiny_settings, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP8Config, LlamaConfig, TorchAoConfig
 from world import make_rows, save_sae
 
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.representations import fingerprint_module
-from sparserm_hf.scoring import encoder_of, load_reward_model, score_texts
-from sparserm_hf.trainer import SparseRMTrainer
-from sparserm_hf.training_config import SparseRMTrainingConfig
+from sparserm_hf.base_models.fingerprints import fingerprint_module
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring.reward_models import encoder_of, load_reward_model
+from sparserm_hf.scoring.scored_texts import score_texts
+from sparserm_hf.training.config import SparseRMTrainingConfig
+from sparserm_hf.training.trainer import SparseRMTrainer
 
 WIDTH = 128  # bitsandbytes packs 64 numbers at a time
 PAIRS = Dataset.from_list(make_rows(40))
@@ -172,7 +173,7 @@ def test_what_cannot_be_quantised_is_refused(world, tmp_path, monkeypatch):
         trainer(world, "nf4", tmp_path / "model", dtype="bfloat16")
     with pytest.raises(SparseRMError, match="quantization is 'int3', but must be one of none, bnb-4bit, bnb-8bit"):
         SparseRMTrainingConfig("out", quantization="int3")
-    monkeypatch.setattr("sparserm_hf.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("sparserm_hf.base_models.quantization.find_spec", lambda name: None)
     with pytest.raises(SparseRMError, match=r"pip install '\.\[quantization\]'"):
         trainer(world, "base", tmp_path / "model", quantization="bnb-8bit")
     assert not list(tmp_path.iterdir())

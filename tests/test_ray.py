@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 from world import make_rows
 
-from sparserm_hf import scoring
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring import scored_rows as scoring
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 pytestmark = pytest.mark.works_with(

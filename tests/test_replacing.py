@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from tiny import tiny_reward_model, tiny_rewards, tiny_tokenizer
 from world import train_arguments
 
-from sparserm_hf import replacing
-from sparserm_hf.checkpoints import check_output_dir, save_tokenizer
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.replacing import replacing_file, replacing_folder
-from sparserm_hf.scoring import load_reward_model
+from sparserm_hf.runtime import atomic_files as replacing
+from sparserm_hf.runtime.atomic_files import replacing_file, replacing_folder
+from sparserm_hf.runtime.checkpoints import check_output_dir, save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring.reward_models import load_reward_model
 
 OPERATIONS = {"open", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "shutil.rmtree"}
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from world import write_jsonl
 
-from sparserm_hf.cli import main
+from sparserm_hf.cli.main import main
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,11 +11,13 @@ from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tiny import tiny_causal_lm, tiny_sae, tiny_texts, tokenized
 from torch import nn
 
-from sparserm_hf import representations
-from sparserm_hf.cache import prune_cache
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.representations import Pooling, collect_representations, fingerprint_module, plan_batches
-from sparserm_hf.shards import Representations
+from sparserm_hf.base_models.fingerprints import fingerprint_module
+from sparserm_hf.representations import collect as representations
+from sparserm_hf.representations.collect import Pooling, collect_representations
+from sparserm_hf.representations.shards import Representations
+from sparserm_hf.runtime.batches import plan_batches
+from sparserm_hf.runtime.cache import prune_cache
+from sparserm_hf.runtime.errors import SparseRMError
 
 HOW = Pooling("response_mean", "rms")
 
@@ -28,7 +30,7 @@ def base_model():
 @pytest.fixture
 def small_shards(monkeypatch):
     monkeypatch.setattr(representations, "SHARD_TOKENS", 30)
-    monkeypatch.setattr("sparserm_hf.packing.MAX_MEMBERS", 2)
+    monkeypatch.setattr("sparserm_hf.base_models.packing.MAX_MEMBERS", 2)
 
 
 def collect(base_model, cache, texts=None, sae=None, how=HOW):

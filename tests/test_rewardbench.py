@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from world import make_rows, named, random_prompts, write_jsonl
 
-from sparserm_hf.errors import SparseRMError
 from sparserm_hf.evaluation.benchmark_scores import (
     REWARDBENCH_SECTIONS,
     Prompt,
@@ -21,6 +20,7 @@ from sparserm_hf.evaluation.benchmark_scores import (
     score_ties,
 )
 from sparserm_hf.evaluation.benchmarks import BENCHMARKS, run_benchmark
+from sparserm_hf.runtime.errors import SparseRMError
 
 pytestmark = pytest.mark.works_with(
     "rewardbench",

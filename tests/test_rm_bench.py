@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from world import make_rows, named, random_prompts, write_jsonl
 
-from sparserm_hf.cli import main
+from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation.benchmark_scores import score_rm_bench
 
 

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_encoder, tiny_reward_model, tiny_tokenizer
 
-from sparserm_hf.conversations.pairs import tokenize_preferences
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.explain.rows import explain_rows
-from sparserm_hf.scoring import ROW_ERROR, score_rows
+from sparserm_hf.conversations.preferences import tokenize_preferences
+from sparserm_hf.explanations.explained_rows import explain_rows
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring.scored_rows import ROW_ERROR, score_rows
 
 # The same examples in every run, and none remembered from another.
 EXAMPLES = settings(
@@ -159,7 +159,7 @@ def client():
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
 
-    from sparserm_hf.serve.app import create_app
+    from sparserm_hf.server.app import create_app
 
     with TestClient(
         create_app(*loaded(), "model"), base_url="http://localhost", raise_server_exceptions=False
@@ -169,7 +169,7 @@ def client():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from sparserm_hf.checkpoints import save_tokenizer
+    from sparserm_hf.runtime.checkpoints import save_tokenizer
 
     model, tokenizer = loaded()
     folder = tmp_path_factory.mktemp("rows")
@@ -181,7 +181,7 @@ def folder(tmp_path_factory):
 @settings(EXAMPLES, max_examples=25)
 @given(rows=st.lists(ROWS, min_size=1, max_size=30))
 def test_the_command_writes_every_row(folder, rows):
-    from sparserm_hf.cli import main
+    from sparserm_hf.cli.main import main
 
     source, out = folder / "rows.jsonl", folder / "scored.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,14 +14,14 @@ from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_of, r
 from tiny import ARCHITECTURES, BOS, CHAT_TEMPLATE, D_MODEL, VOCAB, tiny_causal_lm, tiny_texts, tiny_tokenizer
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.representations import pad_texts
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.batches import pad_texts
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae.check import check_before_training, check_sae, sample_texts
 from sparserm_hf.sae.fit import Fit, Neighbour, judge, measure_fit
-from sparserm_hf.sae.formats import LoadedSAE, load_sae
 from sparserm_hf.sae.hooks import next_token_loss, read_layers
+from sparserm_hf.sae.loading.formats import LoadedSAE, load_sae
 
 LAYER = 2
 

@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tiny import BOS, VOCAB, tiny_causal_lm, tiny_tokenizer
 
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.sae import recipe
-from sparserm_hf.sae.formats import load_sae
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.sae.loading.formats import load_sae
 from sparserm_hf.sae.tokens import ResidualTokens, shuffled_tokens
-from sparserm_hf.sae.training import BatchTopK, train_sae
-from sparserm_hf.sae.training_config import SAETrainingConfig
+from sparserm_hf.sae.training import recipe
+from sparserm_hf.sae.training.sae_config import SAETrainingConfig
+from sparserm_hf.sae.training.train import BatchTopK, train_sae
 
 sae_lens = pytest.importorskip("sae_lens")
 

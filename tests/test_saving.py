@@ -12,9 +12,9 @@ from tiny import ARCHITECTURES, VOCAB, tiny_causal_lm, tiny_reward_model, tiny_r
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 from world import train_arguments
 
-from sparserm_hf.base_models import load_language_model
-from sparserm_hf.cli import main
-from sparserm_hf.representations import pad_texts
+from sparserm_hf.base_models.loading import load_language_model
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.batches import pad_texts
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ import torch
 from tiny import tiny_reward_model, tiny_tokenizer
 from world import TWO_PROCESSES, make_rows, train_arguments, write_jsonl
 
-from sparserm_hf import scoring
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.explain.rows import explain_rows
+from sparserm_hf.cli.main import main
+from sparserm_hf.explanations.explained_rows import explain_rows
 from sparserm_hf.integrations.reward_function import SparseRMReward
-from sparserm_hf.scoring import encoder_of, load_reward_model, score_rows, score_to_file
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring import scored_rows as scoring
+from sparserm_hf.scoring.reward_models import encoder_of, load_reward_model
+from sparserm_hf.scoring.score_files import score_to_file
+from sparserm_hf.scoring.scored_rows import score_rows
 
 
 def test_no_more_tokens_are_read_than_there_are_positions():

@@ -20,11 +20,12 @@ pytestmark = pytest.mark.works_with(
 httpx = pytest.importorskip("httpx")
 from fastapi.testclient import TestClient  # noqa: E402
 
-from sparserm_hf.cli import main  # noqa: E402
+from sparserm_hf.cli.main import main  # noqa: E402
 from sparserm_hf.conversations.templates import render  # noqa: E402
 from sparserm_hf.integrations.reward_function import SparseRMReward  # noqa: E402
-from sparserm_hf.scoring import load_reward_model, score_rows  # noqa: E402
-from sparserm_hf.serve.app import create_app  # noqa: E402
+from sparserm_hf.scoring.reward_models import load_reward_model  # noqa: E402
+from sparserm_hf.scoring.scored_rows import score_rows  # noqa: E402
+from sparserm_hf.server.app import create_app  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_a_token_is_asked_for(loaded):
 
 def test_a_full_queue_answers_429_and_what_was_accepted_is_scored(loaded, monkeypatch):
     started, go_on = threading.Event(), threading.Event()
-    from sparserm_hf.serve import app
+    from sparserm_hf.server import app
 
     real = app.score_texts
 
@@ -160,7 +161,7 @@ def test_a_full_queue_answers_429_and_what_was_accepted_is_scored(loaded, monkey
 
 
 def test_an_error_while_scoring_reaches_its_callers_and_no_one_else(loaded, monkeypatch):
-    from sparserm_hf.serve import app
+    from sparserm_hf.server import app
 
     real = app.score_texts
     monkeypatch.setattr(app, "score_texts", lambda *args: 1 / 0)

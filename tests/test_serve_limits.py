@@ -11,9 +11,10 @@ import torch
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from sparserm_hf.scoring import encoder_of, load_reward_model, score_texts  # noqa: E402
-from sparserm_hf.serve import app as serve_app  # noqa: E402
-from sparserm_hf.serve.app import create_app  # noqa: E402
+from sparserm_hf.scoring.reward_models import encoder_of, load_reward_model  # noqa: E402
+from sparserm_hf.scoring.scored_texts import score_texts  # noqa: E402
+from sparserm_hf.server import app as serve_app  # noqa: E402
+from sparserm_hf.server.app import create_app  # noqa: E402
 
 LOCAL = "http://localhost"
 ONE = {"rows": [{"text": "w1 w2"}]}

@@ -14,9 +14,9 @@ from world import make_rows
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from sparserm_hf.scoring import load_reward_model  # noqa: E402
-from sparserm_hf.serve.app import create_app  # noqa: E402
-from sparserm_hf.serve.listening import Server, listen  # noqa: E402
+from sparserm_hf.scoring.reward_models import load_reward_model  # noqa: E402
+from sparserm_hf.server.app import create_app  # noqa: E402
+from sparserm_hf.server.listening import Server, listen  # noqa: E402
 
 ONE = {"rows": [{"text": "w1 w2"}]}
 

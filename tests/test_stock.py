@@ -10,14 +10,15 @@ from tiny import tiny_encoder, tiny_reward_model, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 from world import make_rows, without_package
 
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.cli import main
+from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.messages import Conversation
 from sparserm_hf.conversations.templates import render
-from sparserm_hf.errors import SparseRMError
 from sparserm_hf.integrations.stock import export_stock, stock_tokenizer, to_stock, without_tail
-from sparserm_hf.representations import pad_texts
-from sparserm_hf.scoring import encoder_of, score_texts
+from sparserm_hf.runtime.batches import pad_texts
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring.reward_models import encoder_of
+from sparserm_hf.scoring.scored_texts import score_texts
 
 CLASSES = {
     "llama": "LlamaForSequenceClassification",

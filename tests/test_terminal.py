@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from world import save_sae
 
-from sparserm_hf.cli import main
-from sparserm_hf.terminal import VisibleFormatter, one_line, visible
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.terminal import VisibleFormatter, one_line, visible
 
 # Clear the screen, ring, a C1 sequence, delete, run backwards, a style and an emoji of rich, half of a surrogate pair.
 HOSTILE = "w1\x1b[2J\x07\x9b31m\x7f\u202e\u2066[/red]:skull:\rgone\t\ud800"

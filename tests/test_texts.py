@@ -6,12 +6,13 @@ import re
 import pytest
 from tiny import tiny_tokenizer
 
-from sparserm_hf import align_cli, sae_cli
-from sparserm_hf.cli import main
+from sparserm_hf.cli import align as align_cli
+from sparserm_hf.cli import sae as sae_cli
+from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.templates import encode
 from sparserm_hf.conversations.texts import iterate_texts, load_texts
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.sae import recipe
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.sae.training import recipe
 
 QUESTION, ANSWER = {"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}
 

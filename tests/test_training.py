@@ -19,12 +19,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from world import HOOK, TWO_PROCESSES, make_rows, save_sae, train_arguments, write_jsonl
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
-from sparserm_hf.base_models import cast_weights, unpacked_folder
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.sae.formats import LoadedSAE
-from sparserm_hf.scoring import load_reward_model
+from sparserm_hf.base_models.cutting import cast_weights
+from sparserm_hf.base_models.loading import unpacked_folder
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.sae.loading.formats import LoadedSAE
+from sparserm_hf.scoring.reward_models import load_reward_model
 
 
 def test_the_command_line_trains_saves_and_shows_the_controls(world, trained, capsys):

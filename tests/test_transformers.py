@@ -14,7 +14,7 @@ from transformers import (
 )
 from world import without_package
 
-from sparserm_hf.representations import pad_texts
+from sparserm_hf.runtime.batches import pad_texts
 
 pytestmark = pytest.mark.works_with(
     "transformers",

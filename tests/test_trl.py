@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification
 from world import make_rows
 
 from sparserm_hf import SparseRMReward
-from sparserm_hf.scoring import load_reward_model, score_rows
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
 
 trl = pytest.importorskip("trl")
 

@@ -12,9 +12,9 @@ from tiny import tiny_causal_lm, tiny_tokenizer
 from world import make_rows, train_arguments, write_jsonl
 
 from sparserm_hf.align.judges import ClassifierJudge
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
 
 ROOT = Path(__file__).parent.parent
 CODE = "open(__file__ + '.ran', 'w').close()\nclass Theirs: pass\n"

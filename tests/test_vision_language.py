@@ -13,11 +13,13 @@ from tiny import CHAT_TEMPLATE, tiny_encoder, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 from world import make_rows, train_arguments, write_jsonl
 
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.cli import main
-from sparserm_hf.conversations.pairs import tokenize_preferences
-from sparserm_hf.errors import SparseRMError
-from sparserm_hf.scoring import load_reward_model, score_rows, score_texts
+from sparserm_hf.cli.main import main
+from sparserm_hf.conversations.preferences import tokenize_preferences
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring.reward_models import load_reward_model
+from sparserm_hf.scoring.scored_rows import score_rows
+from sparserm_hf.scoring.scored_texts import score_texts
 
 CPU = torch.device("cpu")
 KINDS = ["gemma3", "qwen2_5_vl", "llava"]

@@ -15,10 +15,10 @@ from tiny import tiny_causal_lm, tiny_reward_model, tiny_rewards, tiny_tokenizer
 from world import without_package
 
 from sparserm_hf.align.judges import ClassifierJudge
-from sparserm_hf.base_models import load_language_model
-from sparserm_hf.checkpoints import save_tokenizer
-from sparserm_hf.cli import main
-from sparserm_hf.errors import SparseRMError
+from sparserm_hf.base_models.loading import load_language_model
+from sparserm_hf.cli.main import main
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.errors import SparseRMError
 
 WEIGHTS = "model.safetensors"
 

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 
 from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
 from sparserm_hf.conversations.marks import find_marks
-from sparserm_hf.representations import pad_texts
+from sparserm_hf.runtime.batches import pad_texts
 
 D_MODEL, LAYERS, VOCAB, D_SAE = 32, 4, 96, 64
 PAD, BOS, EOS, HEADER = 0, 1, 2, [4]

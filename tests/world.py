@@ -8,8 +8,8 @@ import numpy as np
 from safetensors.torch import save_file
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
 
-from sparserm_hf.checkpoints import save_tokenizer
 from sparserm_hf.evaluation.benchmark_scores import Prompt
+from sparserm_hf.runtime.checkpoints import save_tokenizer
 
 HOOK = "blocks.1.hook_resid_post"
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]  # as accelerate starts them

@@ -6,18 +6,18 @@ Importing the package registers the model with transformers' auto classes, so th
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from .conversations.files import load_preferences
-from .errors import SparseRMError
-from .explain.attribution import explain_text
+from .conversations.data_files import load_preferences
+from .explanations.attribution import explain_text
 from .integrations.drift_callback import DriftCallback
 from .integrations.reward_function import SparseRMReward
 from .modeling.configuration_sparserm import SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .sae.formats import LoadedSAE, load_sae
-from .sae.presets import PRESETS
-from .trainer import SparseRMTrainer
-from .training_config import SparseRMTrainingConfig
-from .version import __version__
+from .runtime.errors import SparseRMError
+from .runtime.version import __version__
+from .sae.loading.formats import LoadedSAE, load_sae
+from .sae.loading.presets import PRESETS
+from .training.config import SparseRMTrainingConfig
+from .training.trainer import SparseRMTrainer
 
 __all__ = [
     "PRESETS",

@@ -12,19 +12,19 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..drift import ALARM
-from ..errors import SparseRMError
-from ..processes import process_state
-from ..replacing import replacing_folder
-from ..representations import fingerprint_module
+from ..base_models.fingerprints import fingerprint_module
+from ..monitoring.drift import ALARM
+from ..runtime.atomic_files import replacing_folder
+from ..runtime.errors import SparseRMError
+from ..runtime.processes import process_state
 from .dpo import TRAINING, train_adapter
-from .files import read_rows, write_json, write_rows
 from .judges import ClassifierJudge, SparseJudge
 from .measures import Measures
-from .pairs import Judge, Row, conversations, filter_pairs, keep_as_many, reasons, write_responses
-from .plots import draw_rewards
 from .policy import Policy
 from .questions import Contrast, Questions, read_questions
+from .responses import Judge, Row, conversations, filter_pairs, keep_as_many, reasons, write_responses
+from .round_figures import draw_rewards
+from .round_files import read_rows, write_json, write_rows
 from .settings import AlignmentConfig
 from .truthfulqa import Item, without
 

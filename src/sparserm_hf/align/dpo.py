@@ -14,10 +14,10 @@ from peft import LoraConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from ..errors import SparseRMError
-from ..replacing import replacing_folder
-from .pairs import Row
+from ..runtime.atomic_files import replacing_folder
+from ..runtime.errors import SparseRMError
 from .policy import Policy, memory_advice
+from .responses import Row
 from .settings import AlignmentConfig
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..conversations.messages import Messages, row_name
-from ..conversations.rows import Preference, check_columns, common_prefix_length, read_preference
+from ..conversations.rows import Preference, check_columns, read_preference
 from ..conversations.templates import encode
-from ..errors import SparseRMError
+from ..runtime.batches import common_prefix_length
+from ..runtime.errors import SparseRMError
 from .judges import SparseJudge
-from .pairs import Row
 from .policy import Policy, memory_advice
+from .responses import Row
 from .settings import AlignmentConfig
 from .truthfulqa import Item, multiple_choice
 

@@ -14,14 +14,14 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_models import load_language_model, load_tokenizer, unpacked
+from ..base_models.loading import load_language_model, load_tokenizer, unpacked
+from ..base_models.packing import Family, can_pack, find_families, lay_out
 from ..conversations.messages import Messages
-from ..conversations.rows import Preference, common_prefix_length
+from ..conversations.rows import Preference
 from ..conversations.templates import encode
-from ..devices import as_numpy, exact
-from ..errors import SparseRMError
-from ..packing import Family, can_pack, find_families, lay_out
-from ..representations import pad_texts, plan_batches
+from ..runtime.batches import common_prefix_length, pad_texts, plan_batches
+from ..runtime.devices import as_numpy, exact
+from ..runtime.errors import SparseRMError
 from .questions import Contrast
 
 LOGITS = 2**26  # most logits of a batch

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from ..conversations.messages import Messages, check_messages, check_text, named, row_name
-from ..errors import SparseRMError
+from ..runtime.errors import SparseRMError
 from .settings import AlignmentConfig
 
 TASKS = resources.files(__package__) / "tasks"

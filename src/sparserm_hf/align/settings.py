@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import SparseRMError
+from ..runtime.errors import SparseRMError
 
 PAIRS = ("contrast", "best-of-n")
 TASK = "truthfulness"

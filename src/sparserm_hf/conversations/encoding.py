@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import SparseRMError
 from ..modeling.response_sparserm import count_bos, find_response, occurrences, trim
+from ..runtime.errors import SparseRMError
 from .marks import ANSWER, REASONING_FIELDS, TAG, WHITESPACE, ChatFormat
 from .messages import Conversation, GivenText, Text, given_text
 from .templates import render

@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import SparseRMError
+from ..runtime.batches import common_prefix_length
+from ..runtime.errors import SparseRMError
 from .messages import Conversation, Messages
-from .rows import common_prefix_length
 from .templates import render
 
 # Stand for contents in a rendering: code points that Unicode keeps free of characters, so that no text holds them.

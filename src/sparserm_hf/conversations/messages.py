@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import SparseRMError
+from ..runtime.errors import MOST_SHOWN, SparseRMError, shown
 
 Messages = list[dict[str, Any]]
 
@@ -20,8 +19,6 @@ RESERVED = (
     "messages", "padding", "self",
     "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation",
 )  # fmt: skip
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxlong = _shorten.maxother = MOST_SHOWN = 60  # characters of a value in an error
 
 
 @dataclass(frozen=True)
@@ -46,20 +43,6 @@ GivenText = str | Messages | Conversation  # as users pass it to a function
 def row_name(number: int, source: str = "") -> str:
     """What errors call a row: `Row 3`, or `pairs.jsonl, row 3`."""
     return f"{source}, row {number}" if source else f"Row {number}"
-
-
-def shown(value: Any) -> str:
-    """A value as an error shows it: on one line, and no longer than a line, whatever it is.
-
-    Example:
-        >>> shown(list("responses"))
-        "['r', 'e', 's', 'p', 'o', 'n', ...]"
-    """
-    try:
-        text = _shorten.repr(value).encode(errors="backslashreplace").decode()
-    except ValueError:  # a number of thousands of digits
-        return f"a value of the type {type(value).__name__}"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def named(columns: Iterable[Any]) -> str:

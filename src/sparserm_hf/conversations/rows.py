@@ -9,8 +9,9 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from ..errors import SparseRMError
-from .messages import Messages, Text, as_conversation, check_messages, check_text, is_messages, named, shown
+from ..runtime.batches import common_prefix_length
+from ..runtime.errors import SparseRMError, shown
+from .messages import Messages, Text, as_conversation, check_messages, check_text, is_messages, named
 
 FORMATS = (
     "Each row needs `chosen` and `rejected`, and may have a `prompt` and a number `margin`: all of them strings, or "
@@ -143,11 +144,6 @@ def read_preference(row: Mapping[str, Any], where: str) -> Preference:
 def _repeats(prompt: str | Messages, response: str | Messages) -> bool:
     """Whether a response begins with the prompt, and goes on."""
     return len(response) > len(prompt) and response[: len(prompt)] == prompt
-
-
-def common_prefix_length(a: Any, b: Any) -> int:
-    """Number of leading items that two sequences have in common."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def implicit_prompt(chosen: str | Messages, rejected: str | Messages) -> int:

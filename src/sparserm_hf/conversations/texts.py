@@ -8,9 +8,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import SparseRMError
+from ..runtime.errors import SparseRMError
+from .data_files import iterate_rows, source_name
 from .encoding import ChatEncoder
-from .files import iterate_rows, source_name
 from .messages import row_name
 from .rows import check_row, texts_of_row
 

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from ..conversations.encoding import ChatEncoder, TokenizedText
 from ..conversations.messages import Messages, check_messages, row_name
-from ..errors import SparseRMError
-from ..scoring import encoder_of
+from ..runtime.errors import SparseRMError
+from ..scoring.reward_models import encoder_of
 from .benchmark_scores import Prompt, Score, score_rewardbench, score_rewardbench2, score_rm_bench
-from .evaluate import SavedRewardModel, reward_represented
+from .evaluation import SavedRewardModel, reward_represented
 
 
 @dataclass(frozen=True)

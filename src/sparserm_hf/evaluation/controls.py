@@ -13,15 +13,34 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import cached_file
 
-from ..conversations.messages import shown
-from ..directions import random_directions
-from ..errors import SparseRMError, reading
-from ..fitting import HeadFitter
-from ..head import FittedHead
-from ..shards import Representations
+from ..representations.shards import Representations
+from ..runtime.errors import SparseRMError, reading, shown
 
 CONTROLS_FILE = "controls.safetensors"
 READS = ("representation", "activations", "length")
+
+
+Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+def apply_layers(layers: Layers, features: np.ndarray) -> np.ndarray:
+    """Compute the rewards that a head gives to N texts.
+
+    Args:
+        layers: (weight, bias) of each affine layer, with a ReLU between two; the last layer has one output.
+        features: (N, F) input features of the head.
+
+    Returns:
+        (N,) rewards.
+
+    Example:
+        >>> apply_layers(((np.array([[1.0, -2.0]]), np.array([0.5])),), np.array([[3.0, 1.0]]))
+        array([1.5])
+    """
+    x = features
+    for i, (weight, bias) in enumerate(layers):
+        x = (np.maximum(x, 0.0) if i else x) @ weight.T + bias
+    return x[:, 0]
 
 
 @dataclass(frozen=True)
@@ -30,13 +49,13 @@ class Control:
 
     Attributes:
         name: What it is called in tables.
-        head: The fitted head.
+        layers: (weight, bias) of each affine layer of its head, see `apply_layers`.
         reads: What the head reads of a text: its `representation`, the mean `activations` of the reward model's
             latents, or its `length` in tokens.
     """
 
     name: str
-    head: FittedHead
+    layers: Layers
     reads: str
 
     def rewards(self, texts: Representations, lengths: np.ndarray, latents: Sequence[int]) -> np.ndarray:
@@ -48,8 +67,10 @@ class Control:
             latents: Columns of the reward model's latents in their activations.
         """
         if self.reads == "length":
-            return self.head.rewards(lengths[:, None].astype(np.float64))
-        return self.head.rewards(dense(texts) if self.reads == "representation" else activations(texts, latents))
+            return apply_layers(self.layers, lengths[:, None].astype(np.float64))
+        return apply_layers(
+            self.layers, dense(texts) if self.reads == "representation" else activations(texts, latents)
+        )
 
 
 def dense(texts: Representations) -> np.ndarray:
@@ -62,43 +83,12 @@ def activations(texts: Representations, latents: Sequence[int] | np.ndarray) -> 
     return texts.read(lambda shard: shard.mean_activation[:, latents].toarray().astype(np.float64))
 
 
-def fit_controls(fitter: HeadFitter) -> list[Control]:
-    """Fit the controls of the reward model that a fitter makes.
-
-    Random directions are made orthonormal where those of the reward model are. Where rewards must not follow styles,
-    those of the controls must not either, but for length alone; the reward model as it would be otherwise is a
-    control then.
-    """
-    args, selection = fitter.args, fitter.select()
-    length = fitter.pairs.lengths[:, None].astype(np.float64)
-    drawn = random_directions(fitter.decoder.shape[1], len(selection.latents), args.seed)
-    random = fitter.make_directions(drawn).rows
-    whole, projected = dense(fitter.texts), fitter.project(random)  # the same in each fold
-    encoded = fitter.fit(lambda train: activations(fitter.texts, fitter.select(train).latents))
-    controls = [
-        Control("dense representation", fitter.fit(lambda _: whole), "representation"),
-        _on_directions("random directions", fitter.fit(lambda _: projected), random),
-        Control("SAE activations", encoded, "activations"),
-    ]
-    if args.debias_names:
-        head = fitter.fit(fitter.read_selected, debias=False)
-        controls.append(_on_directions("without debiasing", head, fitter.directions(selection).rows))
-    return [*controls, Control("length alone", fitter.fit(lambda _: length, debias=False), "length")]
-
-
-def _on_directions(name: str, head: FittedHead, directions: np.ndarray) -> Control:
-    """A head on projections as one on representations, so that the directions (K, d_model) need not be kept."""
-    (weight, bias), *rest = head.layers
-    layers = ((weight @ directions, bias), *rest)
-    return Control(name, FittedHead(layers, head.l2, head.validation_accuracy), "representation")
-
-
 def save_controls(controls: list[Control], path: Path) -> None:
     """Write controls to a file that lies beside the checkpoint, so that they can be shown for any data later."""
     tensors = {
         f"{control.name}/{i}/{kind}": np.ascontiguousarray(tensor)
         for control in controls
-        for i, layer in enumerate(control.head.layers)
+        for i, layer in enumerate(control.layers)
         for kind, tensor in zip(("weight", "bias"), layer, strict=True)
     }
     reads = {control.name: control.reads for control in controls}
@@ -131,7 +121,7 @@ def _read_controls(path: Path) -> list[Control]:
         for (weight, bias), given, made in zip(layers, inputs, outputs, strict=True):
             arrays = {f"{name}: weight": weight, f"{name}: bias": bias}
             check_arrays(arrays, {f"{name}: weight": (made, given), f"{name}: bias": (made,)})
-        controls.append(Control(name, FittedHead(layers, None, None), reads))
+        controls.append(Control(name, layers, reads))
     return controls
 
 
@@ -148,7 +138,7 @@ def check_controls(controls: Sequence[Control], hidden_size: int, latents: int) 
     """Raise a `SparseRMError` unless controls read what a reward model gives them."""
     widths = {"representation": hidden_size, "activations": latents, "length": 1}
     for control in controls:
-        width = control.head.layers[0][0].shape[1]
+        width = control.layers[0][0].shape[1]
         if width != widths[control.reads]:
             raise SparseRMError(
                 f"{CONTROLS_FILE} has a control {shown(control.name)} that reads {width} numbers of a text, but there "

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..conversations.encoding import ChatEncoder, TokenizedText
 from ..conversations.marks import ChatFormat
-from ..conversations.pairs import TokenizedPreferences
+from ..conversations.preferences import TokenizedPreferences
 from ..modeling.response_sparserm import find_response
 from .metrics import PairMetrics, pair_metrics
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from ..head import pair_accuracy
-
 
 @dataclass(frozen=True)
 class PairMetrics:
@@ -39,3 +37,8 @@ def pair_metrics(margins: np.ndarray) -> PairMetrics:
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Pearson's, of (N,) and (N,); 0 where one of them never changes."""
     return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0
+
+
+def pair_accuracy(margins: np.ndarray) -> float:
+    """Share of pairs whose reward difference is positive; a tie counts one half."""
+    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))

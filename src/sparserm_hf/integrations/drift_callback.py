@@ -9,8 +9,9 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..drift import ALARM, DriftReference, TextReadings, load_reference, read_texts
 from ..evaluation.controls import Control, find_controls
+from ..evaluation.reference import DriftReference, TextReadings
+from ..monitoring.drift import ALARM, load_reference, read_texts
 from .reward_function import SparseRMReward
 
 logger = logging.getLogger(__name__)

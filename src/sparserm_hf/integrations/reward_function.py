@@ -6,35 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..conversations.encoding import ChatEncoder, TokenizedText
 from ..conversations.messages import Messages, row_name
 from ..conversations.rows import texts_of_row
-from ..devices import as_numpy
+from ..explanations.attribution import group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..processes import process_state
-from ..scoring import check_rewards, encoder_of, load_reward_model, score_texts
-
-
-def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
-    """What the latents selected for one side add to the rewards of a linear head, (N,) for each side.
-
-    What a latent adds is told against the average training response, as everywhere: the two groups' sum is the reward
-    minus that of the average response. An MLP's reward is no such sum: there are no groups.
-
-    Args:
-        model: The reward model.
-        features: (N, K) what its head read.
-    """
-    config = model.config
-    if config.head_type != "linear":
-        return {}
-    weight = as_numpy(model.score.weight[0])
-    parts = weight * (features - as_numpy(model.feature_mean))
-    sides = np.array(config.latent_sides)
-    return {side: parts[:, sides == side].sum(1) for side in ("chosen", "rejected")}
+from ..runtime.processes import process_state
+from ..scoring.reward_models import encoder_of, load_reward_model
+from ..scoring.scored_texts import check_rewards, score_texts
 
 
 class SparseRMReward:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import SparseRMError
 from ..modeling.autoencoder_sparserm import NORMALIZATIONS, SparseAutoencoder
 from ..modeling.backbone_sparserm import decoder_layers, decoder_of
+from ..runtime.errors import SparseRMError
 from .fit import MIN_TOKENS, Fit, Neighbour, Verdict, judge, measure_fit
-from .formats import LoadedSAE
 from .hooks import leading_bos, next_token_loss, read_layers
+from .loading.formats import LoadedSAE
 from .tokens import check_finite
 
 SAMPLE_LENGTH = 128  # tokens of a text that are looked at, so that many texts are

@@ -11,9 +11,9 @@ from pathlib import Path
 from huggingface_hub import constants, get_session
 from tqdm.auto import tqdm
 
-from ..errors import reason
-from ..naming import one_line
-from ..replacing import replacing_file
+from ..runtime.atomic_files import replacing_file
+from ..runtime.errors import reason
+from .naming import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from ..errors import SparseRMError
 from ..modeling.backbone_sparserm import residual_stream
-from ..representations import batch_tokens, pad_texts, plan_batches
+from ..runtime.batches import batch_tokens, pad_texts, plan_batches
+from ..runtime.errors import SparseRMError
 from .fit import SINK_RATIO
 
 # Gives the (N, d_model) tokens at a position of an endless row of batches, the same at every call.

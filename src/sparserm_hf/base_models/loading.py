@@ -1,0 +1,152 @@
+"""base_models.loading."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..modeling.backbone_sparserm import (
+    decoder_of,
+)
+from ..modeling.fields_sparserm import check_base_fields
+from ..modeling.slim_sparserm import load_causal_lm
+from ..runtime.atomic_files import replacing_folder
+from ..runtime.cache import default_cache_dir
+from ..runtime.checkpoints import save_tokenizer
+from ..runtime.errors import SparseRMError, kind_and_reason, loading, shown
+from ..runtime.processes import process_state
+from .quantization import quantized_loading
+
+logger = logging.getLogger(__name__)
+
+
+def unpacked_folder(path: Path, cache_dir: Path) -> Path:
+    """Where a GGUF file is unpacked: another file, or the same one written anew, has another place."""
+    identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+    return cache_dir / "base_models" / f"{path.stem}-{blake2b(identity.encode(), digest_size=6).hexdigest()}"
+
+
+def materialise_gguf(path: Path, cache_dir: Path) -> str:
+    """Unpack a GGUF file, once, into an ordinary model folder in the cache, in bfloat16.
+
+    Args:
+        path: The GGUF file.
+        cache_dir: The folder is made here.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SparseRMError: The file is missing, or the package `gguf` is.
+    """
+    if not path.is_file():
+        raise SparseRMError(f"There is no GGUF file {path}.")
+    folder = unpacked_folder(path, cache_dir)
+    if (folder / "config.json").is_file():
+        return str(folder)
+    logger.info("Unpacking %s into %s", path, folder)
+    kwargs = {"gguf_file": path.name, "dtype": torch.bfloat16}
+    try:
+        try:  # transformers 5 keeps the weights packed unless told otherwise; transformers 4 knows no other way
+            from transformers.utils.quantization_config import GgufConfig
+
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, quantization_config=GgufConfig(dequantize=True), trust_remote_code=False, **kwargs
+            )
+        except ImportError:
+            model = AutoModelForCausalLM.from_pretrained(path.parent, trust_remote_code=False, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    except ImportError as error:
+        raise SparseRMError(f"{path} is read with the package gguf: pip install gguf.") from error
+    except Exception as error:  # whatever its reader does with a broken file
+        raise SparseRMError(f"{path} cannot be read as a GGUF model: {kind_and_reason(error)}.") from error
+    # Unpacked by now, but still marked as quantised, which saving would refuse.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with replacing_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
+    return str(folder)
+
+
+def unpacked(name: str) -> str:
+    """The name of a base model; of a GGUF file, that of the folder it is unpacked into, by one process for all."""
+    if not name.endswith(".gguf"):
+        return name
+    with process_state().main_process_first():
+        return materialise_gguf(Path(name), default_cache_dir())
+
+
+def load_language_model(
+    name: str, revision: str | None = None, quantization: str = "none", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a whole base model, its language modelling head included, in the type it was published in.
+
+    Args:
+        name: Hub id or folder.
+        revision: On the Hub.
+        quantization: How its weights are packed on loading: one of ``QUANTIZATIONS``.
+        dtype: Type that it is loaded in where it is packed.
+
+    Raises:
+        SparseRMError: It cannot be found or loaded.
+    """
+    config = Path(name) / "config.json"
+    if Path(name).exists() and not config.is_file():
+        if (config.parent / "adapter_config.json").is_file():
+            raise SparseRMError(
+                f"{name!r} is an adapter: merge it into its base model, with peft's AutoPeftModelForCausalLM and "
+                "merge_and_unload(), and save that."
+            )
+        raise SparseRMError(f"{name!r} is not a model folder: it has no config.json.")
+    how = quantized_loading(quantization, dtype) or {"dtype": "auto"}
+    with loading(f"The base model {name!r}"):
+        check_base_fields(PretrainedConfig.get_config_dict(name, revision=revision)[0], "its configuration")
+        return load_causal_lm(name, revision=revision, **how)
+
+
+def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
+    """Load the decoder of a base model; `load_language_model` says how."""
+    return decoder_of(load_language_model(name, revision))
+
+
+def longest_text(config: PretrainedConfig, max_length: int) -> int:
+    """Most tokens of a text: `max_length`, or as many positions as the base model has."""
+    return int(min(max_length, getattr(config, "max_position_embeddings", None) or sys.maxsize))
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a base model's tokenizer.
+
+    Raises:
+        SparseRMError: It cannot be found or loaded.
+    """
+    with loading(f"The tokenizer of {name!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        check_tokenizer(tokenizer)
+        return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError unless the fields of a tokenizer are of their kinds, which transformers does not check."""
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
+        raise ValueError(f"its model_max_length is {shown(longest)}, but must be a number above 0")
+    names = tokenizer.model_input_names
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its model_input_names is {shown(names)}, but must be a list of strings")
+    if not isinstance(tokenizer.chat_template, (str, dict, type(None))):
+        raise ValueError(f"its chat_template is {shown(tokenizer.chat_template)}, but must be a string")
+    _ = tokenizer.unk_token_id  # an unknown token that is itself unknown is looked up for ever

@@ -1,0 +1,61 @@
+"""Base models that are quantised when they are loaded."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from ..modeling.quantized_sparserm import is_quantized
+from ..runtime.errors import SparseRMError, without_extra
+
+QUANTIZATIONS = ("none", "bnb-4bit", "bnb-8bit")
+
+
+def quantized_loading(name: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments for `from_pretrained` with which a base model is quantised on loading; none for `none`.
+
+    Args:
+        name: One of ``QUANTIZATIONS``. `bnb-4bit` is NF4 (QLoRA, arXiv 2305.14314).
+        dtype: Type of what is not packed, and that its layers compute in.
+
+    Raises:
+        SparseRMError: bitsandbytes is not installed.
+    """
+    if name == "none":
+        return {}
+    if find_spec("bitsandbytes") is None:
+        missing = ModuleNotFoundError(name="bitsandbytes")
+        raise without_extra(f"The quantization {name}", missing, "quantization")
+    four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    # Without the outliers of LLM.int8, which are of a whole batch: a reward would depend on the texts beside its own.
+    eight_bit = {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+    packed = BitsAndBytesConfig(**(four_bit if name == "bnb-4bit" else eight_bit))
+    return {"quantization_config": packed, "dtype": dtype}
+
+
+def check_quantized(model: PreTrainedModel, name: str, dtype: str, quantization: str) -> None:
+    """Refuse to quantise a base model that is loaded already, or to run a quantised one in another type.
+
+    Args:
+        model: Quantised or not.
+        name: What it is called in the error.
+        dtype: Type that the user wants it to run in, or `auto`.
+        quantization: How the user wants it to be quantised, or `none`.
+
+    Raises:
+        SparseRMError: It is one of these.
+    """
+    if quantization != "none" and not is_quantized(model):
+        raise SparseRMError(
+            f"A base model is quantised when it is loaded, but {name!r} was given in memory: pass its name, or "
+            "load it with a quantization_config."
+        )
+    loaded = str(model.dtype).removeprefix("torch.")
+    if is_quantized(model) and quantization == "none" and dtype not in ("auto", loaded):
+        raise SparseRMError(
+            f"The weights of {name!r} are quantised, and run in the type that they were packed for, {loaded}: leave "
+            "--dtype out."
+        )

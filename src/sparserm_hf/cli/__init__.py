@@ -1,0 +1,5 @@
+"""The command `sparserm`."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,79 @@
+"""The command `sparserm align`."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..align.settings import AlignmentConfig
+from ..conversations.data_files import iterate_rows, load_preferences
+from ..runtime.errors import without_extra
+from ..runtime.terminal import say
+from .sae import given
+
+
+@dataclass(kw_only=True)
+class AlignmentData:
+    """What `sparserm align` is given besides its settings."""
+
+    policy: str = field(metadata={"help": "Instruction-tuned model: a Hub id, a folder, a GGUF file."})
+    reward_model: str = field(metadata={"help": "SparseRM checkpoint: a folder or a Hub id."})
+    questions: str = field(metadata={"help": "Rows with a `prompt` or a `question`: a file or a Hub id."})
+    questions_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "Preference pairs: how often is the chosen response the likelier one?"}
+    )
+    eval_dataset_split: str = field(default="test", metadata={"help": "Split of a Hub dataset."})
+    truthfulqa: Path | None = field(
+        default=None, metadata={"help": "TruthfulQA.csv, for MC1 and MC2; those among `questions` are left out."}
+    )
+    controls: bool = field(
+        default=False, metadata={"help": "Also run without a filter, with a random one and with the dense control."}
+    )
+    control_reward_model: str | None = field(
+        default=None,
+        metadata={"help": "Sequence classifier to run as a filter too, such as TRL's RewardTrainer makes."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Revision of the policy on the Hub."})
+    reward_revision: str | None = field(default=None, metadata={"help": "Revision of the reward model on the Hub."})
+
+
+def add_align_command(commands: Any) -> None:
+    """Hang `sparserm align` on the subparsers of `sparserm`."""
+    align = commands.add_parser(
+        "align",
+        dataclass_types=[AlignmentData, AlignmentConfig],
+        help="rounds of writing pairs, filtering them by a reward model, and DPO",
+    )
+    align.set_defaults(run=align_command)
+
+
+def align_command(args: argparse.Namespace) -> None:
+    """`sparserm align`."""
+    config = given(AlignmentConfig, args)
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers, for names that older ones know alone
+    try:
+        from ..align.aligner import IterativeAligner
+        from ..align.alignment_report import print_outcome, write_report
+        from ..align.truthfulqa import load_truthfulqa
+    except ModuleNotFoundError as error:
+        raise without_extra("Alignment", error, "align") from None
+    aligner = IterativeAligner(
+        args.policy,
+        args.reward_model,
+        config,
+        iterate_rows(args.questions, args.questions_split),
+        load_preferences(args.eval_dataset, args.eval_dataset_split) if args.eval_dataset else None,
+        load_truthfulqa(args.truthfulqa) if args.truthfulqa else None,
+        args.controls,
+        args.control_reward_model,
+        args.revision,
+        args.reward_revision,
+    )
+    outcome = aligner.run()
+    report = write_report(aligner, outcome)
+    print_outcome(outcome, f"{Path(args.policy).name}, aligned with {Path(args.reward_model).name}")
+    say(f"The report: {report}")

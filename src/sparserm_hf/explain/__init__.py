@@ -1,1 +1,0 @@
-"""Why a reward model gave a reward: features, tokens, and what happens without them."""

@@ -1,0 +1,100 @@
+"""Passages that latents fire on, out of the activations that were kept of single tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ..conversations.encoding import TokenizedText
+from ..conversations.pieces import pooled_positions, token_text
+from ..representations.activations import TokenActivations
+
+WINDOW = 12  # tokens on either side of the one that a passage is about
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens around one of a response.
+
+    Attributes:
+        tokens: As they stand in the text.
+        activations: Of a latent, on each of them.
+    """
+
+    tokens: list[str]
+    activations: list[float]
+
+    @property
+    def strength(self) -> float:
+        """The largest activation."""
+        return max(self.activations, default=0.0)
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Passages of some texts.
+
+    Args:
+        tokenizer: The reward model's.
+        texts: All texts; `found` names some of them by their numbers.
+        found: Activations of K latents on their pooled tokens.
+        pooling: How the reward model pools.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    texts: list[TokenizedText]
+    found: TokenActivations
+    pooling: str
+
+    def strongest(self, i: int, count: int) -> list[Passage]:
+        """The passages where latent i, of K, is strongest: one a text, and only where it fires."""
+        rows = self._largest_rows(i)
+        strengths = self._column(i)[rows]
+        order = np.argsort(-strengths, kind="stable")[:count]
+        return [self._around(i, int(text), int(rows[text])) for text in order if strengths[text] > 0]
+
+    def silent(self, i: int, count: int) -> list[Passage]:
+        """Passages in which latent i, of K, fires on no token, spread over the texts."""
+        rows = np.linspace(0, self.found.values.shape[0] - 1, 20 * count).astype(int)
+        places = np.searchsorted(self.found.starts, rows, side="right") - 1
+        fires = self._column(i) > 0
+        silent = []
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            window = self._window(place, row)
+            if not fires[window.start : window.stop].any():
+                silent.append((place, row))
+        return [self._around(i, *at) for at in silent[:: max(len(silent) // count, 1)][:count]]
+
+    def of_text(self, i: int, number: int) -> Passage | None:
+        """The passage of one text around its token where latent i is strongest; None where none was kept of it."""
+        place = int(np.searchsorted(self.found.texts, number))
+        if place == len(self.found.texts) or self.found.texts[place] != number:
+            return None
+        return self._around(i, place, int(self._largest_rows(i)[place]))
+
+    def _column(self, i: int) -> np.ndarray:
+        """(tokens,) activations of latent i."""
+        return self.found.values[:, [i]].toarray()[:, 0]
+
+    def _largest_rows(self, i: int) -> np.ndarray:
+        """(n,) row of the token of each text where latent i is strongest, the first among equals."""
+        values, starts = self._column(i), self.found.starts
+        largest = np.maximum.reduceat(values, starts[:-1])
+        is_largest = values == np.repeat(largest, np.diff(starts))
+        rows = np.where(is_largest, np.arange(len(values)), len(values))
+        return np.minimum.reduceat(rows, starts[:-1])
+
+    def _around(self, i: int, place: int, row: int) -> Passage:
+        """The tokens of the text at a place around one of them, given by its row."""
+        rows, start = self._window(place, row), int(self.found.starts[place])
+        text = self.texts[self.found.texts[place]]
+        positions = pooled_positions(text, self.pooling)
+        tokens = [token_text(self.tokenizer, text.ids, positions[r - start]) for r in rows]
+        return Passage(tokens, self.found.values[rows.start : rows.stop, [i]].toarray()[:, 0].tolist())
+
+    def _window(self, place: int, row: int) -> range:
+        """The rows around one, of the same text."""
+        start, stop = self.found.starts[place : place + 2].tolist()
+        return range(max(start, row - WINDOW), min(stop, row + WINDOW + 1))

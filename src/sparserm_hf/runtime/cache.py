@@ -1,0 +1,39 @@
+"""The cache of representations stays under a size: what was unused for longest goes first."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from pathlib import Path
+
+from huggingface_hub import constants
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 50 * 2**30
+IN_USE = 3600  # seconds since a folder was last used, in which it is left alone: another process may be reading it
+
+
+def prune_cache(cache_dir: Path, most_bytes: int = MOST_BYTES) -> None:
+    """Remove representations from a cache until the rest takes up no more than `most_bytes`.
+
+    Args:
+        cache_dir: The cache; only its folders of representations are touched.
+        most_bytes: In bytes. What was used within the last hour stays all the same.
+    """
+    folders = [path for path in cache_dir.iterdir() if re.fullmatch(r"[0-9a-f]{32}", path.name)]
+    sizes = {path: sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in folders}
+    total = sum(sizes.values())
+    for path in sorted(folders, key=lambda path: path.stat().st_mtime):
+        if total <= most_bytes or time.time() - path.stat().st_mtime < IN_USE:
+            break
+        logger.info("Removing %s from the cache, which has outgrown %.0f GiB", path, most_bytes / 2**30)
+        shutil.rmtree(path, ignore_errors=True)
+        total -= sizes[path]
+
+
+def default_cache_dir() -> Path:
+    """Beside the Hub's own cache: `sparserm` in `HF_HOME`."""
+    return Path(constants.HF_HOME) / "sparserm"

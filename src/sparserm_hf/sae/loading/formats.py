@@ -1,0 +1,169 @@
+"""Any SAE to the embedded form."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...conversations.messages import MOST_SHOWN
+from ...modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
+from ...runtime.errors import SparseRMError, kind_and_reason, reason, shown
+from .finding import read_sae
+from .folding import folded_weights
+from .hub import read_from_hub
+from .readers import Reading
+from .sae_files import UnusableSAEError
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"  # sae-lens' own names
+RESIDUAL_HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
+
+
+@dataclass(frozen=True)
+class LoadedSAE:
+    """An SAE in the embedded form, and where it came from.
+
+    Attributes:
+        autoencoder: The SAE, in float32 on the CPU.
+        source: Provenance: source, format, release, sae_id, repo, revision (a commit), hook_name, model_name,
+            neuronpedia_id; what is not known is left out.
+    """
+
+    autoencoder: SparseAutoencoder
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def layer(self) -> int | None:
+        """Decoder layers to keep so that the base model ends where this SAE reads; None where no hook is named.
+
+        Raises:
+            SparseRMError: The SAE reads something else than the residual stream.
+        """
+        hook = self.source.get("hook_name")
+        if hook is None:
+            return None
+        match = RESIDUAL_HOOK.fullmatch(str(hook))
+        if not match:
+            raise SparseRMError(
+                f"The SAE {self.source.get('source')!r} was trained on the hook {shown(hook)}, but SparseRM reads the "
+                "residual stream: it needs an SAE on blocks.<layer>.hook_resid_post or hook_resid_pre."
+            )
+        return int(match[1]) + (match[2] == "post")
+
+
+def load_sae(name: str) -> LoadedSAE:
+    """Load an SAE in any format that this package knows, without running anything that is in its files.
+
+    The network is asked only for what is neither on this machine nor in the Hub's cache. Four releases of the registry
+    are in formats of their own: they are left to sae-lens, which always asks.
+
+    Args:
+        name: A folder or file with the SAE; or `release/sae_id` out of sae-lens' registry; or `owner/repo` or
+            `owner/repo/folder` on the Hub. `@revision` may follow the last two.
+
+    Raises:
+        SparseRMError: It is missing, broken, or of a kind that cannot be embedded.
+    """
+    path = Path(os.path.abspath(Path(name).expanduser()))  # not resolved: the Hub's cache links to nameless files
+    try:
+        if path.exists():
+            # Of the path only its end is recorded: the rest is of this machine.
+            reading, source = read_sae(path, path.as_posix()), path.name
+        else:
+            reading, source = read_from_hub(name), name
+        autoencoder = _embed(reading)
+    except UnusableSAEError as error:
+        raise SparseRMError(f"The SAE {name!r} {error}") from error
+    except (SparseRMError, ModuleNotFoundError, OSError):
+        raise
+    except Exception as error:  # its files may hold anything, such as a size of thousands of digits
+        raise SparseRMError(
+            f"The SAE {name!r} is broken: its files cannot be understood ({kind_and_reason(error)}): download or save "
+            "it again."
+        ) from error
+    known = {"source": source} | {key: value for key, value in reading.source.items() if value is not None}
+    return LoadedSAE(autoencoder, known)
+
+
+def _embed(reading: Reading) -> SparseAutoencoder:
+    """From what the files say to the embedded form.
+
+    Raises:
+        UnusableSAEError: The SAE is broken or of a kind that cannot be embedded.
+    """
+    if reading.architecture not in ARCHITECTURES:
+        raise UnusableSAEError(
+            f"is a {str(reading.architecture)[:MOST_SHOWN]}; those that can be embedded are "
+            f"{', '.join(ARCHITECTURES)}."
+        )
+    if reading.normalization not in NORMALIZATIONS:
+        raise UnusableSAEError(
+            f"expects activations normalised by {shown(reading.normalization)}, whose factor is not in its files: "
+            "fold it into the weights with sae-lens' fold_activation_norm_scaling_factor (or "
+            "fold_activation_whitening) and save it again."
+        )
+    k = reading.k if reading.architecture == "topk" else None
+    for name, size in {"d_in": reading.d_in, "d_sae": reading.d_sae}.items():
+        if not isinstance(size, int):
+            raise UnusableSAEError(f"is broken: its {name} is {shown(size)}, but must be a whole number.")
+    if reading.architecture == "topk" and not isinstance(k, int):
+        raise UnusableSAEError(f"is broken: its k is {shown(k)}, but must be a whole number.")
+    try:
+        with torch.device("meta"):  # its tensors come out of the files
+            sae = SparseAutoencoder(
+                reading.d_in,
+                reading.d_sae,
+                reading.architecture,
+                k,
+                reading.normalization,
+                reading.apply_b_dec_to_input,
+                reading.rescale_acts_by_decoder_norm,
+            )
+    except (RuntimeError, ValueError) as error:  # a negative size; a k that cannot be
+        raise UnusableSAEError(f"is broken: {reason(error)}") from error
+    _check_shapes(reading, {name: list(buffer.shape) for name, buffer in sae.named_buffers()})
+    sae.load_state_dict(folded_weights(reading), assign=True)
+    _check_numbers(sae)
+    return sae
+
+
+def _check_shapes(reading: Reading, expected: dict[str, list[int]]) -> None:
+    what = f"a {reading.architecture} SAE with d_in {reading.d_in} and d_sae {reading.d_sae}"
+    found = {name: list(tensor.shape) for name, tensor in reading.weights.items()}
+    for name in (*expected, *found):
+        if name not in found:
+            raise UnusableSAEError(f"is broken: {what} needs {name}, which is not in its files.")
+        if name not in expected:
+            raise UnusableSAEError(f"is broken: {what} has no {name}, which is in its files.")
+        if found[name] != expected[name]:
+            raise UnusableSAEError(f"is broken: {name} of {what} has the shape {found[name]}, not {expected[name]}.")
+
+
+def _check_numbers(sae: SparseAutoencoder) -> None:
+    for name, tensor in sae.named_buffers():
+        if not tensor.isfinite().all():
+            raise UnusableSAEError(f"is broken: {name} holds numbers that are not finite.")
+    if sae.architecture != "jumprelu":
+        return
+    # Without its thresholds a JumpReLU SAE is silently a plain ReLU one, with hundreds of latents more that fire.
+    silent = int((sae.threshold <= 0).sum())
+    if silent == sae.d_sae:
+        raise UnusableSAEError(
+            "is a jumprelu without thresholds: all of them are zero or less, because they were rounded away when it "
+            "was saved or never measured in training. Save its thresholds in float32, or, where a plain ReLU is "
+            "meant, with the architecture standard."
+        )
+    if silent:
+        logger.warning(
+            "%d of the SAE's %d thresholds are zero or less, perhaps rounded away when it was saved: those latents "
+            "fire at any positive value.",
+            silent,
+            sae.d_sae,
+        )

@@ -1,0 +1,141 @@
+"""From a base model and a dataset to an SAE in a folder or on the Hub, as one recipe."""
+
+from __future__ import annotations
+
+import json
+import logging
+from array import array
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from ...base_models.cutting import prepare_base_model
+from ...base_models.loading import load_base_model, load_tokenizer, longest_text, unpacked
+from ...conversations.templates import prepare_tokenizer
+from ...conversations.texts import load_texts
+from ...hub_cards.render import render_sae_card
+from ...runtime.devices import named_dtype
+from ...runtime.errors import SparseRMError
+from ...runtime.processes import process_state
+from ..fit import Fit
+from ..loading.formats import CONFIG_FILE, WEIGHTS_FILE
+from .sae_config import SAETrainingConfig
+from .train import CHECKPOINT, train_sae
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class SAETrainingData:
+    """What an SAE is trained on, and where it goes."""
+
+    model: str = field(metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
+    dataset: str = field(
+        metadata={"help": "Texts: a .txt, .json, .jsonl(.gz), .csv, .parquet file or a Hub id, which is streamed."}
+    )
+    layer: int = field(metadata={"help": "The SAE reads the residual stream after this many decoder layers."})
+    output_dir: str = field(
+        metadata={"help": "Folder that the SAE is written to, in sae-lens' own format; an SAE there is replaced."}
+    )
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split of the dataset, or a slice like train[:1000]."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    max_length: int = field(default=512, metadata={"help": "Most tokens of a text; longer plain texts are split."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Revision of the base model; its commit is recorded."}
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = field(
+        default="auto", metadata={"help": "Type the base model runs in, as for `sparserm train`."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the SAE and its card to the Hub."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub; by default the name of the output folder."}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Make the repository private."})
+
+    def __post_init__(self) -> None:
+        if self.layer < 1 or self.max_length < 2:
+            raise SparseRMError(
+                f"layer is {self.layer} and max_length {self.max_length}, but they must be at least 1 and 2."
+            )
+        folder = Path(self.output_dir)
+        ours = {CONFIG_FILE, WEIGHTS_FILE, CARD, CHECKPOINT}
+        if folder.is_file() or (folder.is_dir() and not {file.name for file in folder.iterdir()} <= ours):
+            raise SparseRMError(
+                f"The output folder {self.output_dir!r} holds something else than an SAE; name another."
+            )
+
+    @property
+    def hook_name(self) -> str:
+        """The place that the SAE reads, as sae-lens names it."""
+        return f"blocks.{self.layer - 1}.hook_resid_post"
+
+
+def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
+    """Train an SAE and save it with its card; a killed run goes on where it stopped.
+
+    Args:
+        data: Base model, texts and output folder.
+        config: The training settings.
+
+    Returns:
+        How well it fits texts that were held out.
+
+    Raises:
+        SparseRMError: Base model, dataset or settings cannot be used.
+    """
+    state = process_state()
+    if state.num_processes > 1:
+        raise SparseRMError(
+            f"An SAE is trained in one process, but there are {state.num_processes}: run it without accelerate launch."
+        )
+    folder = Path(data.output_dir)
+    repo = folder.name
+    if data.push_to_hub:  # now: name, token and network are known to work before anything is trained
+        repo = HfApi().create_repo(data.hub_model_id or repo, private=data.hub_private_repo, exist_ok=True).repo_id
+    name = unpacked(data.model)
+    base = load_base_model(name, data.revision)
+    revision = getattr(base.config, "_commit_hash", None)
+    tokenizer = prepare_tokenizer(load_tokenizer(name, revision))
+    base = prepare_base_model(base, data.layer, state.device, named_dtype(data.dtype, state.device))
+    max_length = longest_text(base.config, data.max_length)
+    texts = load_texts(
+        data.dataset, tokenizer, config.total_tokens, max_length, data.dataset_split, data.dataset_config
+    )
+    logger.info("%s texts, %s tokens.", f"{len(texts):,}", f"{sum(map(len, texts)):,}")
+    model_name = Path(name).name if Path(name).is_dir() else name  # not the path, which is of this machine only
+    metadata = {
+        "model_name": model_name,
+        "model_revision": revision,
+        "hook_name": data.hook_name,
+        "dataset_path": Path(data.dataset).name if Path(data.dataset).exists() else data.dataset,
+        "context_size": max_length,
+        "prepend_bos": tokenizer.bos_token_id is not None and texts[0][0] == tokenizer.bos_token_id,
+    }
+    fit = train_sae(base, [array("i", text) for text in texts], folder, config, metadata)
+    sae_config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CARD).write_text(render_sae_card(repo, sae_config, asdict(config), data.push_to_hub))
+    if data.push_to_hub:
+        push_sae(folder, repo, data.hook_name)
+    return fit
+
+
+def push_sae(folder: Path, repo_id: str, hook_name: str) -> str:
+    """Upload an SAE and its card in one commit, the SAE into a folder named after its hook, as sae-lens does.
+
+    Args:
+        folder: What `train_from_dataset` has written.
+        repo_id: The repository, which is there.
+        hook_name: Where the SAE reads.
+
+    Returns:
+        The address of the commit.
+    """
+    places = {CARD: CARD} | {name: f"{hook_name}/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    operations = [CommitOperationAdd(place, folder / name) for name, place in places.items()]
+    return HfApi().create_commit(repo_id, operations, commit_message="Add SAE").commit_url

@@ -1,0 +1,58 @@
+"""The settings that an SAE is trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...runtime.errors import SparseRMError
+from ..fit import SINK_RATIO
+
+ARCHITECTURES = ("batchtopk", "topk", "jumprelu")
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class SAETrainingConfig:
+    """How an SAE is trained. Each option is described once, in its `help`; the defaults made the shipped SAE."""
+
+    architecture: Literal["batchtopk", "topk", "jumprelu"] = _option(
+        "batchtopk", "What keeps it sparse; batchtopk is saved as jumprelu, whose latents can be computed one by one."
+    )
+    d_sae: int | None = _option(None, "Number of latents; by default 8 times the width of the residual stream.")
+    k: int = _option(32, "Latents active on a token: on each (topk), on average (batchtopk), aimed at (jumprelu).")
+    total_tokens: int = _option(3_000_000, "Tokens to train on; the texts are repeated where they hold fewer.")
+    step_tokens: int = _option(2048, "Tokens of one optimiser step.")
+    learning_rate: float = _option(
+        8e-4, "Learning rate; warmed up over a twentieth of the steps, decayed over the last third."
+    )
+    buffer_tokens: int = _option(150_000, "Tokens held in memory and shuffled, so that one step sees many texts.")
+    sink_ratio: float = _option(
+        SINK_RATIO, "Tokens above this many times the median norm are attention sinks and are left out."
+    )
+    checkpoint_seconds: float = _option(120.0, "Least time between two checkpoints, which end with a buffer.")
+    seed: int = _option(0, "Seed of all that is random.")
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise SparseRMError(
+                f"architecture is {self.architecture!r}, but must be one of {', '.join(ARCHITECTURES)}."
+            )
+        if self.k < 1 or (self.d_sae is not None and self.d_sae < self.k):
+            raise SparseRMError(f"k is {self.k}, but must be between 1 and the number of latents, {self.d_sae}.")
+        if not 2 <= self.step_tokens <= self.buffer_tokens:
+            raise SparseRMError(
+                f"step_tokens is {self.step_tokens}, but must be between 2 and buffer_tokens = {self.buffer_tokens}."
+            )
+        if self.total_tokens < self.step_tokens:
+            raise SparseRMError(f"total_tokens is {self.total_tokens}, less than one step of {self.step_tokens}.")
+        if not self.learning_rate > 0 or not self.sink_ratio > 1:
+            raise SparseRMError("learning_rate must be above 0 and sink_ratio above 1.")
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps."""
+        return self.total_tokens // self.step_tokens

@@ -1,0 +1,94 @@
+"""A reload is part of saving: what was written must give the rewards of what is in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..base_models.cutting import move, run_probe
+from ..conversations.encoding import TokenizedText
+from ..modeling.backbone_sparserm import decoder_layers
+from ..modeling.configuration_sparserm import SparseRMConfig
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..modeling.quantized_sparserm import is_quantized
+from ..runtime.atomic_files import temporary_beside
+from ..runtime.errors import SparseRMError, reason
+from .reward_models import encoder_of, load_reward_model
+
+CONVERSATION = [
+    {"role": "user", "content": "What is the capital of Italy?"},
+    {"role": "assistant", "content": "The capital of Italy is Rome, a city of about three million people."},
+]
+TOLERANCE = 1e-3  # of a reward, on one device
+BETWEEN_DEVICES = 0.1  # of the rewards' standard deviation, where the model in memory runs on another device
+
+
+def check_reload(folder: Path, model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Load a checkpoint that was just written, and compare the reward of a conversation.
+
+    Args:
+        folder: The checkpoint.
+        model: What was saved.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        SparseRMError: It cannot be loaded, or gives other token ids or another reward.
+    """
+    # Packed weights are multiplied by other kernels on a CPU.
+    packed = hasattr(model.config.base_config, "quantization_config")
+    device = model.device if packed else torch.device("cpu")
+    again, their_tokenizer = load_reward_model(str(folder), device, "saved")
+    text, theirs = (
+        encoder_of(of, tokens)(CONVERSATION) for of, tokens in ((model, tokenizer), (again, their_tokenizer))
+    )
+    if text != theirs:
+        raise SparseRMError("The saved tokenizer gives other token ids than the one in memory: nothing was written.")
+    expected, found = _reward(model, text), _reward(again, text)
+    moved = model.directions.device != again.directions.device
+    tolerance = BETWEEN_DEVICES * model.config.reward_std if moved else TOLERANCE * max(abs(expected), 1.0)
+    if not abs(found - expected) <= tolerance:
+        raise SparseRMError(
+            f"The saved model gives the reward {found:.4f} where the one in memory gives {expected:.4f}: nothing was "
+            "written. Please report the base model."
+        )
+
+
+def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a base model with packed weights that a checkpoint could not hold, before anything expensive is computed.
+
+    Some kernels rearrange the packed weights that they load, so that these cannot be saved again.
+
+    Args:
+        base_model: Cut; where it is not quantised, nothing is done.
+        folder: The checkpoint will be written here; the base model is tried beside it.
+
+    Raises:
+        SparseRMError: It cannot be saved or loaded again, or is then another one.
+    """
+    if not is_quantized(base_model):
+        return
+    settings = base_model.config.quantization_config
+    method = settings["quant_method"] if isinstance(settings, dict) else settings.quant_method
+    needed = "name the base model that it was made from, or save the head alone with --slim."
+    config = SparseRMConfig(base_config=base_model.config, layer=len(decoder_layers(base_model)), latents=[0])
+    model = SparseRMForSequenceClassification(config, base_model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_beside(folder) as temporary:
+        try:
+            model.save_pretrained(temporary)
+            again = move(SparseRMForSequenceClassification.from_pretrained(temporary), base_model.device)
+        except Exception as error:  # whatever a kind of quantisation does
+            raise SparseRMError(
+                f"What this base model's quantisation ({getattr(method, 'value', method)}) saves does not load again "
+                f"({reason(error)}): {needed}"
+            ) from error
+        if not torch.equal(run_probe(again.model), run_probe(base_model)):
+            raise SparseRMError(f"This base model's quantisation saves other weights than it runs: {needed}")
+
+
+@torch.no_grad()
+def _reward(model: SparseRMForSequenceClassification, text: TokenizedText) -> float:
+    ids = torch.tensor([text.ids], device=model.directions.device)
+    return float(model(ids, torch.ones_like(ids)).logits[0, 0])

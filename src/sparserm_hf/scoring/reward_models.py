@@ -1,0 +1,109 @@
+"""scoring.loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..base_models.cutting import move
+from ..base_models.loading import check_tokenizer, longest_text
+from ..conversations.encoding import ChatEncoder
+from ..modeling.configuration_sparserm import SparseRMConfig
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..runtime.batches import pad_texts
+from ..runtime.errors import SparseRMError, kind_and_reason, reading, shown
+
+TRIAL, TRIAL_TOKENS = "A text that every reward model scores when it is loaded.", 8
+
+
+def check_reward_model(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Read the configuration of a SparseRM checkpoint, and nothing else.
+
+    Raises:
+        SparseRMError: There is none.
+    """
+    try:
+        settings, _ = SparseRMConfig.get_config_dict(name, revision=revision)
+        kind = settings.get("model_type")
+        if kind != SparseRMConfig.model_type:
+            raise ValueError(f"it is a {kind if isinstance(kind, str) else shown(kind)}, not a SparseRM reward model.")
+        SparseRMConfig(**settings)
+    except Exception as error:  # the file may hold anything: a list, objects nested a thousand deep
+        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {kind_and_reason(error)}.") from error
+    return settings
+
+
+def load_reward_model(
+    name: str, device: torch.device, dtype: str = "auto", revision: str | None = None
+) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
+    """Load a SparseRM checkpoint and its tokenizer: the new one, or the old one, where it is just being replaced.
+
+    Args:
+        name: Folder or Hub id.
+        device: Where it runs.
+        dtype: Type that it runs in: `float32`, `bfloat16`, `auto` for the one that training ran in, or `saved` for the
+            one that its weights are saved in.
+        revision: On the Hub.
+
+    Raises:
+        SparseRMError: It is missing, broken or something else than a SparseRM.
+    """
+    while True:
+        folder = _identity(name)
+        try:
+            loaded = _load(name, device, dtype, revision)
+        except SparseRMError:
+            if _identity(name) == folder:
+                raise
+            continue
+        if _identity(name) == folder:  # else files of both may have been read
+            return loaded
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    """What tells a folder from the one that it is replaced by; None of a repository, whose commits do not change."""
+    about = Path(name).stat() if Path(name).is_dir() else None
+    return about and (about.st_ino, about.st_ctime_ns)
+
+
+def _load(
+    name: str, device: torch.device, dtype: str, revision: str | None
+) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
+    settings = check_reward_model(name, revision)
+    dtype = {"auto": settings.get("run_dtype") or "auto", "saved": "auto"}.get(dtype, dtype)
+    try:
+        model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
+    except Exception as error:  # whatever a library does with files that do not go together
+        raise SparseRMError(f"The reward model {name!r} cannot be loaded: {kind_and_reason(error)}.") from error
+    with reading(f"The tokenizer of {name!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        check_tokenizer(tokenizer)
+        if not tokenizer.is_fast:
+            raise ValueError("it does not tell where its tokens stand in a text: save the fast one, a tokenizer.json")
+    model = move(model, device)
+    with reading(f"The reward model {name!r} scores nothing: it"):
+        text = encoder_of(model, tokenizer).as_text(TRIAL)[:TRIAL_TOKENS]
+        ids, mask = pad_texts([text or (0,)], device)
+        with torch.inference_mode():
+            if not model(ids, mask).logits.isfinite().all():
+                raise ValueError("a text has a reward that is not finite")
+    return model, tokenizer
+
+
+def encoder_of(
+    model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> ChatEncoder:
+    """What turns texts into the token ids that a reward model reads.
+
+    Args:
+        model: The reward model.
+        tokenizer: Its tokenizer.
+        max_length: Longer texts lose their start; by default as long as in training, never more than the base model
+            reads.
+    """
+    limit = longest_text(model.config, max_length or tokenizer.model_max_length)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    return ChatEncoder(tokenizer, model.config.response_marks, model.config.response_marker_ids, limit, vocabulary)

@@ -1,0 +1,112 @@
+"""scoring.score_files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from ..base_models.fingerprints import fingerprint_module
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..runtime.atomic_files import replacing_file
+from ..runtime.processes import process_state
+from .reward_models import encoder_of
+from .scored_rows import ROW_ERROR, add_rewards, chunks
+
+
+def run_fingerprint(
+    model: SparseRMForSequenceClassification, max_length: int | None, probabilities: bool = False
+) -> str:
+    """What a run's unfinished parts are named by: everything but the rows that decides about what they hold."""
+    identity = f"{fingerprint_module(model)} {model.config.to_json_string()} {max_length} {probabilities}"
+    return hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
+
+
+def fingerprint_rows(rows: Iterable[dict[str, Any]]) -> str:
+    """What tells rows from others."""
+    return hashlib.blake2b("".join(map(json_line, rows)).encode(), digest_size=8).hexdigest()
+
+
+class ScoredFile(NamedTuple):
+    """How the scoring of a file went.
+
+    Attributes:
+        kept: Number of rows that were there from a run before.
+        errors: Why rows were not scored, a sentence each.
+    """
+
+    kept: int
+    errors: list[str]
+
+
+def score_to_file(
+    model: SparseRMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[dict[str, Any]],
+    output: Path,
+    max_length: int | None = None,
+    probabilities: bool = False,
+    source: str = "",
+) -> ScoredFile:
+    """Score rows into a JSON Lines file; a run that was killed goes on where it stopped.
+
+    Each chunk of rows becomes a file in `<output>.<fingerprint of the model>.parts`, named by its number and content;
+    those that are there are not scored again. Under `accelerate launch` each process scores its share of them, and the
+    main one joins them when all are done.
+
+    Args:
+        model: The reward model.
+        tokenizer: Its tokenizer.
+        rows: Rows as `texts_of_row` takes them, the same in every process.
+        output: The file to write.
+        max_length: See `score_rows`.
+        probabilities: See `add_rewards`.
+        source: See `add_rewards`.
+    """
+    state, encoder = process_state(), encoder_of(model, tokenizer, max_length)
+    folder = output.with_name(f"{output.name}.{run_fingerprint(model, max_length, probabilities)}.parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in folder.iterdir()}
+    state.wait_for_everyone()  # until all have looked
+    parts, kept, first_number = [], 0, 1
+    for number, chunk in enumerate(chunks(rows)):
+        parts.append(folder / f"{number:06d}-{fingerprint_rows(chunk)}.jsonl")
+        if parts[-1].name in there:
+            kept += len(chunk)
+        elif number % state.num_processes == state.process_index:
+            with replacing_file(parts[-1]) as temporary, temporary.open("w", encoding="utf-8") as file:
+                scored = add_rewards(model, encoder, chunk, first_number, probabilities, source)
+                file.writelines(map(json_line, scored))
+        first_number += len(chunk)
+    state.wait_for_everyone()
+    errors: list[str] = []
+    if state.is_main_process:
+        with replacing_file(output) as temporary, temporary.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as lines:
+                    for line in lines:
+                        file.write(line)
+                        errors += row_errors(line)
+        shutil.rmtree(folder)
+    return ScoredFile(kept, errors)
+
+
+def row_errors(line: bytes) -> list[str]:
+    """Why a row, given as its line of JSON, was not scored; nothing where it was."""
+    error = json.loads(line).get(ROW_ERROR) if ROW_ERROR.encode() in line else None
+    return [error] if error else []
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON; dates and the like become text."""
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which only JSON's own escapes can write
+        line = json.dumps(row, default=str)
+    return line + "\n"

@@ -1,1 +1,0 @@
-"""One HTTP server for a reward model; it needs the extra `serve`."""

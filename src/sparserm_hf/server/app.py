@@ -1,0 +1,149 @@
+"""The HTTP application: the endpoints, their guards, and one form for every error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from transformers import PreTrainedTokenizerBase
+
+from ..conversations.encoding import TokenizedText
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..runtime.batches import batch_tokens
+from ..runtime.errors import reason
+from ..scoring.reward_models import encoder_of
+from ..scoring.scored_texts import Scores, score_texts
+from .batching import Batcher
+from .endpoints import Endpoints, Metrics
+from .forms import Refusal
+from .guards import CheckHost, CountAnswers, ReceiveBody, RequireToken, refusal
+from .tokenizing import Tokenizing
+
+MAX_WAITING = 16_384  # texts in the queue
+MAX_BODY = 32 * 2**20  # bytes of a request
+MAX_CHARACTERS = 1_000_000  # of a row or text; tokenising them takes about a second
+BODY_SECONDS = 60  # for a body to arrive
+BATCHES_AT_ONCE = 8  # full batches that are planned together, so that alike lengths meet
+
+REFUSALS = {
+    401: "The bearer token is missing or wrong.",
+    421: "The Host header names another machine, and the server has no token.",
+    408: "The body arrived too slowly.",
+    413: "The body is too large.",
+    422: "Something in the body is wrong.",
+    429: "Too many texts wait already.",
+    500: "The server failed.",
+    501: "The server lacks a package.",
+}
+
+
+def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of an endpoint, for its OpenAPI."""
+    return {code: {"model": Refusal, "description": REFUSALS[code]} for code in codes}
+
+
+async def invalid(_: Request, error: Exception) -> JSONResponse:
+    """What FastAPI finds wrong with a body, as one sentence that begins with the field."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    return refusal(422, f"{field}: {first['msg']}.")
+
+
+async def refused(request: Request, error: Exception) -> JSONResponse:
+    """Every other refusal, in the same form."""
+    assert isinstance(error, StarletteHTTPException)
+    path, code, sentence = request.url.path, error.status_code, error.detail
+    if code == 400:  # FastAPI's word for JSON that Python cannot read
+        code, sentence = 422, "body: It cannot be read as JSON."
+    elif code == 404:
+        sentence = f"There is no {path} here (Not Found): /openapi.json lists the endpoints."
+    elif code == 405:
+        sentence = f"{path} does not take {request.method}: /openapi.json lists the endpoints."
+    return refusal(code, sentence, error.headers)
+
+
+async def failed(_: Request, error: Exception) -> JSONResponse:
+    """An error that is not the caller's, in the same form; the server's log has its traceback."""
+    return refusal(500, f"The server failed on this request: {reason(error).rstrip('.')}.")
+
+
+def create_app(
+    model: SparseRMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    token: str | None = None,
+    max_length: int | None = None,
+    max_waiting: int = MAX_WAITING,
+    max_body: int = MAX_BODY,
+    max_characters: int = MAX_CHARACTERS,
+    body_seconds: float = BODY_SECONDS,
+    exact: bool = False,
+) -> FastAPI:
+    """The server of a reward model.
+
+    Args:
+        model: The reward model.
+        tokenizer: Its tokenizer.
+        name: What it is called in answers.
+        token: Bearer token that every request but `/health` must carry; without one, the Host must be this machine.
+        max_length: Longer texts lose their start; by default as long as in training.
+        max_waiting: Texts that may wait; requests beyond are answered 429.
+        max_body: Bytes of a request; larger ones are answered 413.
+        max_characters: Characters of a row or text; longer ones are answered 422.
+        body_seconds: Seconds for a body to arrive; slower ones are answered 408.
+        exact: Score each text alone, so that its reward is the same to the bit whoever else calls.
+    """
+
+    def score(texts: list[TokenizedText]) -> Scores:
+        if not exact:
+            return score_texts(model, texts)
+        alone = [score_texts(model, [text]) for text in texts]
+        return Scores(*map(np.concatenate, zip(*alone, strict=True)))
+
+    share = 1 if exact else batch_tokens(model.directions.device)  # tokens of a request at a time
+    batcher = Batcher(score, max_waiting, 1 if exact else BATCHES_AT_ONCE * share, share)
+    metrics = Metrics(batcher)
+    tokenizing = Tokenizing(encoder_of(model, tokenizer, max_length), max_characters)
+    endpoints = Endpoints(model, name, tokenizing, batcher, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker = asyncio.create_task(batcher.run())
+        yield
+        worker.cancel()  # uvicorn has waited for all answers
+        with suppress(asyncio.CancelledError):
+            await worker
+
+    async def show_metrics() -> Response:
+        """What the server has done so far, as Prometheus reads it."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    app = FastAPI(title=f"SparseRM: {name}", lifespan=lifespan, docs_url=None, redoc_url=None)
+    entrance = 401 if token else 421
+    told = refusals(entrance, 408, 413, 422, 429, 500)
+    for endpoint in (endpoints.get_reward, endpoints.classify, endpoints.score):
+        app.post(f"/{endpoint.__name__}", responses=told)(endpoint)
+    app.post("/explain", responses=told | refusals(501))(endpoints.explain)
+    told = refusals(entrance, 408, 413, 500)
+    app.get("/metrics", responses=told, response_class=PlainTextResponse)(show_metrics)
+    app.get("/health", responses=refusals(*([] if token else [421]), 408, 413, 500))(endpoints.health)
+    paths = {"/get_reward", "/classify", "/score", "/explain", "/metrics", "/health", "/openapi.json"}
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(StarletteHTTPException, refused)
+    app.add_exception_handler(Exception, failed)
+    app.add_middleware(ReceiveBody, limit=max_body, seconds=body_seconds)
+    if token:
+        app.add_middleware(RequireToken, token=token, free=("/health",))
+    else:
+        app.add_middleware(CheckHost)
+    app.add_middleware(CountAnswers, paths=paths, answered=metrics.answered, seconds=metrics.seconds)
+    return app

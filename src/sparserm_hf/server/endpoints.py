@@ -1,0 +1,176 @@
+"""The answers: OpenRLHF's remote rewards, verl's and vLLM's `/classify`, and rows as `sparserm score` takes them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from fastapi import HTTPException
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ..conversations.encoding import ChatEncoder, TokenizedText
+from ..conversations.messages import check_fields, named, row_name
+from ..conversations.rows import texts_of_row
+from ..explanations.attribution import group_contributions
+from ..explanations.explained_rows import as_json, explain_rows
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..runtime.errors import SparseRMError
+from ..scoring.scored_rows import ADDED
+from ..scoring.scored_texts import Scores
+from .batching import Batcher, QueueFullError
+from .forms import Classification, Classified, Classify, Explain, GetReward, Health, Rewards, Row, Rows, Score
+from .tokenizing import NamedRow, Tokenizing
+
+
+def check_json(row: Mapping[str, Any], where: str) -> None:
+    """Raise a `SparseRMError` unless each field of a row can be sent back as JSON."""
+    for name, value in row.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise SparseRMError(
+                f"{where}, `{named([name])}` holds NaN or infinity, which are no JSON: leave that field out."
+            ) from None
+
+
+def check_rewards(rewards: Iterable[tuple[str, float]]) -> None:
+    """Raise a `SparseRMError` unless every reward, given with the name of its text, is finite."""
+    for where, reward in rewards:
+        if not math.isfinite(reward):
+            raise SparseRMError(
+                f"{where} has the reward {reward}, which is no number to train on: leave that text out, or serve the "
+                "model with --dtype float32."
+            )
+
+
+def encode_row(encoder: ChatEncoder, where: str, row: Mapping[str, Any]) -> dict[str, TokenizedText]:
+    """Token ids of the texts of a row, by the name of the reward that each gets.
+
+    Raises:
+        SparseRMError: The row has no text, or cannot be sent back as JSON.
+    """
+    check_json(check_fields(row, where), where)
+    return {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
+
+
+def named_rows(rows: list[Row]) -> list[NamedRow]:
+    """Rows with what errors call them."""
+    return [(row_name(number), row) for number, row in enumerate(rows, 1)]
+
+
+def named_texts(texts: list[str]) -> list[NamedRow]:
+    """Strings as rows with a text, and what errors call them."""
+    return [(f"Text {number}", {"text": text}) for number, text in enumerate(texts, 1)]
+
+
+class Metrics:
+    """What `/metrics` shows."""
+
+    def __init__(self, batcher: Batcher):
+        self.registry = CollectorRegistry()
+        self.answered = Counter("sparserm_requests", "Requests answered", ["path", "code"], registry=self.registry)
+        self.texts = Counter("sparserm_texts", "Texts scored", registry=self.registry)
+        self.tokens = Counter("sparserm_tokens", "Tokens scored", registry=self.registry)
+        self.seconds = Histogram("sparserm_seconds", "Seconds to an answer", ["path"], registry=self.registry)
+        waiting = Gauge("sparserm_waiting_texts", "Texts that wait", registry=self.registry)
+        waiting.set_function(lambda: batcher.waiting)
+
+
+class Endpoints:
+    """The answers of one reward model.
+
+    Args:
+        model: The reward model.
+        name: What it is called in answers.
+        tokenizing: Turns rows into token ids.
+        batcher: Scores token ids.
+        metrics: Are told what was scored.
+    """
+
+    def __init__(
+        self,
+        model: SparseRMForSequenceClassification,
+        name: str,
+        tokenizing: Tokenizing,
+        batcher: Batcher,
+        metrics: Metrics,
+    ):
+        self.model, self.name = model, name
+        self.tokenizing, self.batcher, self.metrics = tokenizing, batcher, metrics
+        self._explaining_encoder = copy.deepcopy(tokenizing.encoder)  # for the thread that scores
+
+    async def _score(self, rows: list[NamedRow], field: str = "") -> tuple[list[list[str]], Scores]:
+        """The names of each row's rewards, and the scores of all texts in their order.
+
+        Args:
+            rows: The rows.
+            field: What an error begins with.
+        """
+        try:
+            encoded = await self.tokenizing.map(encode_row, rows)
+            texts = [text for row in encoded for text in row.values()]
+            scores = await self.batcher.submit(texts)
+            names = [where for (where, _), row in zip(rows, encoded, strict=True) for _ in row]
+            check_rewards(zip(names, scores.rewards.tolist(), strict=True))
+        except SparseRMError as error:
+            raise HTTPException(422, f"{field}{error}") from error
+        except QueueFullError:
+            raise self._full() from None
+        self.metrics.texts.inc(len(texts))
+        self.metrics.tokens.inc(sum(len(text.ids) for text in texts))
+        return [list(row) for row in encoded], scores
+
+    def _full(self) -> HTTPException:
+        return HTTPException(429, f"{self.batcher.waiting} texts wait already: try again later.", {"Retry-After": "1"})
+
+    async def get_reward(self, body: GetReward) -> Rewards:
+        """OpenRLHF's remote rewards."""
+        _, scores = await self._score(named_texts(body.query))
+        rewards = scores.rewards.tolist()
+        groups = group_contributions(self.model, scores.features)
+        logs = {name: values.tolist() for name, values in groups.items()}
+        return Rewards(rewards=rewards, scores=rewards, extra_logs=logs)
+
+    async def classify(self, body: Classify) -> Classification:
+        """The raw reward where vLLM puts a probability, as it does for reward models."""
+        _, scores = await self._score(named_texts(body.input))
+        data = [Classified(index=i, probs=[reward]) for i, reward in enumerate(scores.rewards.tolist())]
+        return Classification(model=self.name, data=data)
+
+    async def score(self, body: Score) -> Rows:
+        """The rows with their rewards added."""
+        names, scores = await self._score(named_rows(body.rows), "rows: ")
+        rewards = iter(scores.rewards.tolist())
+        kept = [{name: value for name, value in row.items() if name not in ADDED} for row in body.rows]
+        pairs = zip(kept, names, strict=True)
+        return Rows(rows=[row | {name: next(rewards) for name in added} for row, added in pairs])
+
+    async def explain(self, body: Explain) -> Rows:
+        """The rows with their rewards and what made them."""
+
+        def compute(number: int, row: Row) -> Row:
+            ((_, texts),) = explain_rows(self.model, self._explaining_encoder, [row], first_number=number)
+            return as_json(row, texts, body.top)
+
+        if self.model.config.head_type != "linear" and find_spec("captum") is None:
+            raise HTTPException(501, "This server cannot explain an MLP head: captum is not installed there.")
+        try:
+            encoded = await self.tokenizing.map(encode_row, named_rows(body.rows))  # the checks of /score
+            texts = sum(map(len, encoded))
+            computations = [partial(compute, number, row) for number, row in enumerate(body.rows, 1)]
+            explained = await self.batcher.alone(computations, texts)
+        except SparseRMError as error:
+            raise HTTPException(422, f"rows: {error}") from error
+        except QueueFullError:
+            raise self._full() from None
+        self.metrics.texts.inc(texts)
+        return Rows(rows=explained)
+
+    async def health(self) -> Health:
+        """Whether the server answers."""
+        return Health(model=self.name)

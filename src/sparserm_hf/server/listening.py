@@ -1,0 +1,86 @@
+"""Where the server listens, and how it starts and stops."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from ..runtime.errors import SparseRMError, reason
+from ..runtime.terminal import say
+from .guards import LOOPBACK
+
+KEEP_ALIVE = 75  # seconds; shorter than a client's, a connection is closed under a request that is just being sent
+GRACE = 60  # seconds after a stop in which accepted requests are still answered
+BACKLOG = 2048  # connections that wait to be accepted
+
+
+def check_host(host: str, token: str | None) -> None:
+    """Raise a `SparseRMError` if a server there would be open to others without a token."""
+    if host not in LOOPBACK and not token:
+        raise SparseRMError(
+            f"Serving on {host} lets others in: set a bearer token in the environment variable SPARSERM_TOKEN, or "
+            "serve on 127.0.0.1."
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        SparseRMError: The port is taken, or is none.
+    """
+    # asyncio turns Nagle's algorithm off only where a socket names TCP: without it an answer over a kept connection
+    # waits 40 ms for the client's acknowledgement.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise SparseRMError(f"Nothing can be served on {host}, port {port}: {reason(error)}.") from error
+    return listening
+
+
+class Server(uvicorn.Server):
+    """A server that says where it serves once it takes requests.
+
+    Args:
+        app: The application.
+        grace: Seconds after a stop in which accepted requests are still answered.
+    """
+
+    def __init__(self, app: FastAPI, grace: int = GRACE):
+        # No logging set up by uvicorn: that closes every handler there is, and some take the stream with them.
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=grace,
+        )
+        super().__init__(config)
+        self.title = app.title
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and print the address."""
+        await super().startup(sockets=sockets)
+        for listening in sockets or []:
+            host, port = listening.getsockname()[:2]
+            say(f"Serving {self.title} on http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Run a server until it is told to stop; for `GRACE` seconds it still answers what it has accepted by then.
+
+    Raises:
+        SparseRMError: The port is taken, or is none.
+    """
+    with suppress(KeyboardInterrupt):  # uvicorn passes the signal on that has stopped it
+        Server(app).run(sockets=[listen(host, port)])
