@@ -68,7 +68,7 @@ def rooms_imported(path: Path) -> set[str]:
 
 
 def test_everything_lives_in_a_room():
-    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == {"__init__.py", "py.typed"}
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == {"__init__.py", "__init__.pyi", "py.typed"}
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms == set().union(*FLOORS) - {"modeling", "hub_cards"}
 
@@ -86,6 +86,14 @@ def test_leaves_can_be_deleted():
     for path in PACKAGE.glob("*/**/*.py"):
         if path.relative_to(PACKAGE).parts[0] not in LEAVES:
             assert not rooms_imported(path) & LEAVES, path
+
+
+def test_rooms_import_from_each_other_what_these_export():
+    """`from ..room import name`, never from a file inside another room."""
+    for path in PACKAGE.glob("*/**/*.py"):
+        depth = len(path.relative_to(PACKAGE).parts)
+        outside = [name.lstrip(".") for name in imported_modules(path) if len(name) - len(name.lstrip(".")) == depth]
+        assert all("." not in name or name.startswith(("modeling.", "hub_cards.")) for name in outside), path
 
 
 def test_no_two_files_have_one_name():

@@ -1,40 +1,29 @@
 """Interpretable reward models from sparse autoencoders, native to Hugging Face.
 
-Importing the package registers the model with transformers' auto classes, so that checkpoints load without
-`trust_remote_code`.
+Importing the package makes transformers' auto classes load its checkpoints without `trust_remote_code`. The names
+below are imported when they are first used.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from types import ModuleType
 
-from .conversations.data_files import load_preferences
-from .explanations.attribution import explain_text
-from .integrations.drift_callback import DriftCallback
-from .integrations.reward_function import SparseRMReward
-from .modeling.configuration_sparserm import SparseRMConfig
-from .modeling.modeling_sparserm import SparseRMForSequenceClassification
-from .runtime.errors import SparseRMError
-from .runtime.version import __version__
-from .sae.loading.formats import LoadedSAE, load_sae
-from .sae.loading.presets import PRESETS
-from .training.config import SparseRMTrainingConfig
-from .training.trainer import SparseRMTrainer
+import lazy_loader
+from wrapt import when_imported
 
-__all__ = [
-    "PRESETS",
-    "DriftCallback",
-    "LoadedSAE",
-    "SparseRMConfig",
-    "SparseRMError",
-    "SparseRMForSequenceClassification",
-    "SparseRMReward",
-    "SparseRMTrainer",
-    "SparseRMTrainingConfig",
-    "__version__",
-    "explain_text",
-    "load_preferences",
-    "load_sae",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-AutoConfig.register(SparseRMConfig.model_type, SparseRMConfig, exist_ok=True)
-AutoModel.register(SparseRMConfig, SparseRMForSequenceClassification, exist_ok=True)
-AutoModelForSequenceClassification.register(SparseRMConfig, SparseRMForSequenceClassification, exist_ok=True)
+
+# The classes are registered as soon as transformers has loaded what registers them: they take seconds to import.
+@when_imported("transformers.models.auto.configuration_auto")
+def _register_config(auto: ModuleType) -> None:
+    from .modeling.configuration_sparserm import SparseRMConfig
+
+    auto.AutoConfig.register(SparseRMConfig.model_type, SparseRMConfig, exist_ok=True)
+
+
+@when_imported("transformers.models.auto.modeling_auto")
+def _register_model(auto: ModuleType) -> None:
+    from .modeling.configuration_sparserm import SparseRMConfig
+    from .modeling.modeling_sparserm import SparseRMForSequenceClassification
+
+    for kind in (auto.AutoModel, auto.AutoModelForSequenceClassification):
+        kind.register(SparseRMConfig, SparseRMForSequenceClassification, exist_ok=True)

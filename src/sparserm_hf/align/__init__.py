@@ -1,1 +1,5 @@
-"""Online iterative alignment: a policy writes pairs, a reward model filters them, DPO trains on the rest."""
+"""Align a policy: generate pairs, filter them by reward, train by DPO, measure, repeat."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,11 +12,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..base_models.fingerprints import fingerprint_module
-from ..monitoring.drift import ALARM
-from ..runtime.atomic_files import replacing_folder
-from ..runtime.errors import SparseRMError
-from ..runtime.processes import process_state
+from ..base_models import fingerprint_module
+from ..monitoring import ALARM
+from ..runtime import SparseRMError, process_state, replacing_folder
 from .dpo import TRAINING, train_adapter
 from .judges import ClassifierJudge, SparseJudge
 from .measures import Measures

@@ -10,8 +10,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from ..runtime.atomic_files import replacing_file
-from ..runtime.terminal import Console, say
+from ..runtime import Console, replacing_file, say
 from .aligner import FIRST, SPARSERM, IterativeAligner, Outcome
 from .round_figures import SHARES, draw_rounds
 from .round_files import read_rows, write_json

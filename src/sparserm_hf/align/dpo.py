@@ -14,8 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from ..runtime.atomic_files import replacing_folder
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError, replacing_folder
 from .policy import Policy, memory_advice
 from .responses import Row
 from .settings import AlignmentConfig

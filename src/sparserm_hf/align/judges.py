@@ -11,18 +11,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_models.fingerprints import fingerprint_module
-from ..base_models.loading import check_tokenizer
-from ..conversations.encoding import ChatEncoder
-from ..conversations.messages import Messages, row_name
-from ..evaluation.evaluation import SavedRewardModel
-from ..evaluation.reference import Drift, DriftReference, TextReadings, find_twin
+from ..base_models import check_tokenizer, fingerprint_module
+from ..conversations import ChatEncoder, Messages, row_name
+from ..evaluation import Drift, DriftReference, SavedRewardModel, TextReadings, find_twin
 from ..modeling.weights_sparserm import check_index
-from ..monitoring.drift import load_reference, read_texts
-from ..runtime.batches import batch_tokens, pad_texts, plan_batches
-from ..runtime.devices import as_numpy, exact
-from ..runtime.errors import SparseRMError, loading
-from ..scoring.reward_models import encoder_of
+from ..monitoring import load_reference, read_texts
+from ..runtime import SparseRMError, as_numpy, batch_tokens, exact, loading, pad_texts, plan_batches
+from ..scoring import encoder_of
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..conversations.messages import Messages, row_name
-from ..conversations.rows import Preference, check_columns, read_preference
-from ..conversations.templates import encode
-from ..runtime.batches import common_prefix_length
-from ..runtime.errors import SparseRMError
+from ..conversations import Messages, Preference, check_columns, encode, read_preference, row_name
+from ..runtime import SparseRMError, common_prefix_length
 from .judges import SparseJudge
 from .policy import Policy, memory_advice
 from .responses import Row

@@ -14,14 +14,9 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_models.loading import load_language_model, load_tokenizer, unpacked
-from ..base_models.packing import Family, can_pack, find_families, lay_out
-from ..conversations.messages import Messages
-from ..conversations.rows import Preference
-from ..conversations.templates import encode
-from ..runtime.batches import common_prefix_length, pad_texts, plan_batches
-from ..runtime.devices import as_numpy, exact
-from ..runtime.errors import SparseRMError
+from ..base_models import Family, can_pack, find_families, lay_out, load_language_model, load_tokenizer, unpacked
+from ..conversations import Messages, Preference, encode
+from ..runtime import SparseRMError, as_numpy, common_prefix_length, exact, pad_texts, plan_batches
 from .questions import Contrast
 
 LOGITS = 2**26  # most logits of a batch

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..conversations.messages import Messages, check_messages, check_text, named, row_name
-from ..runtime.errors import SparseRMError
+from ..conversations import Messages, check_messages, check_text, named, row_name
+from ..runtime import SparseRMError
 from .settings import AlignmentConfig
 
 TASKS = resources.files(__package__) / "tasks"

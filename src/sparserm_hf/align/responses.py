@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..conversations.messages import Messages
+from ..conversations import Messages
 from .policy import Policy, memory_advice
 from .questions import Contrast
 from .round_files import read_rows, write_rows

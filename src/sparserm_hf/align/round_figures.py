@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..evaluation.figures import STYLE
-from ..runtime.atomic_files import replacing_file
+from ..evaluation import STYLE
+from ..runtime import replacing_file
 
 LABELS = {
     "reward": "mean reward of answers (SparseRM)",

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..runtime.atomic_files import replacing_file
-from ..scoring.score_files import json_line
+from ..runtime import replacing_file
+from ..scoring import json_line
 
 
 def write_json(path: Path, value: Any) -> None:

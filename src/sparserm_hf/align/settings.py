@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 
 PAIRS = ("contrast", "best-of-n")
 TASK = "truthfulness"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 from .policy import Policy
 
 COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")

@@ -22,7 +22,7 @@ from ..modeling.backbone_sparserm import (
 )
 from ..modeling.quantized_sparserm import is_quantized, keep_packing
 from ..modeling.slim_sparserm import has_adapter
-from ..runtime.errors import SparseRMError, reason
+from ..runtime import SparseRMError, reason
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 PROBE = 4  # tokens that a base model is tried with before it is cut

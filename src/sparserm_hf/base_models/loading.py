@@ -21,11 +21,16 @@ from ..modeling.backbone_sparserm import (
 )
 from ..modeling.fields_sparserm import check_base_fields
 from ..modeling.slim_sparserm import load_causal_lm
-from ..runtime.atomic_files import replacing_folder
-from ..runtime.cache import default_cache_dir
-from ..runtime.checkpoints import save_tokenizer
-from ..runtime.errors import SparseRMError, kind_and_reason, loading, shown
-from ..runtime.processes import process_state
+from ..runtime import (
+    SparseRMError,
+    default_cache_dir,
+    kind_and_reason,
+    loading,
+    process_state,
+    replacing_folder,
+    save_tokenizer,
+    shown,
+)
 from .quantization import quantized_loading
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.backbone_sparserm import decoder_of, final_norm_name
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 
 WORDS = 6  # for a direction, either way
 CANDIDATES = 400  # tokens that they are taken from: most are pieces of words, or variants of one word

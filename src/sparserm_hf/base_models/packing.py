@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling.backbone_sparserm import decoder_of
-from ..runtime.batches import common_prefix_length
+from ..runtime import common_prefix_length
 
 if TYPE_CHECKING:
     from peft import PeftModel

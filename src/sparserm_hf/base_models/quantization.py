@@ -9,7 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..modeling.quantized_sparserm import is_quantized
-from ..runtime.errors import SparseRMError, without_extra
+from ..runtime import SparseRMError, without_extra
 
 QUANTIZATIONS = ("none", "bnb-4bit", "bnb-8bit")
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..align.settings import AlignmentConfig
-from ..conversations.data_files import iterate_rows, load_preferences
-from ..runtime.errors import without_extra
-from ..runtime.terminal import say
+from ..align import AlignmentConfig
+from ..conversations import iterate_rows, load_preferences
+from ..runtime import say, without_extra
 from .sae import given
 
 
@@ -56,9 +55,7 @@ def align_command(args: argparse.Namespace) -> None:
     config = given(AlignmentConfig, args)
     warnings.simplefilter("ignore", FutureWarning)  # of transformers, for names that older ones know alone
     try:
-        from ..align.aligner import IterativeAligner
-        from ..align.alignment_report import print_outcome, write_report
-        from ..align.truthfulqa import load_truthfulqa
+        from ..align import IterativeAligner, load_truthfulqa, print_outcome, write_report
     except ModuleNotFoundError as error:
         raise without_extra("Alignment", error, "align") from None
     aligner = IterativeAligner(

@@ -12,13 +12,11 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..demo.facts import make_facts
-from ..evaluation.evaluation import SavedRewardModel
-from ..explanations.html_report import write_report
-from ..runtime.errors import SparseRMError
-from ..runtime.terminal import say
-from ..training.config import SparseRMTrainingConfig
-from ..training.trainer import SparseRMTrainer
+from ..demo import make_facts
+from ..evaluation import SavedRewardModel
+from ..explanations import write_report
+from ..runtime import SparseRMError, say
+from ..training import SparseRMTrainer, SparseRMTrainingConfig
 from .evaluation_tables import print_evaluation
 
 logger = logging.getLogger(__name__)

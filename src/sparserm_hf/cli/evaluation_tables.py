@@ -7,9 +7,8 @@ from collections.abc import Sized
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation.benchmark_scores import Score
-from ..evaluation.evaluation import Evaluation
-from ..runtime.terminal import Console
+from ..evaluation import Evaluation, Score
+from ..runtime import Console
 
 
 def print_evaluation(evaluation: Evaluation, title: str) -> None:

@@ -10,24 +10,21 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..conversations.data_files import iterate_rows, load_preferences
-from ..conversations.messages import row_name
-from ..conversations.rows import texts_of_row
-from ..evaluation.evaluation import SavedRewardModel
-from ..explanations.describe import Describer
-from ..explanations.editing import edit_model, save_edited
-from ..explanations.explained_rows import as_json, explain_rows
-from ..explanations.html_report import check_report, write_report
-from ..explanations.latent_reports import report_latents
-from ..monitoring.drift import ALARM, check_features, load_reference, read_texts
-from ..runtime.atomic_files import replacing_file
-from ..runtime.checkpoints import check_output_dir, check_output_file
-from ..runtime.errors import SparseRMError
-from ..runtime.processes import process_state
-from ..runtime.terminal import say
-from ..scoring.reward_models import encoder_of, load_reward_model
-from ..scoring.score_files import json_line
-from ..scoring.scored_rows import ROW_ERROR
+from ..conversations import iterate_rows, load_preferences, row_name, texts_of_row
+from ..evaluation import SavedRewardModel
+from ..explanations import (
+    Describer,
+    as_json,
+    check_report,
+    edit_model,
+    explain_rows,
+    report_latents,
+    save_edited,
+    write_report,
+)
+from ..monitoring import ALARM, check_features, load_reference, read_texts
+from ..runtime import SparseRMError, check_output_dir, check_output_file, process_state, replacing_file, say
+from ..scoring import ROW_ERROR, encoder_of, json_line, load_reward_model
 from .explanation_tables import print_drift, print_effect, print_explanation, print_latents
 from .output import tell_errors
 

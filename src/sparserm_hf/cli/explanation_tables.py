@@ -8,13 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text as Line
 
-from ..evaluation.reference import Drift
-from ..explanations.attribution import LatentEffect, TextExplanation, TokenEffect, contrast
-from ..explanations.editing import Effect
-from ..explanations.explained_rows import Explained
-from ..explanations.latent_reports import LatentReport
+from ..evaluation import Drift
+from ..explanations import Effect, Explained, LatentEffect, LatentReport, TextExplanation, TokenEffect, contrast
 from ..modeling.configuration_sparserm import SparseRMConfig
-from ..runtime.terminal import Console, visible
+from ..runtime import Console, visible
 
 NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
 ADDS = "Adds: what the reward loses if the latent's part of the response's tokens is set to its training average. "

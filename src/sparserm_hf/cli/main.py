@@ -17,20 +17,23 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from ..cli.demo import run_demo
-from ..conversations.data_files import iterate_rows, load_preferences
-from ..evaluation.benchmarks import BENCHMARKS, run_benchmark
-from ..evaluation.evaluation import evaluate_checkpoint
-from ..integrations.stock import export_stock
-from ..runtime.checkpoints import check_output_file
-from ..runtime.errors import SparseRMError, without_extra
-from ..runtime.processes import process_state
-from ..runtime.terminal import VisibleFormatter, escaped_json, one_line, say, say_error
-from ..sae.loading.presets import model_and_sae
-from ..scoring.reward_models import load_reward_model
-from ..scoring.score_files import json_line, row_errors, score_to_file
-from ..scoring.scored_rows import score_rows
-from ..training.config import MIN_LENGTH, SparseRMTrainingConfig
-from ..training.trainer import SparseRMTrainer
+from ..conversations import iterate_rows, load_preferences
+from ..evaluation import BENCHMARKS, evaluate_checkpoint, run_benchmark
+from ..integrations import export_stock
+from ..runtime import (
+    SparseRMError,
+    VisibleFormatter,
+    check_output_file,
+    escaped_json,
+    one_line,
+    process_state,
+    say,
+    say_error,
+    without_extra,
+)
+from ..sae import model_and_sae
+from ..scoring import json_line, load_reward_model, row_errors, score_rows, score_to_file
+from ..training import MIN_LENGTH, SparseRMTrainer, SparseRMTrainingConfig
 from .align import add_align_command
 from .evaluation_tables import print_benchmark, print_evaluation
 from .explain import add_explain_commands
@@ -203,7 +206,7 @@ def score_command(args: argparse.Namespace) -> int:
 def score_on_ray(args: argparse.Namespace) -> int:
     """`sparserm score --engine ray`."""
     try:
-        from ..integrations.ray_data import score_parquet
+        from ..integrations import score_parquet
     except ModuleNotFoundError as error:
         raise without_extra("The Ray engine", error, "ray") from None
     if args.output is None:
@@ -257,8 +260,7 @@ def export_command(args: argparse.Namespace) -> None:
 def serve_command(args: argparse.Namespace) -> None:
     """`sparserm serve`."""
     try:
-        from ..server.app import create_app
-        from ..server.listening import check_host, serve
+        from ..server import check_host, create_app, serve
     except ModuleNotFoundError as error:
         raise without_extra("The server", error, "serve") from None
     token = os.environ.get("SPARSERM_TOKEN")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..runtime.terminal import say_error
+from ..runtime import say_error
 
 MOST_ERRORS = 10  # rows that could not be used, of which each gets its own line
 

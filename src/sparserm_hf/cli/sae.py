@@ -10,24 +10,27 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ..base_models.cutting import cast_weights
-from ..base_models.loading import load_language_model, load_tokenizer, longest_text, unpacked
-from ..conversations.templates import prepare_tokenizer
-from ..conversations.texts import load_texts
+from ..base_models import cast_weights, load_language_model, load_tokenizer, longest_text, unpacked
+from ..conversations import load_texts, prepare_tokenizer
 from ..modeling.backbone_sparserm import use_exact_attention
-from ..runtime.devices import named_dtype
-from ..runtime.errors import SparseRMError
-from ..runtime.processes import process_state
-from ..runtime.terminal import Console, say
-from ..sae.check import MIN_TOKENS, SAECheck, check_sae
-from ..sae.fit import NOTHING_EXPLAINED
-from ..sae.loading.formats import load_sae
-from ..sae.loading.matching import chosen_sae, matching_layer
-from ..sae.loading.presets import AUTO, PRESETS, model_and_sae
-from ..sae.loading.registry import find_saes
-from ..sae.training.recipe import SAETrainingData, train_from_dataset
-from ..sae.training.sae_config import SAETrainingConfig
-from ..training.config import MIN_LENGTH
+from ..runtime import Console, SparseRMError, named_dtype, process_state, say
+from ..sae import (
+    AUTO,
+    MIN_TOKENS,
+    NOTHING_EXPLAINED,
+    PRESETS,
+    SAECheck,
+    SAETrainingConfig,
+    SAETrainingData,
+    check_sae,
+    chosen_sae,
+    find_saes,
+    load_sae,
+    matching_layer,
+    model_and_sae,
+    train_from_dataset,
+)
+from ..training import MIN_LENGTH
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from datasets import Dataset, load_dataset
 
-from ..runtime.errors import SparseRMError, reason
+from ..runtime import SparseRMError, reason
 from .messages import MOST_NESTED, check_fields, named, row_name
 from .preferences import check_dataset
 from .rows import FORMATS

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.response_sparserm import count_bos, find_response, occurrences, trim
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 from .marks import ANSWER, REASONING_FIELDS, TAG, WHITESPACE, ChatFormat
 from .messages import Conversation, GivenText, Text, given_text
 from .templates import render

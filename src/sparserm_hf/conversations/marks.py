@@ -9,8 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..runtime.batches import common_prefix_length
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError, common_prefix_length
 from .messages import Conversation, Messages
 from .templates import render
 

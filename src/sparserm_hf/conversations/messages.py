@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..runtime.errors import MOST_SHOWN, SparseRMError, shown
+from ..runtime import MOST_SHOWN, SparseRMError, shown
 
 Messages = list[dict[str, Any]]
 

@@ -16,8 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from ..modeling.response_sparserm import occurrences
-from ..runtime.batches import common_prefix_length
-from ..runtime.errors import SparseRMError, shown
+from ..runtime import SparseRMError, common_prefix_length, shown
 from .encoding import ChatEncoder, TokenizedText
 from .messages import row_name
 from .rows import FORMATS, Preference, check_columns, check_row, read_preference

@@ -9,8 +9,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from ..runtime.batches import common_prefix_length
-from ..runtime.errors import SparseRMError, shown
+from ..runtime import SparseRMError, common_prefix_length, shown
 from .messages import Messages, Text, as_conversation, check_messages, check_text, is_messages, named
 
 FORMATS = (

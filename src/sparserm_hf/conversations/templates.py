@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..runtime.errors import SparseRMError, reason
+from ..runtime import SparseRMError, reason
 from .messages import Conversation, Messages
 from .rendering import RENDERER
 

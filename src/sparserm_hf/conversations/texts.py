@@ -8,7 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 from .data_files import iterate_rows, source_name
 from .encoding import ChatEncoder
 from .messages import row_name

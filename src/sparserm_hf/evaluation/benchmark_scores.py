@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 
 # RewardBench weighs subsets by these numbers of prompts, in which mathematics counts as much as code.
 REWARDBENCH_SECTIONS = {

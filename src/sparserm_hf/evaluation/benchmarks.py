@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..conversations.encoding import ChatEncoder, TokenizedText
-from ..conversations.messages import Messages, check_messages, row_name
-from ..runtime.errors import SparseRMError
-from ..scoring.reward_models import encoder_of
+from ..conversations import ChatEncoder, Messages, TokenizedText, check_messages, row_name
+from ..runtime import SparseRMError
+from ..scoring import encoder_of
 from .benchmark_scores import Prompt, Score, score_rewardbench, score_rewardbench2, score_rm_bench
 from .evaluation import SavedRewardModel, reward_represented
 

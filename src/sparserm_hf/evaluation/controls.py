@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import cached_file
 
-from ..representations.shards import Representations
-from ..runtime.errors import SparseRMError, reading, shown
+from ..representations import Representations
+from ..runtime import SparseRMError, reading, shown
 
 CONTROLS_FILE = "controls.safetensors"
 READS = ("representation", "activations", "length")

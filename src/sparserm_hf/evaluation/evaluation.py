@@ -14,18 +14,18 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from ..conversations.encoding import TokenizedText
-from ..conversations.preferences import TokenizedPreferences, tokenize_preferences
-from ..conversations.styles import measure_styles, style_differences
+from ..conversations import (
+    TokenizedPreferences,
+    TokenizedText,
+    measure_styles,
+    style_differences,
+    tokenize_preferences,
+)
 from ..modeling.fields_sparserm import FINITE
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..representations.collect import Pooling, collect_representations
-from ..representations.shards import Representations, Shard
-from ..runtime.cache import default_cache_dir
-from ..runtime.devices import as_numpy
-from ..runtime.errors import reading, shown
-from ..runtime.processes import process_state
-from ..scoring.reward_models import encoder_of, load_reward_model
+from ..representations import Pooling, Representations, Shard, collect_representations
+from ..runtime import as_numpy, default_cache_dir, process_state, reading, shown
+from ..scoring import encoder_of, load_reward_model
 from .calibration_error import calibration_error
 from .controls import Control, check_arrays, check_controls, find_controls
 from .hacking import Attack

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..runtime.terminal import visible
+from ..runtime import visible
 from .calibration_error import calibration_bins
 from .evaluation import Evaluation
 from .metrics import PairMetrics

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..conversations.encoding import ChatEncoder, TokenizedText
-from ..conversations.marks import ChatFormat
-from ..conversations.preferences import TokenizedPreferences
+from ..conversations import ChatEncoder, ChatFormat, TokenizedPreferences, TokenizedText
 from ..modeling.response_sparserm import find_response
 from .metrics import PairMetrics, pair_metrics
 

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ..runtime.errors import reading
+from ..runtime import reading
 from .controls import Control, check_arrays
 
 REFERENCE_FILE = "drift.safetensors"

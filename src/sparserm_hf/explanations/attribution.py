@@ -9,14 +9,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..conversations.encoding import TokenizedText
-from ..conversations.messages import GivenText
-from ..conversations.pieces import token_text
+from ..conversations import GivenText, TokenizedText, token_text
 from ..modeling.explanation_sparserm import RunTexts, explain_rewards, rewards_at_average, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.devices import as_numpy
-from ..runtime.errors import SparseRMError
-from ..scoring.reward_models import encoder_of
+from ..runtime import SparseRMError, as_numpy
+from ..scoring import encoder_of
 
 INTERVENTIONS = 10  # latents of each text that are set to their average, those that add most
 AGREEMENT = 0.1  # of a latent's contribution: how far the reward may be from what that says

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..runtime.errors import SparseRMError, without_extra
-from ..sae.naming import Name, one_line
+from ..runtime import SparseRMError, without_extra
+from ..sae import Name, one_line
 from .passages import Passage
 
 if TYPE_CHECKING:

@@ -11,16 +11,19 @@ import numpy as np
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
-from ..conversations.preferences import TokenizedPreferences
-from ..evaluation.controls import CONTROLS_FILE
-from ..evaluation.evaluation import EVALUATION_FILE, SavedRewardModel, reward_represented
-from ..evaluation.metrics import PairMetrics, pair_metrics
-from ..evaluation.reference import REFERENCE_FILE
+from ..conversations import TokenizedPreferences
+from ..evaluation import (
+    CONTROLS_FILE,
+    EVALUATION_FILE,
+    REFERENCE_FILE,
+    PairMetrics,
+    SavedRewardModel,
+    pair_metrics,
+    reward_represented,
+)
 from ..hub_cards.render import PLOT_FILE
-from ..runtime.atomic_files import replacing_folder
-from ..runtime.checkpoints import check_output_dir, save_tokenizer
-from ..runtime.errors import SparseRMError
-from ..scoring.reload import check_reload
+from ..runtime import SparseRMError, check_output_dir, replacing_folder, save_tokenizer
+from ..scoring import check_reload
 
 SECTION = "## Steering"
 

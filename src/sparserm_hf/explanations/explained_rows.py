@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ..conversations.encoding import ChatEncoder
-from ..conversations.messages import row_name
-from ..conversations.rows import texts_of_row
+from ..conversations import ChatEncoder, row_name, texts_of_row
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..scoring.scored_texts import check_rewards
+from ..scoring import check_rewards
 from .attribution import LatentEffect, TextExplanation, contrast, explain_tokens
 
 Explained = dict[str, TextExplanation]  # by the name of the reward: `reward`, or `chosen_reward` and `rejected_reward`

@@ -13,14 +13,19 @@ from markupsafe import Markup
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
-from ..conversations.preferences import TokenizedPreferences
-from ..conversations.turns import Turn, find_turns
-from ..evaluation.evaluation import EVALUATION_FILE, Evaluation, SavedRewardModel
-from ..evaluation.figures import as_svg, draw_accuracy, draw_calibration, draw_k, draw_length
+from ..conversations import TokenizedPreferences, Turn, find_turns
+from ..evaluation import (
+    EVALUATION_FILE,
+    Evaluation,
+    SavedRewardModel,
+    as_svg,
+    draw_accuracy,
+    draw_calibration,
+    draw_k,
+    draw_length,
+)
 from ..modeling.configuration_sparserm import SparseRMConfig
-from ..runtime.atomic_files import replacing_file
-from ..runtime.errors import SparseRMError
-from ..runtime.version import __version__
+from ..runtime import SparseRMError, __version__, replacing_file
 from .attribution import LatentEffect, TextExplanation, contrast, explain_tokens
 from .latent_reports import LatentReport, known_latents, report_latents
 

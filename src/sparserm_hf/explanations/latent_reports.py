@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..conversations.preferences import TokenizedPreferences
-from ..evaluation.evaluation import SavedRewardModel, shard_features
-from ..evaluation.metrics import correlation
+from ..conversations import TokenizedPreferences
+from ..evaluation import SavedRewardModel, correlation, shard_features
 from ..modeling.configuration_sparserm import SparseRMConfig
-from ..runtime.devices import as_numpy
-from ..runtime.errors import SparseRMError
-from ..sae.naming import Name
+from ..runtime import SparseRMError, as_numpy
+from ..sae import Name
 from .describe import Describer
 from .passages import Passage, Passages
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..conversations.encoding import TokenizedText
-from ..conversations.pieces import pooled_positions, token_text
-from ..representations.activations import TokenActivations
+from ..conversations import TokenizedText, pooled_positions, token_text
+from ..representations import TokenActivations
 
 WINDOW = 12  # tokens on either side of the one that a passage is about
 

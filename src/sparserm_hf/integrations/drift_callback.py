@@ -9,9 +9,8 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..evaluation.controls import Control, find_controls
-from ..evaluation.reference import DriftReference, TextReadings
-from ..monitoring.drift import ALARM, load_reference, read_texts
+from ..evaluation import Control, DriftReference, TextReadings, find_controls
+from ..monitoring import ALARM, load_reference, read_texts
 from .reward_function import SparseRMReward
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,19 @@ import torch
 from ray.exceptions import RayError
 from tqdm.auto import tqdm
 
-from ..runtime.atomic_files import replacing_file
-from ..runtime.errors import SparseRMError, reason
-from ..scoring.reward_models import check_reward_model, encoder_of, load_reward_model
-from ..scoring.score_files import ScoredFile, fingerprint_rows, run_fingerprint
-from ..scoring.scored_rows import ADDED, CHUNK_ROWS, ROW_ERROR, add_rewards
+from ..runtime import SparseRMError, reason, replacing_file
+from ..scoring import (
+    ADDED,
+    CHUNK_ROWS,
+    ROW_ERROR,
+    ScoredFile,
+    add_rewards,
+    check_reward_model,
+    encoder_of,
+    fingerprint_rows,
+    load_reward_model,
+    run_fingerprint,
+)
 
 ROWS = b"sparserm_rows"  # in the metadata of a part: the fingerprint of the rows that were scored into it
 PART_CHUNKS = 8  # chunks of rows in an output file, which is what a lost actor loses at most

@@ -8,14 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..conversations.encoding import ChatEncoder, TokenizedText
-from ..conversations.messages import Messages, row_name
-from ..conversations.rows import texts_of_row
-from ..explanations.attribution import group_contributions
+from ..conversations import ChatEncoder, Messages, TokenizedText, row_name, texts_of_row
+from ..explanations import group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.processes import process_state
-from ..scoring.reward_models import encoder_of, load_reward_model
-from ..scoring.scored_texts import check_rewards, score_texts
+from ..runtime import process_state
+from ..scoring import check_rewards, encoder_of, load_reward_model, score_texts
 
 
 class SparseRMReward:

@@ -12,17 +12,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conversations.encoding import ChatEncoder
-from ..conversations.marks import ChatFormat
-from ..conversations.templates import render
+from ..conversations import ChatEncoder, ChatFormat, render
 from ..modeling.backbone_sparserm import final_norm_name
 from ..modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.atomic_files import replacing_folder
-from ..runtime.checkpoints import save_tokenizer
-from ..runtime.devices import as_numpy, exact
-from ..runtime.errors import SparseRMError
-from ..scoring.scored_texts import score_texts
+from ..runtime import SparseRMError, as_numpy, exact, replacing_folder, save_tokenizer
+from ..scoring import score_texts
 
 # Largest difference that the check after folding lets pass, in standard deviations of the reward.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}

@@ -10,16 +10,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
-from ..conversations.encoding import TokenizedText
-from ..evaluation.controls import Control, apply_layers
-from ..evaluation.reference import REFERENCE_FILE, DriftReference, TextReadings, find_twin
+from ..conversations import TokenizedText
+from ..evaluation import REFERENCE_FILE, Control, DriftReference, TextReadings, apply_layers, find_twin
 from ..modeling.backbone_sparserm import pool_representations, residual_stream
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..modeling.response_sparserm import pooled_tokens
-from ..runtime.batches import batch_tokens, pad_texts, plan_batches
-from ..runtime.devices import as_numpy
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError, as_numpy, batch_tokens, pad_texts, plan_batches
 
 ALARM = 0.03  # share of features outside their range, or of rewards that the twin contradicts, that is too many
 

@@ -17,17 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..base_models.fingerprints import _hash, fingerprint_module
-from ..base_models.packing import Family, can_pack, find_families, run_packed
-from ..conversations.encoding import TokenizedText
+from ..base_models import Family, _hash, can_pack, find_families, fingerprint_module, run_packed
+from ..conversations import TokenizedText
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.backbone_sparserm import pool_representations, residual_stream
 from ..modeling.response_sparserm import pooled_tokens
-from ..runtime.atomic_files import replacing_file
-from ..runtime.batches import batch_tokens, pad_texts, plan_batches
-from ..runtime.cache import prune_cache
-from ..runtime.errors import SparseRMError
-from ..runtime.processes import process_state
+from ..runtime import SparseRMError, batch_tokens, pad_texts, plan_batches, process_state, prune_cache, replacing_file
 from .activations import encode_texts, mean_and_largest
 from .shards import Representations, StoredShard
 

@@ -1,1 +1,5 @@
-"""runtime."""
+"""The machine: devices, processes, batches, files that are replaced whole, the Hub, trackers, errors, the terminal."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

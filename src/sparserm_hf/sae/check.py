@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.autoencoder_sparserm import NORMALIZATIONS, SparseAutoencoder
 from ..modeling.backbone_sparserm import decoder_layers, decoder_of
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 from .fit import MIN_TOKENS, Fit, Neighbour, Verdict, judge, measure_fit
 from .hooks import leading_bos, next_token_loss, read_layers
 from .loading.formats import LoadedSAE

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 
 SINK_RATIO = 3.0  # tokens above this many times the median norm are attention sinks
 MIN_TOKENS = 100  # with fewer, explained variance is noise

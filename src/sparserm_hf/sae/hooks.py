@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..modeling.backbone_sparserm import decoder_layers, decoder_of
-from ..runtime.batches import pad_texts, plan_batches
+from ..runtime import pad_texts, plan_batches
 
 Replace = Callable[[torch.Tensor], torch.Tensor]  # (B, T, d_model) to the same shape
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_session
 from tqdm.auto import tqdm
 
-from ..runtime.atomic_files import replacing_file
-from ..runtime.errors import reason
+from ..runtime import reason, replacing_file
 from .naming import one_line
 
 logger = logging.getLogger(__name__)

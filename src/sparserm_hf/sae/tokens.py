@@ -8,8 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling.backbone_sparserm import residual_stream
-from ..runtime.batches import batch_tokens, pad_texts, plan_batches
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError, batch_tokens, pad_texts, plan_batches
 from .fit import SINK_RATIO
 
 # Gives the (N, d_model) tokens at a position of an endless row of batches, the same at every call.

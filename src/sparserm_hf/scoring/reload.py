@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_models.cutting import move, run_probe
-from ..conversations.encoding import TokenizedText
+from ..base_models import move, run_probe
+from ..conversations import TokenizedText
 from ..modeling.backbone_sparserm import decoder_layers
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..modeling.quantized_sparserm import is_quantized
-from ..runtime.atomic_files import temporary_beside
-from ..runtime.errors import SparseRMError, reason
+from ..runtime import SparseRMError, reason, temporary_beside
 from .reward_models import encoder_of, load_reward_model
 
 CONVERSATION = [

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..base_models.cutting import move
-from ..base_models.loading import check_tokenizer, longest_text
-from ..conversations.encoding import ChatEncoder
+from ..base_models import check_tokenizer, longest_text, move
+from ..conversations import ChatEncoder
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.batches import pad_texts
-from ..runtime.errors import SparseRMError, kind_and_reason, reading, shown
+from ..runtime import SparseRMError, kind_and_reason, pad_texts, reading, shown
 
 TRIAL, TRIAL_TOKENS = "A text that every reward model scores when it is loaded.", 8
 

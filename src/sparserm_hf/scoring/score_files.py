@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ..base_models.fingerprints import fingerprint_module
+from ..base_models import fingerprint_module
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.atomic_files import replacing_file
-from ..runtime.processes import process_state
+from ..runtime import process_state, replacing_file
 from .reward_models import encoder_of
 from .scored_rows import ROW_ERROR, add_rewards, chunks
 

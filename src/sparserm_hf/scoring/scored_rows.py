@@ -8,11 +8,9 @@ from typing import Any
 from scipy.special import expit
 from transformers import PreTrainedTokenizerBase
 
-from ..conversations.encoding import ChatEncoder, TokenizedText
-from ..conversations.messages import row_name
-from ..conversations.rows import check_row, texts_of_row
+from ..conversations import ChatEncoder, TokenizedText, check_row, row_name, texts_of_row
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 from .reward_models import encoder_of
 from .scored_texts import check_rewards, score_texts
 

@@ -8,11 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..conversations.encoding import TokenizedText
+from ..conversations import TokenizedText
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.batches import batch_tokens, pad_texts, plan_batches
-from ..runtime.devices import as_numpy
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError, as_numpy, batch_tokens, pad_texts, plan_batches
 
 
 class Scores(NamedTuple):

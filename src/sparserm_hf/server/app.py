@@ -15,12 +15,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from transformers import PreTrainedTokenizerBase
 
-from ..conversations.encoding import TokenizedText
+from ..conversations import TokenizedText
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.batches import batch_tokens
-from ..runtime.errors import reason
-from ..scoring.reward_models import encoder_of
-from ..scoring.scored_texts import Scores, score_texts
+from ..runtime import batch_tokens, reason
+from ..scoring import Scores, encoder_of, score_texts
 from .batching import Batcher
 from .endpoints import Endpoints, Metrics
 from .forms import Refusal

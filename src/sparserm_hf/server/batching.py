@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..conversations.encoding import TokenizedText
-from ..scoring.scored_texts import Scores
+from ..conversations import TokenizedText
+from ..scoring import Scores
 
 T = TypeVar("T")
 

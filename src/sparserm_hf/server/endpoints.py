@@ -13,15 +13,11 @@ from typing import Any
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ..conversations.encoding import ChatEncoder, TokenizedText
-from ..conversations.messages import check_fields, named, row_name
-from ..conversations.rows import texts_of_row
-from ..explanations.attribution import group_contributions
-from ..explanations.explained_rows import as_json, explain_rows
+from ..conversations import ChatEncoder, TokenizedText, check_fields, named, row_name, texts_of_row
+from ..explanations import as_json, explain_rows, group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime.errors import SparseRMError
-from ..scoring.scored_rows import ADDED
-from ..scoring.scored_texts import Scores
+from ..runtime import SparseRMError
+from ..scoring import ADDED, Scores
 from .batching import Batcher, QueueFullError
 from .forms import Classification, Classified, Classify, Explain, GetReward, Health, Rewards, Row, Rows, Score
 from .tokenizing import NamedRow, Tokenizing

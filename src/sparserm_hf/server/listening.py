@@ -8,8 +8,7 @@ from contextlib import suppress
 import uvicorn
 from fastapi import FastAPI
 
-from ..runtime.errors import SparseRMError, reason
-from ..runtime.terminal import say
+from ..runtime import SparseRMError, reason, say
 from .guards import LOOPBACK
 
 KEEP_ALIVE = 75  # seconds; shorter than a client's, a connection is closed under a request that is just being sent

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from ..conversations.encoding import ChatEncoder
-from ..runtime.errors import SparseRMError
+from ..conversations import ChatEncoder
+from ..runtime import SparseRMError
 
 T = TypeVar("T")
 NamedRow = tuple[str, Mapping[str, Any]]  # what errors call a row, and the row

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..base_models.cutting import cast_weights
+from ..base_models import cast_weights
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.head_sparserm import Affine

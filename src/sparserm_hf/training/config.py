@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..base_models.quantization import QUANTIZATIONS
-from ..conversations.styles import STYLES
+from ..base_models import QUANTIZATIONS
+from ..conversations import STYLES
 from ..modeling.fields_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
-from ..runtime.errors import SparseRMError
-from ..runtime.trackers import tracker_names
+from ..runtime import SparseRMError, tracker_names
 from .head import LOSSES
 
 MIN_LENGTH = 8  # tokens; a chat template alone takes as many

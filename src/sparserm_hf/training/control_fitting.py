@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..evaluation.controls import Control, activations, dense
+from ..evaluation import Control, activations, dense
 from .directions import random_directions
 from .fitting import HeadFitter
 from .head import FittedHead

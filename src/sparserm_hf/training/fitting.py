@@ -8,9 +8,9 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from ..conversations.preferences import TokenizedPreferences
-from ..representations.shards import Representations
-from ..runtime.errors import SparseRMError
+from ..conversations import TokenizedPreferences
+from ..representations import Representations
+from ..runtime import SparseRMError
 from .config import SparseRMTrainingConfig
 from .directions import Directions, make_directions
 from .head import FOLDS, FittedHead, Objective, PairFeatures, fit_linear_head, group_folds

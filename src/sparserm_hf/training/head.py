@@ -11,9 +11,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.svm import LinearSVC
 
-from ..evaluation.controls import Layers, apply_layers
-from ..evaluation.metrics import pair_accuracy
-from ..runtime.errors import SparseRMError
+from ..evaluation import Layers, apply_layers, pair_accuracy
+from ..runtime import SparseRMError
 
 FOLDS = 5
 LOSSES = ("margin", "bradley_terry", "bce")

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..base_models.logit_lens import LogitLens
-from ..conversations.encoding import TokenizedText
-from ..conversations.pieces import pooled_pieces
-from ..sae.naming import Name, name_latents
-from ..sae.neuronpedia import descriptions
+from ..base_models import LogitLens
+from ..conversations import TokenizedText, pooled_pieces
+from ..sae import Name, descriptions, name_latents
 from .directions import LOW_PURITY, Directions
 from .fitting import HeadFitter
 from .selection import Selection

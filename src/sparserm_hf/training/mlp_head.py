@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..evaluation.metrics import pair_accuracy
-from ..runtime.devices import as_numpy
-from ..runtime.errors import SparseRMError
+from ..evaluation import pair_accuracy
+from ..runtime import SparseRMError, as_numpy
 from .head import FOLDS, FittedHead, Objective, PairFeatures, _standardization, _style_basis, _without, group_folds
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.errors import SparseRMError
+from ..runtime import SparseRMError
 
 K_CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)  # up to the paper's
 LEAST_K = 8

@@ -15,37 +15,64 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_models.cutting import count_parameters, move, prepare_base_model, saved_dtype
-from ..base_models.loading import load_language_model, load_tokenizer, longest_text, unpacked
-from ..base_models.logit_lens import LogitLens
-from ..base_models.quantization import check_quantized
-from ..conversations.encoding import ChatEncoder, TokenizedText
-from ..conversations.marks import find_marks
-from ..conversations.preferences import TokenizedPreferences, tokenize_preferences
-from ..conversations.styles import STYLES, measure_styles, style_differences
-from ..conversations.templates import prepare_tokenizer
-from ..evaluation.controls import CONTROLS_FILE, Control, save_controls
-from ..evaluation.evaluation import EVALUATION_FILE, Evaluation, evaluate_representations, reward_represented
-from ..evaluation.figures import save_png
-from ..evaluation.hacking import measure_attacks
-from ..evaluation.reference import REFERENCE_FILE, DriftReference, TextReadings, find_twin
+from ..base_models import (
+    LogitLens,
+    check_quantized,
+    count_parameters,
+    load_language_model,
+    load_tokenizer,
+    longest_text,
+    move,
+    prepare_base_model,
+    saved_dtype,
+    unpacked,
+)
+from ..conversations import (
+    STYLES,
+    ChatEncoder,
+    TokenizedPreferences,
+    TokenizedText,
+    find_marks,
+    measure_styles,
+    prepare_tokenizer,
+    style_differences,
+    tokenize_preferences,
+)
+from ..evaluation import (
+    CONTROLS_FILE,
+    EVALUATION_FILE,
+    REFERENCE_FILE,
+    Control,
+    DriftReference,
+    Evaluation,
+    TextReadings,
+    evaluate_representations,
+    find_twin,
+    measure_attacks,
+    reward_represented,
+    save_controls,
+    save_png,
+)
 from ..hub_cards.render import PLOT_FILE, render_model_card
 from ..modeling.backbone_sparserm import cut_base_model
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..representations.collect import Pooling, collect_representations
-from ..representations.shards import Representations
-from ..runtime.atomic_files import replacing_folder
-from ..runtime.cache import default_cache_dir
-from ..runtime.checkpoints import check_output_dir, check_slim, push_folder, save_tokenizer
-from ..runtime.devices import as_numpy, named_dtype
-from ..runtime.errors import SparseRMError
-from ..runtime.processes import process_state
-from ..runtime.trackers import report_metrics
-from ..sae.check import check_before_training
-from ..sae.loading.formats import LoadedSAE, load_sae
-from ..sae.loading.matching import chosen_sae, matching_layer
-from ..scoring.reload import check_quantized_reload, check_reload
+from ..representations import Pooling, Representations, collect_representations
+from ..runtime import (
+    SparseRMError,
+    as_numpy,
+    check_output_dir,
+    check_slim,
+    default_cache_dir,
+    named_dtype,
+    process_state,
+    push_folder,
+    replacing_folder,
+    report_metrics,
+    save_tokenizer,
+)
+from ..sae import LoadedSAE, check_before_training, chosen_sae, load_sae, matching_layer
+from ..scoring import check_quantized_reload, check_reload
 from .assembly import build_model
 from .calibration import fit_temperature
 from .config import SparseRMTrainingConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from ...runtime.errors import reason
+from ...runtime import reason
 from .readers import READERS, Reading
 from .sae_files import UnusableSAEError
 

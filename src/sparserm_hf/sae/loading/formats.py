@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ...conversations.messages import MOST_SHOWN
+from ...conversations import MOST_SHOWN
 from ...modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
-from ...runtime.errors import SparseRMError, kind_and_reason, reason, shown
+from ...runtime import SparseRMError, kind_and_reason, reason, shown
 from .finding import read_sae
 from .folding import folded_weights
 from .hub import read_from_hub

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.file_download import repo_folder_name
 
-from ...runtime.errors import reason
+from ...runtime import reason
 from .finding import holds_sae, listed, not_an_sae, read_sae
 from .readers import CONFIGS, READERS, Reading, from_sae_lens, is_centred
 from .sae_files import UnusableSAEError

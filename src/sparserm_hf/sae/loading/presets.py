@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.errors import SparseRMError
+from ...runtime import SparseRMError
 
 SHIPPED_SAE = Path(__file__).parent / "smollm2-135m-instruct"
 AUTO = "auto"  # the name of whichever SAE fits the base model

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ...runtime.errors import reason
+from ...runtime import reason
 
 MOST_UNPACKED = 100  # times the size of an archive; weights hardly shrink when they are packed
 

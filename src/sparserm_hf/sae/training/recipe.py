@@ -11,14 +11,10 @@ from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ...base_models.cutting import prepare_base_model
-from ...base_models.loading import load_base_model, load_tokenizer, longest_text, unpacked
-from ...conversations.templates import prepare_tokenizer
-from ...conversations.texts import load_texts
+from ...base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
+from ...conversations import load_texts, prepare_tokenizer
 from ...hub_cards.render import render_sae_card
-from ...runtime.devices import named_dtype
-from ...runtime.errors import SparseRMError
-from ...runtime.processes import process_state
+from ...runtime import SparseRMError, named_dtype, process_state
 from ..fit import Fit
 from ..loading.formats import CONFIG_FILE, WEIGHTS_FILE
 from .sae_config import SAETrainingConfig

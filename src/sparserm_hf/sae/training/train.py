@@ -19,10 +19,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ...base_models.fingerprints import fingerprint_module
-from ...runtime.atomic_files import replacing_folder
-from ...runtime.devices import preferred_dtype
-from ...runtime.errors import SparseRMError, reason
+from ...base_models import fingerprint_module
+from ...runtime import SparseRMError, preferred_dtype, reason, replacing_folder
 from ..fit import MIN_TOKENS, Fit, measure_fit
 from ..loading.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from ..tokens import ResidualTokens, TokenReader, shuffled_tokens

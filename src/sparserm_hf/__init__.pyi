@@ -1,0 +1,13 @@
+from .conversations import load_preferences as load_preferences
+from .explanations import explain_text as explain_text
+from .integrations import DriftCallback as DriftCallback
+from .integrations import SparseRMReward as SparseRMReward
+from .modeling.configuration_sparserm import SparseRMConfig as SparseRMConfig
+from .modeling.modeling_sparserm import SparseRMForSequenceClassification as SparseRMForSequenceClassification
+from .runtime import SparseRMError as SparseRMError
+from .runtime import __version__ as __version__
+from .sae import PRESETS as PRESETS
+from .sae import LoadedSAE as LoadedSAE
+from .sae import load_sae as load_sae
+from .training import SparseRMTrainer as SparseRMTrainer
+from .training import SparseRMTrainingConfig as SparseRMTrainingConfig

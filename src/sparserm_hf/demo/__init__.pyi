@@ -1,0 +1,1 @@
+from .facts import make_facts as make_facts

@@ -1,0 +1,17 @@
+from .attribution import LatentEffect as LatentEffect
+from .attribution import TextExplanation as TextExplanation
+from .attribution import TokenEffect as TokenEffect
+from .attribution import contrast as contrast
+from .attribution import explain_text as explain_text
+from .attribution import group_contributions as group_contributions
+from .describe import Describer as Describer
+from .editing import Effect as Effect
+from .editing import edit_model as edit_model
+from .editing import save_edited as save_edited
+from .explained_rows import Explained as Explained
+from .explained_rows import as_json as as_json
+from .explained_rows import explain_rows as explain_rows
+from .html_report import check_report as check_report
+from .html_report import write_report as write_report
+from .latent_reports import LatentReport as LatentReport
+from .latent_reports import report_latents as report_latents
