@@ -1,5 +1,1 @@
-"""The model: what travels to the Hub with every checkpoint, byte for byte."""
-
-# First, because the package registers its classes when this is loaded, and none of the files beside this one may be
-# half loaded then.
-import transformers.models.auto.modeling_auto  # noqa: F401
+"""The model itself. These files travel to the Hub with every checkpoint, byte for byte."""

@@ -6,7 +6,7 @@ import inspect
 import torch
 import transformers
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .fields_sparserm import why
 from .quantized_sparserm import adopt_quantizer, is_quantized
@@ -167,8 +167,8 @@ def _build_backbone(config: PretrainedConfig) -> PreTrainedModel:
     for name in ("dtype", "torch_dtype"):
         if name in vars(config):
             setattr(config, name, None)
-    if type(config) in MODEL_MAPPING:
-        model = AutoModel.from_config(config, trust_remote_code=False)
+    if type(config) in transformers.MODEL_MAPPING:
+        model = transformers.AutoModel.from_config(config, trust_remote_code=False)
     else:  # such as the text side of Llama 3.2 Vision
         model = getattr(transformers, config.architectures[0])._from_config(config)
     return prepare_backbone(decoder_of(model))

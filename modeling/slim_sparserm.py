@@ -5,16 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .backbone_sparserm import KEPT, cut_base_model, decoder_of, prepare_backbone
@@ -128,10 +121,10 @@ def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     check_index(name_or_path, kwargs)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError("it is an encoder-decoder model, and SparseRM reads causal language models alone.")
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        loader = AutoModelForCausalLM
-    elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        loader = AutoModelForImageTextToText
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        loader = transformers.AutoModelForCausalLM
+    elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        loader = transformers.AutoModelForImageTextToText
     else:
         raise ValueError(f"models of the kind {config.model_type!r} are no causal language models.")
     # Without the code that a folder may bring, and that transformers would else ask on standard input about.

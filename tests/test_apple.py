@@ -9,7 +9,7 @@ from world import make_rows, train_arguments, write_jsonl
 
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.devices import as_numpy
-from sparserm_hf.scoring import scored_rows as scoring
+from sparserm_hf.scoring import scored_texts
 
 
 def test_the_emulation_raises_where_the_gpu_does():
@@ -71,6 +71,6 @@ def test_every_command_runs_there_and_scores_as_on_the_cpu(trained, tmp_path):
 def test_what_once_failed_there_fails_here(trained, tmp_path, monkeypatch):
     """The emulation is worth nothing if it lets double precision pass."""
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(2))
-    monkeypatch.setattr(scoring, "as_numpy", lambda tensor: tensor.double().cpu().numpy())
+    monkeypatch.setattr(scored_texts, "as_numpy", lambda tensor: tensor.double().cpu().numpy())
     with apple_gpu(), pytest.raises(TypeError, match="float64"):
         main(["score", str(trained / "gpu"), rows, "--output", str(tmp_path / "scores.jsonl")])

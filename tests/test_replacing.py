@@ -212,7 +212,7 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(world, tmp_path):
     """By default Python drops everything on SIGTERM, and half a checkpoint stayed beside the old one."""
     code = (
         "import os, signal, sys\n"
-        "from sparserm_hf import trainer\n"
+        "from sparserm_hf.training import trainer\n"
         "from sparserm_hf.cli import main\n"
         "trainer.check_reload = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.exit(main(sys.argv[1:]))"

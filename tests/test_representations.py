@@ -11,6 +11,7 @@ from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tiny import tiny_causal_lm, tiny_sae, tiny_texts, tokenized
 from torch import nn
 
+from sparserm_hf.base_models import fingerprints
 from sparserm_hf.base_models.fingerprints import fingerprint_module
 from sparserm_hf.representations import collect as representations
 from sparserm_hf.representations.collect import Pooling, collect_representations
@@ -210,8 +211,8 @@ def test_the_cache_stays_under_its_size_and_what_was_unused_longest_goes_first(t
 
 def test_a_fingerprint_is_made_once_and_again_when_a_weight_changes(base_model, monkeypatch):
     calls = []
-    counted = representations._hash
-    monkeypatch.setattr(representations, "_hash", lambda *given: calls.append(1) or counted(*given))
+    counted = fingerprints._hash
+    monkeypatch.setattr(fingerprints, "_hash", lambda *given: calls.append(1) or counted(*given))
     first = fingerprint_module(base_model)
     calls.clear()
     assert fingerprint_module(base_model) == first and len(calls) == 1, "the sample alone"

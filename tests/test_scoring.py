@@ -144,7 +144,7 @@ def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained
     script = tmp_path / "score.py"
     script.write_text(
         "import os, sys\n"
-        "from sparserm_hf import scoring\n"
+        "from sparserm_hf.scoring import scored_rows as scoring\n"
         "from sparserm_hf.cli import main\n"
         "scoring.CHUNK_ROWS = 4\n"
         "real, calls = scoring.score_texts, []\n"

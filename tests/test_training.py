@@ -355,7 +355,7 @@ def test_a_killed_run_resumes_to_the_same_bits(world, trained, tmp_path):
     """SIGKILL, in the middle of the representations: the next run ends with what an undisturbed one ends with."""
     script = (
         "import os, signal, sys\n"
-        "from sparserm_hf import representations as r\n"
+        "from sparserm_hf.representations import collect as r\n"
         "from sparserm_hf.cli import main\n"
         "r.SHARD_TOKENS = 400\n"
         "plan = r.plan_batches\n"
@@ -398,7 +398,7 @@ def test_several_processes_share_the_work_and_agree_to_the_bit(world, tmp_path):
     script.write_text(
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from sparserm_hf import representations\n"
+        "from sparserm_hf.representations import collect as representations\n"
         "from sparserm_hf.cli import main\n"
         "representations.SHARD_TOKENS = 200\n"
         "representations.batch_tokens = lambda device: 200\n"

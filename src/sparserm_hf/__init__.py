@@ -4,6 +4,7 @@ Importing the package makes transformers' auto classes load its checkpoints with
 below are imported when they are first used.
 """
 
+from importlib import import_module
 from types import ModuleType
 
 import lazy_loader
@@ -11,19 +12,31 @@ from wrapt import when_imported
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
+# Our classes take seconds to import. They are registered as soon as transformers' auto classes are loaded, by whoever
+# loads them: this may be one of our own files, so that registering waits until that file is complete.
+_CONFIGURATION, _MODEL = (f"{__name__}.modeling.{file}_sparserm" for file in ("configuration", "modeling"))
 
-# The classes are registered as soon as transformers has loaded what registers them: they take seconds to import.
+
 @when_imported("transformers.models.auto.configuration_auto")
-def _register_config(auto: ModuleType) -> None:
-    from .modeling.configuration_sparserm import SparseRMConfig
-
-    auto.AutoConfig.register(SparseRMConfig.model_type, SparseRMConfig, exist_ok=True)
+def _load_configuration(auto: ModuleType) -> None:
+    import_module(_CONFIGURATION)
 
 
 @when_imported("transformers.models.auto.modeling_auto")
-def _register_model(auto: ModuleType) -> None:
-    from .modeling.configuration_sparserm import SparseRMConfig
-    from .modeling.modeling_sparserm import SparseRMForSequenceClassification
+def _load_model(auto: ModuleType) -> None:
+    import_module(_MODEL)
 
-    for kind in (auto.AutoModel, auto.AutoModelForSequenceClassification):
-        kind.register(SparseRMConfig, SparseRMForSequenceClassification, exist_ok=True)
+
+@when_imported(_CONFIGURATION)
+def _register_configuration(own: ModuleType) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.register(own.SparseRMConfig.model_type, own.SparseRMConfig, exist_ok=True)
+
+
+@when_imported(_MODEL)
+def _register_model(own: ModuleType) -> None:
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    for auto in (AutoModel, AutoModelForSequenceClassification):
+        auto.register(own.SparseRMConfig, own.SparseRMForSequenceClassification, exist_ok=True)

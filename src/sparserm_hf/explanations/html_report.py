@@ -157,7 +157,7 @@ def write_report(
         latents = report_latents(saved, pairs, LATENTS, PASSAGES, cache_dir)
         shown = _explain_pairs(saved, pairs, evaluation, examples)
     environment = Environment(
-        loader=PackageLoader("sparserm_hf.explain", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("sparserm_hf.explanations", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     html = environment.get_template("report.html").render(
         name=Path(name).name,

@@ -1,0 +1,59 @@
+"""Importing the package is quick, and the auto classes know its model whatever is imported first."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(
+    f"sparserm_hf.{'.'.join(path.relative_to(folder).with_suffix('').parts)}"
+    for folder, pattern in ((ROOT / "src" / "sparserm_hf", "*/**/*.py"), (ROOT, "modeling/*_sparserm.py"))
+    for path in folder.glob(pattern)
+    if not path.stem.startswith("__")
+)
+KNOWN = """
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+config = AutoConfig.for_model("sparserm")
+for auto in (AutoModel, AutoModelForSequenceClassification):
+    assert auto._model_mapping[type(config)].__name__ == "SparseRMForSequenceClassification"
+"""
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_nothing_heavy_is_imported():
+    heavy = {"torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "rich"}
+    ended = run(f"import sys, sparserm_hf; print({heavy} & set(sys.modules))")
+    assert ended.stdout.strip() == "set()", ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("first", [
+    "import sparserm_hf",
+    "from transformers import AutoModel; import sparserm_hf",
+    "from transformers import AutoConfig; import sparserm_hf",
+    "import sparserm_hf; from transformers import PreTrainedModel",
+    "import sparserm_hf; from transformers import Trainer",
+    "from sparserm_hf import *",
+    *(f"import sparserm_hf.modeling.{name}_sparserm" for name in ("backbone", "configuration", "quantized", "slim")),
+])  # fmt: skip
+def test_the_auto_classes_know_the_model(first):
+    """A circular import was hit when a file of ours was the first to load transformers' auto classes."""
+    ended = run(first + "\n" + KNOWN)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_every_file_can_be_imported_first():
+    """One process for each would take minutes: this one forgets what it has imported of ours."""
+    names = [name for name in FILES if name != "sparserm_hf.conversations.render_process"]
+    ended = run(
+        "import importlib, sys, transformers.models.auto.modeling_auto\n"
+        f"for name in {names}:\n"
+        "    for known in [known for known in sys.modules if known.split('.')[0] == 'sparserm_hf']:\n"
+        "        del sys.modules[known]\n"
+        "    importlib.import_module(name)\n"
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
