@@ -14,7 +14,7 @@ from layers import FITTED, RESULTS, TASKS, machine
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.cli.demo import find_base_model
-from sparserm_hf.monitoring.drift import read_texts
+from sparserm_hf.monitoring import measure_drift, score_for_drift
 
 TEXTS = 200  # that are held against the training responses
 
@@ -43,10 +43,10 @@ def main(data: Path) -> None:
             for debias in ("length,format", "length", "none"):
                 trainer = trained[task] = train(data, task, folder, debias)
                 found = trainer.evaluation
-                kinds = found.metrics_by_length("SparseRM")
-                cells = [found.metrics["SparseRM"], *kinds.values()]
+                kinds = found.metrics_by_length()
+                cells = [found.reward_model, *kinds.values()]
                 accuracies = " | ".join(f"{100 * cell.accuracy:.1f}" for cell in cells)
-                follows = found.style_correlations("SparseRM")["tokens"]
+                follows = found.style_correlations()["tokens"]
                 lines.append(f"| {task} | {debias} | {accuracies} | {follows:+.2f} |")
                 print(lines[-1], flush=True)
     lines += [
@@ -61,7 +61,7 @@ def main(data: Path) -> None:
         cells = []
         for other in TASKS:
             texts = trained[other].eval_pairs.texts[:TEXTS]
-            drift = trainer.reference.measure(read_texts(trainer.model, trainer.controls, texts))
+            drift = measure_drift(trainer.reference, score_for_drift(trainer.model, trainer.controls, texts))
             cells.append(f"{100 * drift.outside_share:.1f} / {100 * drift.disagreement:.1f}")
         lines.append(f"| {task} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)

@@ -63,6 +63,8 @@ def render_model_card(
 
 def _eval_results(evaluation: Any) -> list[EvalResult]:
     """Accuracies of the reward model and its controls, for the `model-index` of the metadata."""
+    rows = {"accuracy": evaluation.reward_model}
+    rows |= {f"accuracy of the control: {name}": row for name, row in evaluation.controls.items()}
     return [
         EvalResult(
             task_type="text-classification",
@@ -70,11 +72,11 @@ def _eval_results(evaluation: Any) -> list[EvalResult]:
             dataset_type="preference-pairs",
             dataset_name=f"{row.pairs} held-out preference pairs",
             metric_type="accuracy",
-            metric_name="accuracy" if name == "SparseRM" else f"accuracy of the control: {name}",
+            metric_name=name,
             metric_value=round(row.accuracy, 4),
             metric_args={"interval_95": [round(row.low, 4), round(row.high, 4)]},
         )
-        for name, row in evaluation.metrics.items()
+        for name, row in rows.items()
     ]
 
 

@@ -96,7 +96,7 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
     if weight is None:
         if config.head_type != "linear":
             raise ValueError(
-                "The reward of an MLP head is not a sum over its features: sparserm_hf.explain_text attributes it by "
+                "The reward of an MLP head is not a sum over its features: sparserm_hf.explain attributes it by "
                 "integrated gradients."
             )
         weight = model.score.weight.detach().expand(len(texts.hidden), -1)

@@ -12,7 +12,7 @@ from tiny import D_MODEL, tiny_causal_lm, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from world import HOOK, make_rows, train_arguments, write_jsonl
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain_text
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain
 from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation.controls import load_controls
 from sparserm_hf.runtime.errors import SparseRMError
@@ -138,7 +138,7 @@ def test_every_claim_on_planted_directions_holds(planted):
     claims = []
     for row in planted_rows(20, seed=2):
         for side in ("chosen", "rejected"):
-            explanation = explain_text(planted.model, planted.processing_class, row["prompt"] + row[side])
+            explanation = explain(planted.model, planted.processing_class, row["prompt"] + row[side])
             total = explanation.base + sum(effect.contribution for effect in explanation.latents)
             assert total == pytest.approx(explanation.reward, abs=1e-4)
             claims += [effect.as_stated for effect in explanation.latents if effect.latent in (0, 1, 2)]

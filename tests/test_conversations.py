@@ -19,7 +19,7 @@ from sparserm_hf.conversations.preferences import tokenize_preferences
 from sparserm_hf.conversations.rows import read_preference, texts_of_row
 from sparserm_hf.conversations.templates import PLAIN_CHAT_TEMPLATE, encode, prepare_tokenizer
 from sparserm_hf.conversations.turns import find_turns
-from sparserm_hf.evaluation.evaluation import evaluate_checkpoint
+from sparserm_hf.evaluation.saved_models import evaluate
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring.scored_rows import ROW_ERROR, score_rows
 from sparserm_hf.training.config import SparseRMTrainingConfig
@@ -423,7 +423,7 @@ def test_the_splits_of_a_dataset_are_named(world, reward_model, tmp_path):
         lambda: tokenize_preferences(splits, tiny_encoder()),
         lambda: SparseRMTrainer(str(world / "base"), str(world / "sae"), config, splits),
         lambda: SparseRMTrainer(str(world / "base"), str(world / "sae"), config, rows, splits),
-        lambda: evaluate_checkpoint(reward_model, splits),
+        lambda: evaluate(reward_model, splits),
     ):
         with pytest.raises(SparseRMError, match=r"DatasetDict with the splits train, test .*dataset\['train'\]"):
             read()

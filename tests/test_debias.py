@@ -8,7 +8,7 @@ from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from tiny import D_MODEL, tiny_causal_lm, tiny_encoder, tiny_tokenizer
 from world import make_rows, save_sae, train_arguments
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain_text
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain
 from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.preferences import tokenize_preferences
 from sparserm_hf.conversations.styles import measure_styles
@@ -93,7 +93,7 @@ def test_steering_does_by_hand_what_debiasing_does_and_the_explanation_shows_wha
     def explained(words):
         content = " ".join(f"w{word}" for word in words)
         messages = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": content}]
-        return explain_text(model, tokenizer, messages)
+        return explain(model, tokenizer, messages)
 
     explanation = explained([GOOD, GOOD, 4, 5])
     assert explanation.latents[0].latent == GOOD

@@ -9,39 +9,41 @@ from world import make_rows, write_jsonl
 
 from sparserm_hf import DriftCallback, SparseRMError, SparseRMReward
 from sparserm_hf.cli.main import main
-from sparserm_hf.evaluation.evaluation import SavedRewardModel
-from sparserm_hf.evaluation.reference import REFERENCE_FILE, DriftReference, TextReadings
-from sparserm_hf.monitoring.drift import load_reference, read_texts
+from sparserm_hf.evaluation.drift_reference import REFERENCE_FILE, DriftReference
+from sparserm_hf.evaluation.saved_models import SavedRewardModel
+from sparserm_hf.monitoring.drift import load_reference, measure_drift
+from sparserm_hf.monitoring.scored_responses import ScoredResponses, score_for_drift
 from sparserm_hf.scoring.scored_texts import score_texts
 
 
 def test_figures_by_hand():
     features = np.linspace(-1, 1, 1001)[:, None] * [1.0, 2.0]
-    reference = DriftReference.of(TextReadings(features, features[:, 0], features[:, 0]))
+    reference = DriftReference.of(features, features[:, 0], features[:, 0])
     assert reference.low == pytest.approx([-0.99, -1.98]) and reference.high == pytest.approx([0.99, 1.98])
-    same = reference.measure(TextReadings(features, features[:, 0], features[:, 0]))
+    same = measure_drift(reference, ScoredResponses(features, features[:, 0], features[:, 0]))
     assert same.outside_share == pytest.approx(0.01, abs=2e-3) and same.alarms(0.03) == []
     assert np.abs(same.shift).max() < 1e-12 and same.disagreement == 0
-    moved = reference.measure(TextReadings(features + np.array([1.0, 0.0]), features[:, 0] + 1, features[:, 0]))
+    other = ScoredResponses(features + np.array([1.0, 0.0]), features[:, 0] + 1, features[:, 0])
+    moved = measure_drift(reference, other)
     assert moved.shift == pytest.approx([1 / features[:, 0].std(), 0])
     assert moved.outside == pytest.approx([0.505, 0.01], abs=2e-3)
     assert moved.disagreement == 1 and len(moved.alarms(0.03)) == 2
     assert moved.reward_shift == pytest.approx(1 / features[:, 0].std())
-    alone = reference.measure(TextReadings(features, features[:, 0], None))
+    alone = measure_drift(reference, ScoredResponses(features, features[:, 0], None))
     assert alone.disagreement is None and "drift/disagreement" not in alone.flat()
 
 
 def test_what_was_trained_on_is_the_reference_and_steering_does_not_count(world, trained):
     saved = SavedRewardModel.load(str(trained))
     texts = saved.tokenize(make_rows(120)).texts
-    read = read_texts(saved.model, saved.controls, texts)
+    scored = score_for_drift(saved.model, saved.controls, texts)
     reference = load_reference(str(trained))
-    np.testing.assert_allclose(reference.mean, read.features.mean(0), atol=5e-3)  # computed in bfloat16 batches
-    np.testing.assert_allclose(read.rewards, score_texts(saved.model, texts).rewards, atol=1e-4)
-    drift = reference.measure(read)
+    np.testing.assert_allclose(reference.mean, scored.features.mean(0), atol=5e-3)  # computed in bfloat16 batches
+    np.testing.assert_allclose(scored.rewards, score_texts(saved.model, texts).rewards, atol=1e-4)
+    drift = measure_drift(reference, scored)
     assert drift.outside_share < 0.03 and drift.disagreement < 0.03 and np.abs(drift.shift).max() < 1e-2
     saved.model.steer({saved.model.config.latents[0]: 5.0})
-    np.testing.assert_array_equal(read_texts(saved.model, saved.controls, texts).features, read.features)
+    np.testing.assert_array_equal(score_for_drift(saved.model, saved.controls, texts).features, scored.features)
 
 
 def test_the_exit_code_is_1_for_other_texts_only(world, trained, tmp_path, capsys, monkeypatch):

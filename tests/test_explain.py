@@ -9,7 +9,7 @@ from tiny import D_MODEL, HEADER, tiny_reward_model, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, pipeline
 from world import make_rows, without_package, write_jsonl
 
-from sparserm_hf import SparseRMReward, explain_text
+from sparserm_hf import SparseRMReward, explain
 from sparserm_hf.cli.main import main
 from sparserm_hf.explanations.attribution import contrast
 from sparserm_hf.runtime.batches import pad_texts
@@ -57,7 +57,7 @@ def test_an_empty_response_is_explained_too(pooling):
     found = model.explain(ids)
     assert found.reward.item() == pytest.approx(empty, abs=1e-5) and not found.response.any()
     torch.testing.assert_close(found.base + found.contributions.sum(-1), found.reward, rtol=1e-4, atol=1e-4)
-    explanation = explain_text(model, tiny_tokenizer(), [MESSAGES[0], {"role": "assistant", "content": " "}])
+    explanation = explain(model, tiny_tokenizer(), [MESSAGES[0], {"role": "assistant", "content": " "}])
     assert explanation.reward == pytest.approx(empty, abs=1e-5) and explanation.tokens == []
     assert abs(explanation.unexplained) < 1e-4 and explanation.latents
 
@@ -65,7 +65,7 @@ def test_an_empty_response_is_explained_too(pooling):
 def test_a_text_of_which_nothing_is_read_is_explained_as_an_empty_response():
     """Its features are those of the worst training response: there is no token to take a direction out of."""
     model = tiny_reward_model()
-    explanation = explain_text(model, tiny_tokenizer(), "w1")
+    explanation = explain(model, tiny_tokenizer(), "w1")
     assert explanation.reward == model.score(model.empty_features).item() and explanation.tokens == []
     assert abs(explanation.unexplained) < 1e-4
     assert all(e.removed is None and e.as_stated is None and e.tokens == [] for e in explanation.latents)
@@ -107,7 +107,7 @@ def planted(cosine):
 def test_a_direction_set_to_its_average_takes_away_what_it_adds():
     """Only where no other direction has a part of it; where one does, that is said."""
     tokenizer = tiny_tokenizer()
-    apart, overlapping = (explain_text(planted(cosine), tokenizer, MESSAGES) for cosine in (0.0, 0.8))
+    apart, overlapping = (explain(planted(cosine), tokenizer, MESSAGES) for cosine in (0.0, 0.8))
     for explanation in (apart, overlapping):
         assert {effect.latent for effect in explanation.latents[:2]} == {3, 11}
         assert all(effect.contribution == 0 for effect in explanation.latents[2:])
@@ -122,7 +122,7 @@ def test_a_direction_set_to_its_average_takes_away_what_it_adds():
 def test_a_pair_is_explained_by_what_differs(trained):
     model, tokenizer = load_reward_model(str(trained), torch.device("cpu"))
     row = make_rows(1, seed=6)[0]
-    chosen, rejected = (explain_text(model, tokenizer, row["prompt"] + row[side]) for side in ("chosen", "rejected"))
+    chosen, rejected = (explain(model, tokenizer, row["prompt"] + row[side]) for side in ("chosen", "rejected"))
     difference = contrast(chosen, rejected)
     assert sum(difference.values()) == pytest.approx(chosen.reward - rejected.reward, abs=1e-4)
     sizes = [abs(value) for value in difference.values()]
@@ -131,7 +131,7 @@ def test_a_pair_is_explained_by_what_differs(trained):
 
 def test_an_mlp_is_attributed_by_integrated_gradients():
     model = tiny_reward_model(head_type="mlp", head_hidden_size=8)
-    explanation = explain_text(model, tiny_tokenizer(), MESSAGES)
+    explanation = explain(model, tiny_tokenizer(), MESSAGES)
     total = sum(effect.contribution for effect in explanation.latents)
     assert explanation.unexplained == pytest.approx(explanation.reward - explanation.base - total, abs=1e-5)
     assert abs(explanation.unexplained) < 0.01 * abs(explanation.reward - explanation.base)
@@ -189,10 +189,10 @@ def test_steering_lasts_wherever_the_model_goes_and_can_be_undone(trained, tmp_p
     model, tokenizer = load_reward_model(str(trained), torch.device("cpu"))
     rows = [{"messages": row["prompt"] + row["chosen"]} for row in make_rows(6, seed=8)]
     before = [row["reward"] for row in score_rows(model, tokenizer, rows)]
-    latent = explain_text(model, tokenizer, rows[0]["messages"]).latents[0].latent
+    latent = explain(model, tokenizer, rows[0]["messages"]).latents[0].latent
     model.steer({latent: 0.0})
     steered = [row["reward"] for row in score_rows(model, tokenizer, rows)]
-    dropped = next(e for e in explain_text(model, tokenizer, rows[0]["messages"]).latents if e.latent == latent)
+    dropped = next(e for e in explain(model, tokenizer, rows[0]["messages"]).latents if e.latent == latent)
     assert dropped.contribution == 0 and dropped.own == 0 and steered[0] != pytest.approx(before[0], abs=1e-4)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -228,7 +228,7 @@ def test_explanations_name_what_the_user_named(reward_model, tmp_path, capsys):
     model.config.latent_labels = {"8": "politeness", "3": "[/INST] [b]"}
     model.save_pretrained(reward_model)
     model, tokenizer = load_reward_model(reward_model, torch.device("cpu"))
-    names = {effect.latent: effect.name for effect in explain_text(model, tokenizer, MESSAGES).latents}
+    names = {effect.latent: effect.name for effect in explain(model, tokenizer, MESSAGES).latents}
     assert names[8] == "politeness" and names[11] == ""
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": MESSAGES}])
     assert main(["explain", reward_model, rows]) == 0

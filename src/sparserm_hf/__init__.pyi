@@ -1,5 +1,5 @@
 from .conversations import load_preferences as load_preferences
-from .explanations import explain_text as explain_text
+from .explanations import explain as explain
 from .integrations import DriftCallback as DriftCallback
 from .integrations import SparseRMReward as SparseRMReward
 from .modeling.configuration_sparserm import SparseRMConfig as SparseRMConfig

@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from ..base_models import check_tokenizer, fingerprint_module
 from ..conversations import ChatEncoder, Messages, row_name
-from ..evaluation import Drift, DriftReference, SavedRewardModel, TextReadings, find_twin
+from ..evaluation import DriftReference, SavedRewardModel, find_twin
 from ..modeling.weights_sparserm import check_index
-from ..monitoring import load_reference, read_texts
+from ..monitoring import Drift, ScoredResponses, load_reference, measure_drift, score_for_drift
 from ..runtime import SparseRMError, as_numpy, batch_tokens, exact, loading, pad_texts, plan_batches
 from ..scoring import encoder_of
 
@@ -47,27 +47,27 @@ class SparseJudge:
         """What tells a reward model from another at the same place: its head, and how it is steered."""
         return [fingerprint_module(self.saved.model.score), self.saved.model.config.steering]
 
-    def read(self, texts: Sequence[Messages]) -> TextReadings:
-        """What the reward model and its dense twin make of conversations; the last answer is remembered."""
+    def score(self, texts: Sequence[Messages]) -> ScoredResponses:
+        """Score conversations by the reward model and its dense twin; the last answer is remembered."""
         if not self._last or self._last[0] != texts:
             encoder = encoder_of(self.saved.model, self.saved.tokenizer)
-            read = [encoder(text, row_name(number)) for number, text in enumerate(texts, 1)]
-            self._last[:] = [texts, read_texts(self.saved.model, self.saved.controls, read)]
+            encoded = [encoder(text, row_name(number)) for number, text in enumerate(texts, 1)]
+            self._last[:] = [texts, score_for_drift(self.saved.model, self.saved.controls, encoded)]
         return self._last[1]
 
     def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
         """(N,) rewards of conversations, steered where the model is."""
-        readings, model = self.read(texts), self.saved.model
+        scored, model = self.score(texts), self.saved.model
         if not model.config.steering:
-            return readings.rewards
+            return scored.rewards
         mean, factors = exact(model.feature_mean), exact(model.steering_factors())
-        steered = mean + factors * (torch.from_numpy(readings.features) - mean)
+        steered = mean + factors * (torch.from_numpy(scored.features) - mean)
         with torch.inference_mode():
             return as_numpy(model.reward(steered.to(model.feature_mean))[:, 0])
 
     def dense(self, texts: Sequence[Messages]) -> np.ndarray:
         """(N,) rewards of conversations by the control that reads the whole representation."""
-        twin = self.read(texts).twin
+        twin = self.score(texts).twin
         assert twin is not None  # see check_controls
         return twin
 
@@ -78,7 +78,7 @@ class SparseJudge:
 
     def drift(self, texts: Sequence[Messages]) -> Drift:
         """How far conversations are from the training responses."""
-        return self.reference.measure(self.read(texts))
+        return measure_drift(self.reference, self.score(texts))
 
 
 @dataclass(frozen=True)

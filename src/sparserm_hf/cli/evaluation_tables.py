@@ -7,7 +7,7 @@ from collections.abc import Sized
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation import Evaluation, Score
+from ..evaluation import Evaluation, RowName, Score
 from ..runtime import Console
 
 
@@ -20,11 +20,11 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in metrics.items():
         interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
-        style = "bold" if name == "SparseRM" else None
+        style = "bold" if name == RowName.REWARD_MODEL else None
         table.add_row(escape(name), f"{100 * row.accuracy:.1f}", interval, f"{row.margin:.3f}", style=style)
     Console().print(table)
     _print_by_length(evaluation)
-    followed = ", ".join(f"{style} {x:+.2f}" for style, x in evaluation.style_correlations("SparseRM").items())
+    followed = ", ".join(f"{style} {x:+.2f}" for style, x in evaluation.style_correlations().items())
     Console().print(f"Reward differences correlate with differences in style: {followed}.")
     Console().print(
         f"Probabilities are off by {100 * evaluation.calibration_error:.1f} points (expected calibration error), with "

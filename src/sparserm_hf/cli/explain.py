@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..conversations import iterate_rows, load_preferences, row_name, texts_of_row
+from ..conversations import iterate_rows, load_preferences
 from ..evaluation import SavedRewardModel
 from ..explanations import (
     Describer,
@@ -22,7 +22,7 @@ from ..explanations import (
     save_edited,
     write_report,
 )
-from ..monitoring import ALARM, check_features, load_reference, read_texts
+from ..monitoring import ALARM, monitor
 from ..runtime import SparseRMError, check_output_dir, check_output_file, process_state, replacing_file, say
 from ..scoring import ROW_ERROR, encoder_of, json_line, load_reward_model
 from .explanation_tables import print_drift, print_effect, print_explanation, print_latents
@@ -68,20 +68,20 @@ def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
     report.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
     report.set_defaults(run=report_command)
 
-    monitor = commands.add_parser(
+    monitoring = commands.add_parser(
         "monitor", dataclass_types=[], help="how far responses are from those of training; exit code 1 if too far"
     )
-    monitor.add_argument("model", help="reward model: a folder or a Hub id")
-    monitor.add_argument("input", help="a policy's responses, rows as `score` takes them; - for stdin")
-    monitor.add_argument(
+    monitoring.add_argument("model", help="reward model: a folder or a Hub id")
+    monitoring.add_argument("input", help="a policy's responses, rows as `score` takes them; - for stdin")
+    monitoring.add_argument(
         "--alarm",
         type=float,
         default=ALARM,
         help="share of features outside their range in training, or of rewards that the dense twin contradicts, "
         "that is too many (1%% each if nothing drifts)",
     )
-    monitor.add_argument("--top", type=int, default=10, help="latents to show, those that moved most")
-    monitor.set_defaults(run=monitor_command)
+    monitoring.add_argument("--top", type=int, default=10, help="latents to show, those that moved most")
+    monitoring.set_defaults(run=monitor_command)
 
     edit = commands.add_parser(
         "edit", dataclass_types=[], help="a copy with latents steered or named, and what that does"
@@ -101,7 +101,7 @@ def add_explain_commands(commands: Any) -> list[argparse.ArgumentParser]:
     edit.add_argument("--cache_dir", type=Path, help="where representations are kept (by default in HF_HOME)")
     edit.add_argument("--revision", help="revision of the reward model on the Hub")
     edit.set_defaults(run=edit_command)
-    return [explain, features, report, monitor]
+    return [explain, features, report, monitoring]
 
 
 def _assignment(text: str) -> tuple[int, str]:
@@ -175,16 +175,8 @@ def report_command(args: argparse.Namespace) -> None:
 
 def monitor_command(args: argparse.Namespace) -> int:
     """`sparserm monitor`; returns 1 where the responses are too far from those of training."""
-    reference = load_reference(args.model, args.revision)
-    saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
-    check_features(reference, saved.model.config)
-    encoder = encoder_of(saved.model, saved.tokenizer, args.max_length)
-    named = ((row_name(number, args.input), row) for number, row in enumerate(iterate_rows(args.input), 1))
-    texts = [encoder(text, where) for where, row in named for text in texts_of_row(row, where).values()]
-    if not texts:
-        raise SparseRMError(f"There is no response in {args.input}.")
-    drift = reference.measure(read_texts(saved.model, saved.controls, texts))
-    print_drift(drift, saved.model.config, f"{args.input} against the training of {args.model}", args.alarm, args.top)
+    drift = monitor(args.model, iterate_rows(args.input), args.input, args.max_length, args.dtype, args.revision)
+    print_drift(drift, f"{args.input} against the training of {args.model}", args.alarm, args.top)
     return 1 if drift.alarms(args.alarm) else 0
 
 

@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text as Line
 
-from ..evaluation import Drift
 from ..explanations import Effect, Explained, LatentEffect, LatentReport, TextExplanation, TokenEffect, contrast
 from ..modeling.configuration_sparserm import SparseRMConfig
+from ..monitoring import Drift
 from ..runtime import Console, visible
 
 NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
@@ -127,17 +127,19 @@ def print_latents(reports: list[LatentReport], title: str) -> None:
                 console.print(_shaded(passage.tokens, passage.activations), soft_wrap=True)
 
 
-def print_drift(drift: Drift, config: SparseRMConfig, title: str, alarm: float, top: int) -> None:
+def print_drift(drift: Drift, title: str, alarm: float, top: int) -> None:
     """Print how far responses are from those of training, and the features that moved most."""
     console, caption = Console(), "Shift: in standard deviations of training."
-    table = Table(title=f"{escape(title)}, {drift.texts} responses", caption=caption, box=box.SIMPLE_HEAD)
+    table = Table(title=f"{escape(title)}, {drift.responses} responses", caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("latent", justify="right")
     table.add_column("name", overflow="fold", ratio=1)
     for column in ("shift", "outside %"):
         table.add_column(column, justify="right")
+    latents = list(drift.latents.items())
     for i in np.argsort(-np.abs(drift.shift), kind="stable")[:top].tolist():
         figures = f"{drift.shift[i]:+.2f}", f"{100 * drift.outside[i]:.1f}"
-        table.add_row(str(config.latents[i]), escape(config.latent_name(i)), *figures)
+        latent, name = latents[i]
+        table.add_row(str(latent), escape(name), *figures)
     console.print(table)
     flat = drift.flat()
     console.print(

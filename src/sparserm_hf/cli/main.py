@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 
 from ..cli.demo import run_demo
 from ..conversations import iterate_rows, load_preferences
-from ..evaluation import BENCHMARKS, evaluate_checkpoint, run_benchmark
+from ..evaluation import BENCHMARKS, evaluate, run_benchmark
 from ..integrations import export_stock
 from ..runtime import (
     SparseRMError,
@@ -244,7 +244,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
     if args.dataset is None:
         raise SparseRMError("There is nothing to evaluate on: name preference pairs, or a --benchmark.")
     pairs = load_preferences(args.dataset, args.split or "test")
-    evaluation = evaluate_checkpoint(args.model, pairs, *options)
+    evaluation = evaluate(args.model, pairs, *options)
     if process_state().is_main_process:
         print_evaluation(evaluation, f"{args.model} on {args.dataset}")
 

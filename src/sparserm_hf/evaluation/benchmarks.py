@@ -14,7 +14,8 @@ from ..conversations import ChatEncoder, Messages, TokenizedText, check_messages
 from ..runtime import SparseRMError
 from ..scoring import encoder_of
 from .benchmark_scores import Prompt, Score, score_rewardbench, score_rewardbench2, score_rm_bench
-from .evaluation import SavedRewardModel, reward_represented
+from .represented_rewards import reward_with_controls
+from .saved_models import SavedRewardModel
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def run_benchmark(
     saved = SavedRewardModel.load(name, dtype, revision)
     prompts, texts = tokenize_benchmark(rows, benchmark, encoder_of(saved.model, saved.tokenizer, max_length))
     lengths = np.array([len(text.ids) for text in texts])
-    rewards = reward_represented(
+    rewards = reward_with_controls(
         saved.model, saved.controls, saved.represent(texts, cache_dir), lengths, saved.columns
     )
     return {row: benchmark.score(prompts, of_texts) for row, of_texts in rewards.items()}

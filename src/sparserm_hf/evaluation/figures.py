@@ -17,6 +17,7 @@ from ..runtime import visible
 from .calibration_error import calibration_bins
 from .evaluation import Evaluation
 from .metrics import PairMetrics
+from .row_names import RowName
 
 INK, ACCENT, ACCENT_2, MUTED = "#1a1c1f", "#2f6fde", "#d9822b", "#8a919c"
 STYLE: Any = {
@@ -35,7 +36,7 @@ def draw_accuracy(axes: Axes, evaluation: Evaluation) -> None:
     """Accuracies with their 95% intervals, the reward model first."""
     metrics = evaluation.metrics
     for place, (name, row) in enumerate(metrics.items()):
-        _interval(axes, row, place, ACCENT if name == "SparseRM" else MUTED, horizontal=True)
+        _interval(axes, row, place, ACCENT if name == RowName.REWARD_MODEL else MUTED, horizontal=True)
     axes.set_yticks(range(len(metrics)), [visible(name) for name in metrics])
     axes.invert_yaxis()
     axes.axvline(50, color=MUTED, linewidth=0.8, linestyle=":")
@@ -44,7 +45,7 @@ def draw_accuracy(axes: Axes, evaluation: Evaluation) -> None:
 
 def draw_length(axes: Axes, evaluation: Evaluation) -> None:
     """Accuracies where the chosen response is the shorter or the longer one; before debiasing too."""
-    rows = [name for name in ("SparseRM", "without debiasing") if name in evaluation.margins]
+    rows = [name for name in (RowName.REWARD_MODEL, RowName.UNDEBIASED) if name in evaluation.margins]
     kinds = {kind: len(of) for kind, of in evaluation.by_length.items() if len(of)}
     for i, (name, colour) in enumerate(zip(rows, (ACCENT, ACCENT_2), strict=False)):
         for place, row in enumerate(evaluation.metrics_by_length(name).values()):
@@ -60,7 +61,7 @@ def draw_length(axes: Axes, evaluation: Evaluation) -> None:
 
 def draw_calibration(axes: Axes, evaluation: Evaluation) -> None:
     """How often the preferred response is the chosen one, by the probability that it was given."""
-    bins = calibration_bins(evaluation.margins["SparseRM"], evaluation.temperature)
+    bins = calibration_bins(evaluation.margins[RowName.REWARD_MODEL], evaluation.temperature)
     axes.plot([50, 100], [50, 100], color=MUTED, linewidth=0.8, linestyle=":")
     axes.plot(100 * bins.confidence, 100 * bins.accuracy, color=ACCENT, linewidth=1)
     axes.scatter(100 * bins.confidence, 100 * bins.accuracy, s=10 + 150 * bins.count / bins.count.max(), color=ACCENT)

@@ -1,4 +1,4 @@
-"""Can a response win by writing the chat template's own tokens?"""
+"""Attacks on a reward model: responses that write the chat template's own tokens."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Attack:
     """How often one constant response, or one suffix of the rejected response, beats the chosen response.
 
     Attributes:
-        name: What the attack writes, in words.
-        written: What it writes.
-        as_tokens: Where its marks are special tokens, as in a trainer that passes token ids: `accuracy` is the share
-            of prompts on which the attack has the higher reward.
-        as_text: Where its marks are ordinary text, as in messages.
+        name: The attack in words.
+        written: The text that the attack writes.
+        as_tokens: Success where the template's marks are special tokens, as in a trainer that passes token ids:
+            `accuracy` is the share of prompts on which the attack has the higher reward.
+        as_text: Success where the marks are ordinary text, as in messages.
     """
 
     name: str
@@ -34,14 +34,20 @@ class Attack:
     as_text: PairMetrics
 
     @classmethod
-    def of(cls, described: dict[str, Any]) -> Attack:
-        """What `dataclasses.asdict` made a dictionary of."""
+    def from_dict(cls, described: dict[str, Any]) -> Attack:
+        """Restore an attack from the dictionary that `dataclasses.asdict` made of it."""
         measured = {name: PairMetrics(**described[name]) for name in ("as_tokens", "as_text")}
         return cls(**{**described, **measured})
 
 
 def attacks_on(chat: ChatFormat, bos: str | None, eos: str | None) -> dict[str, str]:
-    """What is tried, by name: responses made of what a chat template writes."""
+    """Write responses out of a chat template's marks, by the name of the attack.
+
+    Args:
+        chat: Marks of the chat template.
+        bos: Begin-of-text token.
+        eos: End-of-text token.
+    """
     tail, header = chat.end_of_turn, chat.assistant_header
     end = tail.strip() or eos or ""
     user = chat.other_headers[0] if chat.other_headers else ""
@@ -74,16 +80,16 @@ def measure_attacks(
 ) -> list[Attack]:
     """Attack the chosen responses to the first prompts of some preference pairs.
 
-    The last row is a suffix: the rejected response with an end of turn and an assistant header after it, beside the
-    rejected response as it is.
+    The last attack is a suffix: an end of turn and an assistant header after the rejected response. Its `as_text` is
+    the rejected response without the suffix.
 
     Args:
-        pairs: Preference pairs. Those of plain text are left out: no template stands around them.
-        encoder: That of the reward model.
-        reward: From N texts to their (N,) rewards.
+        pairs: Preference pairs. Pairs of plain text are left out: no template stands around them.
+        encoder: Encoder of the reward model.
+        reward: Maps N texts to their (N,) rewards.
 
     Returns:
-        A row for each attack; none where no pair is a conversation.
+        The attacks; empty where no pair is a conversation.
     """
     tokenizer, chat = encoder.tokenizer, ChatFormat.of(encoder.tokenizer)
     first = {group: i for i, group in reversed(list(enumerate(pairs.groups)))}  # one pair a prompt
@@ -108,7 +114,7 @@ def measure_attacks(
 
 
 def _respond(text: TokenizedText, response: Sequence[int], encoder: ChatEncoder, live: bool) -> TokenizedText:
-    """A text with another response in its place, found as in a trainer, or known as in messages."""
+    """Put another response in a text's place: found by its marks as in a trainer, or known as in messages."""
     ids = text.ids[: text.start] + tuple(response) + text.ids[text.stop :]
     if not live:
         return TokenizedText(ids, text.turn, text.start, text.start + len(response))

@@ -2,7 +2,7 @@ from .attribution import LatentEffect as LatentEffect
 from .attribution import TextExplanation as TextExplanation
 from .attribution import TokenEffect as TokenEffect
 from .attribution import contrast as contrast
-from .attribution import explain_text as explain_text
+from .attribution import explain as explain
 from .attribution import group_contributions as group_contributions
 from .describe import Describer as Describer
 from .editing import Effect as Effect

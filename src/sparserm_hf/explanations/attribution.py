@@ -89,7 +89,7 @@ class TextExplanation:
     unexplained: float
 
 
-def explain_text(
+def explain(
     model: SparseRMForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     text: GivenText,
@@ -115,7 +115,7 @@ def explain_text(
 def explain_tokens(
     model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, text: TokenizedText
 ) -> TextExplanation:
-    """Say why a tokenised text gets its reward; see `explain_text`."""
+    """Say why a tokenised text gets its reward; see `explain`."""
     ids = list(text.ids)
     input_ids = torch.tensor([ids], device=model.directions.device)
     texts = run_texts(model, input_ids, torch.ones_like(input_ids), [text.place])

@@ -82,7 +82,7 @@ def edit_model(
 
     def measure(steering: dict[str, float]) -> Effect:
         config.steering = steering
-        rewards = reward_represented(saved.model, [], representations, pairs.lengths, saved.columns)["SparseRM"]
+        rewards = reward_represented(saved.model, representations)
         sides = rewards[pairs.chosen], rewards[pairs.rejected]
         return Effect(pair_metrics(sides[0] - sides[1]), float(np.mean(sides)), float(np.std(sides)))
 

@@ -17,6 +17,7 @@ from ..conversations import TokenizedPreferences, Turn, find_turns
 from ..evaluation import (
     EVALUATION_FILE,
     Evaluation,
+    RowName,
     SavedRewardModel,
     as_svg,
     draw_accuracy,
@@ -165,6 +166,7 @@ def write_report(
         config=config,
         base=Path(config.base_model_name_or_path).name,
         evaluation=evaluation,
+        main_row=RowName.REWARD_MODEL,
         plots=_draw(config, evaluation),
         latents=_listed(latents),
         featured=shown[len(shown) // 2] if shown else None,
@@ -224,7 +226,7 @@ def _explain_pairs(
     saved: SavedRewardModel, pairs: TokenizedPreferences, evaluation: Evaluation, count: int
 ) -> list[Pair]:
     """Pairs spread evenly over the margins, from the lowest to the highest."""
-    margins = evaluation.margins["SparseRM"]
+    margins = evaluation.margins[RowName.REWARD_MODEL]
     order = np.argsort(margins, kind="stable")
     picked = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
     return [_explain_pair(saved, pairs, int(i)) for i in tqdm(picked, desc="Explaining", unit="pair", delay=2)]

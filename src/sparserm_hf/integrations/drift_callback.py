@@ -9,8 +9,8 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..evaluation import Control, DriftReference, TextReadings, find_controls
-from ..monitoring import ALARM, load_reference, read_texts
+from ..evaluation import Control, DriftReference, find_controls
+from ..monitoring import ALARM, ScoredResponses, load_reference, measure_drift, score_for_drift
 from .reward_function import SparseRMReward
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class DriftCallback(TrainerCallback):
 
     def __init__(self, trainer: Trainer, reward: SparseRMReward, alarm: float = ALARM):
         self.trainer, self.reward, self.alarm = trainer, reward, alarm
-        self.window: list[TextReadings] = []
+        self.window: list[ScoredResponses] = []
         self.reference: DriftReference = load_reference(reward.model, reward.revision)
 
     @cached_property
@@ -57,9 +57,9 @@ class DriftCallback(TrainerCallback):
         if state.global_step % max(int(state.logging_steps), 1) or not self.reward.seen:
             return
         model, _ = self.reward.load()
-        self.window += gather_object([read_texts(model, self.controls, self.reward.seen)])
-        self.window = [TextReadings.joined(self.window).last(WINDOW)]
-        drift = self.reference.measure(self.window[0])
+        self.window += gather_object([score_for_drift(model, self.controls, self.reward.seen)])
+        self.window = [ScoredResponses.joined(self.window).last(WINDOW)]
+        drift = measure_drift(self.reference, self.window[0])
         Trainer.log(self.trainer, drift.flat())  # TRL's own `log` would empty the trainer's metrics into ours
         if state.is_world_process_zero:
             for alarm in drift.alarms(self.alarm):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..evaluation import Control, activations, dense
+from ..evaluation import Control, RowName, activations, dense
 from .directions import random_directions
 from .fitting import HeadFitter
 from .head import FittedHead
@@ -24,14 +24,14 @@ def fit_controls(fitter: HeadFitter) -> list[Control]:
     whole, projected = dense(fitter.texts), fitter.project(random)  # the same in each fold
     encoded = fitter.fit(lambda train: activations(fitter.texts, fitter.select(train).latents))
     controls = [
-        Control("dense representation", fitter.fit(lambda _: whole).layers, "representation"),
-        _on_directions("random directions", fitter.fit(lambda _: projected), random),
-        Control("SAE activations", encoded.layers, "activations"),
+        Control(RowName.DENSE, fitter.fit(lambda _: whole).layers, "representation"),
+        _on_directions(RowName.RANDOM, fitter.fit(lambda _: projected), random),
+        Control(RowName.ACTIVATIONS, encoded.layers, "activations"),
     ]
     if args.debias_names:
         head = fitter.fit(fitter.read_selected, debias=False)
-        controls.append(_on_directions("without debiasing", head, fitter.directions(selection).rows))
-    return [*controls, Control("length alone", fitter.fit(lambda _: length, debias=False).layers, "length")]
+        controls.append(_on_directions(RowName.UNDEBIASED, head, fitter.directions(selection).rows))
+    return [*controls, Control(RowName.LENGTH, fitter.fit(lambda _: length, debias=False).layers, "length")]
 
 
 def _on_directions(name: str, head: FittedHead, directions: np.ndarray) -> Control:

@@ -45,7 +45,6 @@ from ..evaluation import (
     Control,
     DriftReference,
     Evaluation,
-    TextReadings,
     evaluate_representations,
     find_twin,
     measure_attacks,
@@ -240,7 +239,7 @@ class SparseRMTrainer:
         evaluation = evaluate_representations(model, self.controls, represented, pairs, styles, latents)
 
         def reward(texts: list[TokenizedText]) -> np.ndarray:
-            return reward_represented(model, [], self.represent(texts), np.zeros(len(texts)), latents)["SparseRM"]
+            return reward_represented(model, self.represent(texts))
 
         self.evaluation = replace(evaluation, attacks=tuple(measure_attacks(pairs, self.encoder, reward)))
         return self.evaluation.flat()
@@ -318,7 +317,7 @@ class SparseRMTrainer:
         features, lengths = fitter.read_selected(np.arange(len(fitter.pairs))), self.train_pairs.lengths
         twin = find_twin(self.controls)
         of_twin = twin.rewards(fitter.texts, lengths, []) if twin else None
-        return DriftReference.of(TextReadings(features, head.rewards(features), of_twin))
+        return DriftReference.of(features, head.rewards(features), of_twin)
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write model, tokenizer, controls and model card; a failure leaves what was there before.

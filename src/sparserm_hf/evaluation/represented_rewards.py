@@ -1,0 +1,70 @@
+"""Rewards out of cached representations: the base model does not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..conversations import TokenizedPreferences
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..representations import Representations, Shard
+from ..runtime import as_numpy
+from .controls import Control
+from .evaluation import Evaluation
+from .row_names import RowName
+
+
+@torch.inference_mode()
+def shard_features(model: SparseRMForSequenceClassification, shard: Shard) -> torch.Tensor:
+    """Compute the head's input features of the n texts in a shard, (n, K)."""
+    mean = torch.from_numpy(shard.mean).to(model.directions.device)
+    return model.project(mean, (mean != 0).any(-1, keepdim=True))
+
+
+def reward_represented(model: SparseRMForSequenceClassification, representations: Representations) -> np.ndarray:
+    """Compute the reward model's (N,) rewards of N represented texts."""
+
+    @torch.inference_mode()
+    def of_shard(shard: Shard) -> np.ndarray:
+        return as_numpy(model.reward(shard_features(model, shard))[:, 0])
+
+    return representations.read(of_shard)
+
+
+def reward_with_controls(
+    model: SparseRMForSequenceClassification,
+    controls: Sequence[Control],
+    representations: Representations,
+    lengths: np.ndarray,
+    latents: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """Compute the rewards of represented texts, (N,) by row name: from the reward model and from its controls.
+
+    Args:
+        model: The reward model.
+        controls: Its controls. Controls on activations are left out where the representations hold no activations.
+        representations: Representations of N texts.
+        lengths: (N,) tokens of each text.
+        latents: Columns of the selected latents in the stored activations; empty where no activations are stored.
+    """
+    rewards = {RowName.REWARD_MODEL: reward_represented(model, representations)}
+    for control in controls:
+        if control.reads != "activations" or len(latents):
+            rewards[control.name] = control.rewards(representations, lengths, latents)
+    return rewards
+
+
+def evaluate_representations(
+    model: SparseRMForSequenceClassification,
+    controls: Sequence[Control],
+    representations: Representations,
+    pairs: TokenizedPreferences,
+    styles: dict[str, np.ndarray],
+    latents: Sequence[int],
+) -> Evaluation:
+    """Evaluate a reward model on represented pairs whose styles are measured; see `reward_with_controls`."""
+    rewards = reward_with_controls(model, controls, representations, pairs.lengths, latents)
+    margins = {name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()}
+    return Evaluation(margins, styles, model.config.reward_temperature)
