@@ -11,7 +11,7 @@ from world import make_rows, without_package, write_jsonl
 
 from sparserm_hf import SparseRMReward, explain
 from sparserm_hf.cli.main import main
-from sparserm_hf.explanations.attribution import contrast
+from sparserm_hf.explanations.text_explanation import contrast
 from sparserm_hf.runtime.batches import pad_texts
 from sparserm_hf.scoring.reward_models import load_reward_model
 from sparserm_hf.scoring.scored_rows import score_rows

@@ -19,7 +19,7 @@ from sparserm_hf.evaluation.benchmark_scores import (
     score_rewardbench2,
     score_ties,
 )
-from sparserm_hf.evaluation.benchmarks import BENCHMARKS, run_benchmark
+from sparserm_hf.evaluation.benchmarks import run_benchmark
 from sparserm_hf.runtime.errors import SparseRMError
 
 pytestmark = pytest.mark.works_with(
@@ -127,7 +127,7 @@ def test_a_run_of_the_official_scripts_gives_our_figures(trained, tmp_path, equa
     how = ["--model", "model", "--trust_remote_code", "--torch_dtype", "float32"]
     script = ["scripts.run_v2", *how, "--dataset", "best-of.jsonl", "--do_not_save", "--disable_beaker_save"]
     printed = official(OFFICIAL_SCRIPT, *script, cwd=tmp_path)
-    reports = run_benchmark(str(trained), BENCHMARKS["rewardbench2"], best_of, dtype="float32", cache_dir=tmp_path)
+    reports = run_benchmark(str(trained), "rewardbench2", best_of, dtype="float32", cache_dir=tmp_path)
     ours = named(reports["SparseRM"])
     assert f"Math: {ours['Math'] * 12}/12" in printed and 0 < ours["Math"] < 1
     theirs = float(printed.split("Ties: Overall score ")[1].split()[0])
@@ -144,7 +144,7 @@ def test_a_run_of_the_official_scripts_gives_our_figures(trained, tmp_path, equa
     rows = [
         {"subset": "hep-go", "prompt": prompts[i], "chosen": chosen[i], "rejected": rejected[i]} for i in range(40)
     ]
-    reports = run_benchmark(str(trained), BENCHMARKS["rewardbench"], rows, dtype="float32", cache_dir=tmp_path)
+    reports = run_benchmark(str(trained), "rewardbench", rows, dtype="float32", cache_dir=tmp_path)
     equal("RewardBench's command: its accuracy", named(reports["SparseRM"])["all pairs"], theirs["accuracy"], 1e-12)
     assert theirs["num_prompts"] == 40 and 0.6 < theirs["accuracy"] < 1
 
@@ -163,9 +163,9 @@ def test_a_run_of_the_official_scripts_gives_our_figures(trained, tmp_path, equa
 def test_rows_of_another_form_are_refused(trained, change, sentence):
     row = {"subset": "hep-go", "prompt": "w1", "chosen": ["w2"], "rejected": ["w3"]} | change
     with pytest.raises(SparseRMError, match=sentence):
-        run_benchmark(str(trained), BENCHMARKS["rewardbench"], [row])
+        run_benchmark(str(trained), "rewardbench", [row])
     with pytest.raises(SparseRMError, match="no row"):
-        run_benchmark(str(trained), BENCHMARKS["rewardbench"], [])
+        run_benchmark(str(trained), "rewardbench", [])
     prompt = Prompt("a:1", "Ties", [0], [1])
     with pytest.raises(SparseRMError, match="ref:NUMBER"):
         score_ties([prompt], np.zeros(2))

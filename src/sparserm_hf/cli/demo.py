@@ -13,7 +13,6 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..demo import make_facts
-from ..evaluation import SavedRewardModel
 from ..explanations import write_report
 from ..runtime import SparseRMError, say
 from ..training import SparseRMTrainer, SparseRMTrainingConfig
@@ -100,6 +99,5 @@ def run_demo(output_dir: Path) -> None:
     for conversation, reward in zip(examples, rewards, strict=True):
         say(f"  {reward:+8.3f}  {conversation[-2]['content']}  {conversation[-1]['content']}")
     report = output_dir / "report.html"
-    saved = SavedRewardModel.load(str(output_dir / "model"))
-    write_report(str(output_dir / "model"), saved, report, saved.tokenize(splits["test"]))
+    write_report(str(output_dir / "model"), report, splits["test"])
     say(f"The demo took {time.perf_counter() - started:.0f} s. See inside the model: {report}")

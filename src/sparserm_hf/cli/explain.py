@@ -11,20 +11,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..conversations import iterate_rows, load_preferences
-from ..evaluation import SavedRewardModel
-from ..explanations import (
-    Describer,
-    as_json,
-    check_report,
-    edit_model,
-    explain_rows,
-    report_latents,
-    save_edited,
-    write_report,
-)
+from ..explanations import Describer, edit_model, explain_rows, report_latents, write_report
 from ..monitoring import ALARM, monitor
-from ..runtime import SparseRMError, check_output_dir, check_output_file, process_state, replacing_file, say
-from ..scoring import ROW_ERROR, encoder_of, json_line, load_reward_model
+from ..runtime import SparseRMError, check_output_file, process_state, replacing_file, say
+from ..scoring import json_line, load_reward_model
 from .explanation_tables import print_drift, print_effect, print_explanation, print_latents
 from .output import tell_errors
 
@@ -126,21 +116,18 @@ def explain_command(args: argparse.Namespace) -> int:
     check_output_file(args.output)
     model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
     rows: Any = tqdm(iterate_rows(args.input), desc="Explaining", unit="row", delay=2, disable=args.output is None)
-    encoder, errors = encoder_of(model, tokenizer, args.max_length), []
+    errors = []
     with ExitStack() as stack:
         file = None
         if args.output:
             file = stack.enter_context(stack.enter_context(replacing_file(args.output)).open("w", encoding="utf-8"))
-        for number, row in enumerate(rows, 1):
-            try:
-                ((_, texts),) = explain_rows(model, encoder, [row], args.input, number)
-            except SparseRMError as error:  # the other rows are explained all the same
-                errors.append(str(error))
-                texts = {}
+        for number, explained in enumerate(explain_rows(model, tokenizer, rows, args.max_length, args.input), 1):
+            if explained.error:
+                errors.append(explained.error)
             if file:
-                file.write(json_line(as_json(row, texts) if texts else {**row, ROW_ERROR: errors[-1]}))
-            elif texts:
-                print_explanation(texts, model.config, f"Row {number}", args.top)
+                file.write(json_line(explained.as_json()))
+            elif not explained.error:
+                print_explanation(explained.explanations, model.config, f"Row {number}", args.top)
     return tell_errors(errors)
 
 
@@ -150,25 +137,23 @@ def features_command(args: argparse.Namespace) -> None:
     if bool(args.describe_with) != bool(args.describe_model):
         raise SparseRMError("--describe_with URL and --describe_model NAME belong together: name both, or neither.")
     describer = Describer.at(args.describe_with, args.describe_model) if args.describe_with else None
-    saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
-    pairs = saved.tokenize(load_preferences(args.dataset, args.split), args.max_length)
-    reports = report_latents(saved, pairs, args.top, args.examples, args.cache_dir, describer)
+    rows = load_preferences(args.dataset, args.split)
+    how = (args.max_length, args.dtype, args.revision, args.cache_dir)
+    reports = report_latents(args.model, rows, args.top, args.examples, describer, *how)
     if not process_state().is_main_process:
         return
     if args.output:
         with replacing_file(args.output) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json_line(asdict(report)) for report in reports)
+            file.writelines(json_line(asdict(report)) for report in reports.latents)
     else:
-        print_latents(reports, f"{args.model} on {args.dataset}, {len(pairs)} pairs")
+        print_latents(reports.latents, f"{args.model} on {args.dataset}, {reports.pairs} pairs")
 
 
 def report_command(args: argparse.Namespace) -> None:
     """`sparserm report`."""
-    output = args.output or Path(f"{Path(args.model).name}-report.html")
-    check_report(output)
-    saved = SavedRewardModel.load(args.model, args.dtype, args.revision)
-    pairs = saved.tokenize(load_preferences(args.dataset, args.split), args.max_length) if args.dataset else None
-    write_report(args.model, saved, output, pairs, args.examples, args.revision, args.cache_dir)
+    rows = load_preferences(args.dataset, args.split) if args.dataset else None
+    how = (args.max_length, args.dtype, args.revision, args.cache_dir)
+    output = write_report(args.model, args.output, rows, args.examples, *how)
     if process_state().is_main_process:
         say(f"Wrote {output}.")
 
@@ -185,14 +170,11 @@ def edit_command(args: argparse.Namespace) -> None:
     factors = {latent: _factor(latent, text) for latent, text in args.steer}
     if not factors and not args.label:
         raise SparseRMError("There is nothing to edit: use --steer LATENT=FACTOR or --label LATENT=NAME.")
-    check_output_dir(args.output_dir)
-    saved = SavedRewardModel.load(args.model, "saved", args.revision)
-    pairs = saved.tokenize(load_preferences(args.dataset, args.split)) if args.dataset else None
-    effect = edit_model(saved, factors, dict(args.label), pairs, args.cache_dir)
+    rows = load_preferences(args.dataset, args.split) if args.dataset else None
+    effect = edit_model(args.model, args.output_dir, factors, dict(args.label), rows, args.revision, args.cache_dir)
     if not process_state().is_main_process:
         return
     if effect:
-        print_effect(*effect, f"{args.model} on {args.dataset}")
-    save_edited(saved, args.model, args.output_dir, args.revision)
+        print_effect(effect, f"{args.model} on {args.dataset}")
     unmeasured = "" if effect or not factors else " Its effect was not measured: name pairs with --dataset."
     say(f"Wrote {args.output_dir}.{unmeasured}")

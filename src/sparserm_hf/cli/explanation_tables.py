@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text as Line
 
-from ..explanations import Effect, Explained, LatentEffect, LatentReport, TextExplanation, TokenEffect, contrast
+from ..explanations import EditEffect, LatentEffect, LatentReport, TextExplanation, TokenEffect, contrast
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..monitoring import Drift
 from ..runtime import Console, visible
@@ -20,11 +20,11 @@ CHECK = f"Tried on the tokens: = it does, to a tenth; ≠ what it loses instead,
 UP, DOWN = (34, 160, 90), (210, 70, 70)  # background of a token that adds, that takes away
 
 
-def print_explanation(explained: Explained, config: SparseRMConfig, title: str, top: int) -> None:
+def print_explanation(explained: dict[str, TextExplanation], config: SparseRMConfig, title: str, top: int) -> None:
     """Print why a row got its reward, or its two.
 
     Args:
-        explained: Of a text, or of both sides of a pair.
+        explained: Explanations of a text, or of both sides of a pair.
         config: The reward model's.
         title: What the row is called.
         top: Latents to show.
@@ -47,10 +47,10 @@ def print_explanation(explained: Explained, config: SparseRMConfig, title: str, 
 
 def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig) -> None:
     deviation = (explanation.reward - config.reward_mean) / config.reward_std if config.reward_std else 0.0
-    added = explanation.reward - explanation.base - explanation.unexplained
     console.print(
-        f"reward {explanation.reward:.3f} = {explanation.base:.3f} of the average response {added:+.3f} of latents "
-        f"{explanation.unexplained:+.1e} unexplained; {deviation:+.1f} standard deviations"
+        f"reward {explanation.reward:.3f} = {explanation.base:.3f} of the average response "
+        f"{explanation.added:+.3f} of latents {explanation.unexplained:+.1e} unexplained; "
+        f"{deviation:+.1f} standard deviations"
     )
 
 
@@ -159,17 +159,17 @@ def print_drift(drift: Drift, title: str, alarm: float, top: int) -> None:
     console.print(f"{verdict} (the threshold is {100 * alarm:g}%).")
 
 
-def print_effect(before: Effect, after: Effect, title: str) -> None:
+def print_effect(effect: EditEffect, title: str) -> None:
     """Print what an edit does to rewards."""
-    table = Table(title=f"{escape(title)}, {before.metrics.pairs} pairs")
+    table = Table(title=f"{escape(title)}, {effect.before.metrics.pairs} pairs")
     table.add_column("")
     for column in ("accuracy %", "95% interval", "mean margin", "mean reward", "standard deviation"):
         table.add_column(column, justify="right")
-    for name, effect in (("before", before), ("after", after)):
-        metrics = effect.metrics
+    for name, rewards in (("before", effect.before), ("after", effect.after)):
+        metrics = rewards.metrics
         interval = f"{100 * metrics.low:.1f} to {100 * metrics.high:.1f}"
         accuracy = f"{100 * metrics.accuracy:.1f}"
-        table.add_row(name, accuracy, interval, *(f"{x:.3f}" for x in (metrics.margin, effect.mean, effect.std)))
+        table.add_row(name, accuracy, interval, *(f"{x:.3f}" for x in (metrics.margin, rewards.mean, rewards.std)))
     Console().print(table)
 
 

@@ -237,7 +237,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
         benchmark = BENCHMARKS[args.benchmark]
         dataset = args.dataset or benchmark.dataset
         rows = load_preferences(dataset, args.split or benchmark.split)
-        reports = run_benchmark(args.model, benchmark, rows, *options)
+        reports = run_benchmark(args.model, args.benchmark, rows, *options)
         if process_state().is_main_process:
             print_benchmark(reports, f"{args.model} on {benchmark.title}")
         return

@@ -1,4 +1,4 @@
-"""RewardBench, RewardBench 2 and RM-Bench on a saved reward model, with its controls beside."""
+"""RewardBench, RewardBench 2 and RM-Bench on a saved reward model, beside its controls."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..conversations import ChatEncoder, Messages, TokenizedText, check_messages, row_name
-from ..runtime import SparseRMError
-from ..scoring import encoder_of
+from ..conversations import ChatEncoder, Messages, TokenizedText, check_messages, load_preferences, row_name
+from ..runtime import SparseRMError, shown
 from .benchmark_scores import Prompt, Score, score_rewardbench, score_rewardbench2, score_rm_bench
 from .represented_rewards import reward_with_controls
 from .saved_models import SavedRewardModel
@@ -20,15 +19,15 @@ from .saved_models import SavedRewardModel
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark is and how it is scored.
+    """The dataset and the scoring of a benchmark.
 
     Attributes:
-        title: Its name.
-        dataset: Its dataset on the Hub.
-        split: The split that holds it.
-        subset_column: The column that names the subset.
-        responses: How many chosen and how many rejected responses each prompt has; None where that differs.
-        score: From prompts and the rewards of all texts to the report; its last line is the headline figure.
+        title: Name of the benchmark.
+        dataset: Hub id of its dataset.
+        split: Split of the dataset.
+        subset_column: Column with the name of a prompt's subset.
+        responses: Number of chosen and of rejected responses of each prompt; None where the numbers differ.
+        score: Maps prompts and the rewards of all texts to scores; the last score is the headline figure.
     """
 
     title: str
@@ -46,11 +45,36 @@ BENCHMARKS = {
 }
 
 
-def _read_row(row: Mapping[str, Any], number: int, benchmark: Benchmark) -> tuple[Messages, list[str], list[str]]:
-    """The prompt as messages, the chosen and the rejected responses of a row.
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """A prompt of a benchmark with its responses.
+
+    Attributes:
+        prompt: The prompt as messages.
+        chosen: Right responses.
+        rejected: Wrong responses.
+    """
+
+    prompt: Messages
+    chosen: list[str]
+    rejected: list[str]
+
+
+def read_row(row: Mapping[str, Any], number: int, benchmark: Benchmark) -> BenchmarkRow:
+    """Read a row of a benchmark's dataset.
+
+    Args:
+        row: The row.
+        number: Number of the row, from 1, for errors.
+        benchmark: The benchmark.
 
     Raises:
-        SparseRMError: It is of another form.
+        SparseRMError: The row has another form.
+
+    Example:
+        >>> row = {"prompt": "2 + 2?", "chosen": "4.", "rejected": "5.", "subset": "math"}
+        >>> read_row(row, 1, BENCHMARKS["rewardbench"]).rejected
+        ['5.']
     """
     columns = ("prompt", "chosen", "rejected", benchmark.subset_column)
     missing = [name for name in columns if row.get(name) is None]
@@ -69,7 +93,7 @@ def _read_row(row: Mapping[str, Any], number: int, benchmark: Benchmark) -> tupl
                 f"Row {number} has {len(side)} {name} responses, but {benchmark.title} has "
                 f"{benchmark.responses or 'at least one'}, each a string."
             )
-    return messages, *sides  # type: ignore[return-value]
+    return BenchmarkRow(messages, *sides)
 
 
 def tokenize_benchmark(
@@ -77,23 +101,26 @@ def tokenize_benchmark(
     benchmark: Benchmark,
     encoder: ChatEncoder,
 ) -> tuple[list[Prompt], list[TokenizedText]]:
-    """The prompts of a benchmark, and the token ids of its distinct texts that they point at.
+    """Tokenise the distinct texts of a benchmark.
 
     Args:
-        rows: Of the benchmark's dataset.
-        benchmark: Which one.
-        encoder: The reward model's.
+        rows: Rows of the benchmark's dataset.
+        benchmark: The benchmark.
+        encoder: Encoder of the reward model.
+
+    Returns:
+        The prompts, and the texts that their numbers point to.
 
     Raises:
-        SparseRMError: A row is of another form, or there is none.
+        SparseRMError: A row has another form, or there is no row.
     """
     index: dict[TokenizedText, int] = {}
     prompts = []
     for number, row in enumerate(tqdm(rows, desc="Tokenising", unit="prompt", delay=2), 1):
-        messages, *sides = _read_row(row, number, benchmark)
+        found = read_row(row, number, benchmark)
         numbers = []
-        for side in sides:
-            texts = [[*messages, {"role": "assistant", "content": response}] for response in side]
+        for side in (found.chosen, found.rejected):
+            texts = [[*found.prompt, {"role": "assistant", "content": response}] for response in side]
             ids = [encoder(text, row_name(number)) for text in texts]
             numbers.append([index.setdefault(x, len(index)) for x in ids])
         prompts.append(Prompt(str(row.get("id", number)), str(row[benchmark.subset_column]), *numbers))
@@ -103,32 +130,46 @@ def tokenize_benchmark(
 
 
 def run_benchmark(
-    name: str,
-    benchmark: Benchmark,
-    rows: Iterable[Mapping[str, Any]],
+    model: str,
+    benchmark: str,
+    rows: Iterable[Mapping[str, Any]] | None = None,
     max_length: int | None = None,
     dtype: str = "auto",
     revision: str | None = None,
     cache_dir: Path | None = None,
 ) -> dict[str, list[Score]]:
-    """Report on a saved reward model, and on the controls that were saved beside it, by row name.
+    """Score a saved reward model on a benchmark, beside the controls that were saved with it.
 
     Args:
-        name: See `SavedRewardModel.load`.
+        model: Folder or Hub id of the reward model.
         benchmark: One of `BENCHMARKS`.
-        rows: Of its dataset, or some of them.
-        max_length: Longer texts lose their start; by default as long as in training.
-        dtype: See `SavedRewardModel.load`.
-        revision: See `SavedRewardModel.load`.
-        cache_dir: Where representations are kept.
+        rows: Rows of the benchmark's dataset; by default all of them, from the Hub.
+        max_length: Longer texts lose their start; by default the length limit of training.
+        dtype: Data type of the base model; `auto` takes the type that training ran in.
+        revision: Revision of the reward model on the Hub.
+        cache_dir: Folder of cached representations; by default in `HF_HOME`.
+
+    Returns:
+        The benchmark's scores by row name, see `RowName`; the last score of a row is the headline figure.
 
     Raises:
-        SparseRMError: The model cannot be loaded, or a row is of another form.
+        SparseRMError: The model cannot be loaded, the benchmark is unknown, or a row has another form.
+
+    Example:
+        ```python
+        from sparserm_hf import run_benchmark
+
+        scores = run_benchmark("my-reward-model", "rewardbench2")
+        print(scores["SparseRM"][-1])
+        ```
     """
-    saved = SavedRewardModel.load(name, dtype, revision)
-    prompts, texts = tokenize_benchmark(rows, benchmark, encoder_of(saved.model, saved.tokenizer, max_length))
+    if benchmark not in BENCHMARKS:
+        raise SparseRMError(f"There is no benchmark {shown(benchmark)}: choose from {', '.join(BENCHMARKS)}.")
+    chosen = BENCHMARKS[benchmark]
+    rows = load_preferences(chosen.dataset, chosen.split) if rows is None else rows
+    saved = SavedRewardModel.load(model, dtype, revision)
+    prompts, texts = tokenize_benchmark(rows, chosen, saved.encoder(max_length))
     lengths = np.array([len(text.ids) for text in texts])
-    rewards = reward_with_controls(
-        saved.model, saved.controls, saved.represent(texts, cache_dir), lengths, saved.columns
-    )
-    return {row: benchmark.score(prompts, of_texts) for row, of_texts in rewards.items()}
+    represented = saved.represent(texts, cache_dir)
+    rewards = reward_with_controls(saved.model, saved.controls, represented, lengths, saved.columns)
+    return {row: chosen.score(prompts, of_texts) for row, of_texts in rewards.items()}

@@ -1,11 +1,13 @@
-"""Correct a reward model by hand: steer its latents, name them, and see what that does before it is kept."""
+"""Editing a reward model by hand: steered and labelled latents, and the effect on rewards."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import ModelCard
@@ -22,20 +24,20 @@ from ..evaluation import (
     reward_represented,
 )
 from ..hub_cards.render import PLOT_FILE
-from ..runtime import SparseRMError, check_output_dir, replacing_folder, save_tokenizer
+from ..runtime import SparseRMError, check_output_dir, process_state, replacing_folder, save_tokenizer
 from ..scoring import check_reload
 
 SECTION = "## Steering"
 
 
 @dataclass(frozen=True)
-class Effect:
-    """What rewards are like on some pairs.
+class RewardSummary:
+    """Rewards on preference pairs.
 
     Attributes:
         metrics: Accuracy and margin.
-        mean: Of the rewards of all responses.
-        std: Their standard deviation.
+        mean: Mean reward of all responses.
+        std: Standard deviation of the rewards.
     """
 
     metrics: PairMetrics
@@ -43,24 +45,63 @@ class Effect:
     std: float
 
 
+@dataclass(frozen=True)
+class EditEffect:
+    """Rewards on preference pairs before and after an edit."""
+
+    before: RewardSummary
+    after: RewardSummary
+
+
 def edit_model(
-    saved: SavedRewardModel,
-    factors: dict[int, float],
-    labels: dict[int, str],
-    pairs: TokenizedPreferences | None = None,
+    model: str,
+    output_dir: Path | str,
+    steering: Mapping[int, float] | None = None,
+    labels: Mapping[int, str] | None = None,
+    rows: Any = None,
+    revision: str | None = None,
     cache_dir: Path | None = None,
-) -> tuple[Effect, Effect] | None:
-    """Steer and label latents, in place.
+) -> EditEffect | None:
+    """Write a copy of a saved reward model with steered or labelled latents.
 
     Args:
-        saved: The reward model.
-        factors: As `SparseRMForSequenceClassification.steer` takes them.
-        labels: What latents are called, by their ids; an empty one takes a label away.
-        pairs: To measure the effect on.
-        cache_dir: Where their representations are kept.
+        model: Folder or Hub id of the reward model.
+        output_dir: Folder to write.
+        steering: Factors by latent id: 0 drops a latent's contribution, 1 restores it.
+        labels: Names by latent id; an empty name removes a label.
+        rows: Preference pairs to measure the effect on, in any of TRL's formats.
+        revision: Revision of the reward model on the Hub.
+        cache_dir: Folder of cached representations; by default in `HF_HOME`.
 
     Returns:
-        What rewards are like before and after, where there are pairs.
+        Rewards before and after the edit; None without pairs.
+
+    Raises:
+        SparseRMError: A latent is not one of the model's, a factor is not a number, or the folder holds something
+            else than a reward model.
+
+    Example:
+        ```python
+        from sparserm_hf import edit_model, load_preferences
+
+        pairs = load_preferences("my-test-pairs.jsonl")
+        effect = edit_model("my-reward-model", "corrected", {1646: 0.0}, {1646: "starts with Sure"}, pairs)
+        print(effect.before.metrics, effect.after.metrics)
+        ```
+    """
+    folder = Path(output_dir)
+    check_output_dir(folder)
+    saved = SavedRewardModel.load(model, "saved", revision)
+    before = dict(saved.model.config.steering)
+    apply_edit(saved, steering or {}, labels or {})
+    effect = _measure_effect(saved, before, saved.tokenize(rows), cache_dir) if rows is not None else None
+    if process_state().is_main_process:
+        save_edited(saved, model, folder, revision)
+    return effect
+
+
+def apply_edit(saved: SavedRewardModel, steering: Mapping[int, float], labels: Mapping[int, str]) -> None:
+    """Steer and label latents of a loaded model, in place; see `edit_model`.
 
     Raises:
         SparseRMError: A latent is not one of the model's, or a factor is not a number.
@@ -69,38 +110,41 @@ def edit_model(
     unknown = [latent for latent in labels if latent not in config.latents]
     if unknown:
         raise SparseRMError(f"Latent {unknown[0]} is not one of this model's {len(config.latents)}.")
-    steered_before = dict(config.steering)
     try:
-        saved.model.steer(factors)
+        saved.model.steer(dict(steering))
     except ValueError as error:
         raise SparseRMError(str(error)) from error
     named = config.latent_labels | {str(latent): label for latent, label in labels.items()}
     config.latent_labels = {latent: label for latent, label in named.items() if label}
-    if pairs is None:
-        return None
-    representations = saved.represent(pairs.texts, cache_dir)
 
-    def measure(steering: dict[str, float]) -> Effect:
+
+def _measure_effect(
+    saved: SavedRewardModel, before: dict[str, float], pairs: TokenizedPreferences, cache_dir: Path | None
+) -> EditEffect:
+    """Compare the rewards under the steering before with the rewards under the model's steering."""
+    config, representations = saved.model.config, saved.represent(pairs.texts, cache_dir)
+
+    def summarise(steering: dict[str, float]) -> RewardSummary:
         config.steering = steering
         rewards = reward_represented(saved.model, representations)
         sides = rewards[pairs.chosen], rewards[pairs.rejected]
-        return Effect(pair_metrics(sides[0] - sides[1]), float(np.mean(sides)), float(np.std(sides)))
+        return RewardSummary(pair_metrics(sides[0] - sides[1]), float(np.mean(sides)), float(np.std(sides)))
 
-    steered_after = config.steering
-    return measure(steered_before), measure(steered_after)
+    after = config.steering
+    return EditEffect(summarise(before), summarise(after))
 
 
 def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str | None = None) -> None:
-    """Write an edited model beside the one that it came from, its controls and card with it.
+    """Write an edited model with the controls and the card of the model that it was loaded from.
 
     Args:
         saved: The edited model.
-        name: Folder or Hub id that it came from.
-        folder: Where to write.
-        revision: Of `name`, on the Hub.
+        name: Folder or Hub id that it was loaded from.
+        folder: Folder to write.
+        revision: Revision of `name` on the Hub.
 
     Raises:
-        SparseRMError: The folder holds something else.
+        SparseRMError: The folder holds something else than a reward model.
     """
     check_output_dir(folder)
 
@@ -111,25 +155,25 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
         saved.model.save_pretrained(temporary)
         save_tokenizer(saved.tokenizer, temporary)
         for beside in (CONTROLS_FILE, REFERENCE_FILE, EVALUATION_FILE, PLOT_FILE):
-            # An evaluation is of the rewards before an edit: only labels leave it true.
+            # An evaluation holds rewards before the edit: it stays true for labels only.
             if (file := original(beside)) and not (beside == EVALUATION_FILE and saved.model.config.steering):
                 shutil.copyfile(file, temporary / beside)
         if card_file := original("README.md"):
             card = ModelCard.load(card_file)
-            card.text = _corrected(card.text, folder.name, _section(saved))
+            card.text = _edit_card(card.text, folder.name, _steering_section(saved))
             card.save(temporary / "README.md")
         check_reload(temporary, saved.model, saved.tokenizer)
 
 
-def _corrected(text: str, name: str, section: str) -> str:
-    """A card under another name, with its section on steering anew."""
+def _edit_card(text: str, name: str, section: str) -> str:
+    """Rename a card and renew its section on steering."""
     text = re.sub(rf"\n{SECTION}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)
     text = re.sub(r"^# .*$", lambda _: f"# {name}", text, count=1, flags=re.MULTILINE)
     text = re.sub(r'^name = ".*?"', lambda _: f'name = "{name}"', text, count=1, flags=re.MULTILINE)
     return text.rstrip() + "\n" + section
 
 
-def _section(saved: SavedRewardModel) -> str:
+def _steering_section(saved: SavedRewardModel) -> str:
     config = saved.model.config
     if not config.steering:
         return ""

@@ -1,65 +1,108 @@
-"""Explanations of rows: of a text, or of both sides of a pair."""
+"""Explanations of rows: of one text, or of both sides of a pair."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from ..conversations import ChatEncoder, row_name, texts_of_row
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..scoring import check_rewards
-from .attribution import LatentEffect, TextExplanation, contrast, explain_tokens
+from ..runtime import SparseRMError
+from ..scoring import ROW_ERROR, check_rewards, encoder_of
+from .attribution import explain_tokens
+from .text_explanation import LatentEffect, TextExplanation, contrast
 
-Explained = dict[str, TextExplanation]  # by the name of the reward: `reward`, or `chosen_reward` and `rejected_reward`
+
+@dataclass(frozen=True)
+class ExplainedRow:
+    """A row with the explanations of its rewards.
+
+    Attributes:
+        row: The row.
+        explanations: Explanations by the name of the reward: `reward`, or `chosen_reward` and `rejected_reward`.
+        error: The reason why the row could not be explained; empty where it could.
+    """
+
+    row: Mapping[str, Any]
+    explanations: dict[str, TextExplanation]
+    error: str = ""
+
+    def as_json(self, top: int | None = None) -> dict[str, Any]:
+        """Add rewards and explanations to the row; a pair also gets the `difference` of its rewards by latent.
+
+        Args:
+            top: Number of latents to keep, the largest contributions first; by default all.
+        """
+        if self.error:
+            return {**self.row, ROW_ERROR: self.error}
+        output = dict(self.row)
+        for name, explanation in self.explanations.items():
+            latents = [_latent_as_json(effect) for effect in explanation.latents[:top]]
+            output[name] = explanation.reward
+            output[name.removesuffix("reward") + "explanation"] = asdict(explanation) | {"latents": latents}
+        if len(self.explanations) == 2:
+            difference = list(contrast(*self.explanations.values()).items())
+            output["difference"] = {str(latent): x for latent, x in difference[:top]}
+        return output
 
 
-def explain_rows(
-    model: SparseRMForSequenceClassification,
-    encoder: ChatEncoder,
-    rows: Iterable[Mapping[str, Any]],
-    source: str = "",
-    first_number: int = 1,
-) -> Iterator[tuple[Mapping[str, Any], Explained]]:
-    """Yield each row with the explanations of its texts.
+def explain_row(
+    model: SparseRMForSequenceClassification, encoder: ChatEncoder, row: Mapping[str, Any], where: str
+) -> ExplainedRow:
+    """Explain the rewards of one row.
 
     Args:
         model: The reward model.
         encoder: Its encoder, see `encoder_of`.
-        rows: Rows as `texts_of_row` takes them.
-        source: The file that the rows are in, for errors.
-        first_number: Number of the first row, for errors.
+        row: A row as `texts_of_row` takes it.
+        where: Name of the row, for errors.
 
     Raises:
-        SparseRMError: A row is of another form, or empty, or its reward not finite.
+        SparseRMError: The row has another form or is empty, or a reward is not finite.
     """
-    for number, row in enumerate(rows, first_number):
-        where = row_name(number, source)
-        texts = {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
-        explained = {name: explain_tokens(model, encoder.tokenizer, text) for name, text in texts.items()}
-        check_rewards((explanation.reward for explanation in explained.values()), where)
-        yield row, explained
+    texts = {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
+    explained = {name: explain_tokens(model, encoder.tokenizer, text) for name, text in texts.items()}
+    check_rewards((explanation.reward for explanation in explained.values()), where)
+    return ExplainedRow(row, explained)
 
 
-def as_json(row: Mapping[str, Any], explained: Explained, top: int | None = None) -> dict[str, Any]:
-    """A row with its rewards and explanations added; a pair also gets `difference`, by latent.
+def explain_rows(
+    model: SparseRMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[Mapping[str, Any]],
+    max_length: int | None = None,
+    source: str = "",
+) -> Iterator[ExplainedRow]:
+    """Explain the rewards of rows, one by one; a row that cannot be explained carries its error.
 
     Args:
-        row: The row.
-        explained: Its texts.
-        top: Latents to name, of those that add most; by default all.
+        model: The reward model.
+        tokenizer: Its tokenizer.
+        rows: Rows as `texts_of_row` takes them.
+        max_length: Longer texts lose their start; by default the length limit of training.
+        source: Name of the file that the rows come from, for errors.
+
+    Example:
+        ```python
+        from sparserm_hf import explain_rows
+
+        for explained in explain_rows(model, tokenizer, [{"prompt": "2 + 2?", "chosen": "4.", "rejected": "5."}]):
+            print(explained.explanations["chosen_reward"])
+            print(explained.as_json(top=5)["difference"])
+        ```
     """
-    output = dict(row)
-    for name, explanation in explained.items():
-        latents = [_latent_as_json(effect) for effect in explanation.latents[:top]]
-        output[name] = explanation.reward
-        output[name.removesuffix("reward") + "explanation"] = asdict(explanation) | {"latents": latents}
-    if len(explained) == 2:
-        output["difference"] = {str(latent): x for latent, x in list(contrast(*explained.values()).items())[:top]}
-    return output
+    encoder = encoder_of(model, tokenizer, max_length)
+    for number, row in enumerate(rows, 1):
+        try:
+            yield explain_row(model, encoder, row, row_name(number, source))
+        except SparseRMError as error:
+            yield ExplainedRow(row, {}, str(error))
 
 
 def _latent_as_json(effect: LatentEffect) -> dict[str, Any]:
-    """An effect as JSON; by token only where the intervention was tried, for those that add most."""
+    """Describe an effect; contributions by token only for the latents with an intervention, the largest ones."""
     described = asdict(effect) | {"as_stated": effect.as_stated}
     return described if effect.removed is not None else {k: v for k, v in described.items() if k != "tokens"}

@@ -1,9 +1,9 @@
-"""What the selected latents are: figures of each over preference pairs, and the passages that they fire on."""
+"""Reports on the selected latents: figures of each over preference pairs, and the passages that it fires on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..conversations import TokenizedPreferences
 from ..evaluation import SavedRewardModel, correlation, shard_features
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..runtime import SparseRMError, as_numpy
-from ..sae import Name
 from .describe import Describer
 from .passages import Passage, Passages
 
@@ -23,27 +22,28 @@ DESCRIBED = 10  # passages of either kind that a description is made of, and as 
 
 @dataclass(frozen=True)
 class LatentReport:
-    """A selected latent, and what it is like over N pairs.
+    """Figures and passages of one selected latent over N preference pairs.
 
     Attributes:
-        latent: Its id in the SAE.
-        side: The side that it was selected for.
-        name: Its name, see `SparseRMConfig.latent_name`.
-        name_f1: How well the name predicts where it fires (F1 on held-out responses); None if it was not tested.
-        promotes: Words that its direction promotes.
-        suppresses: Words that it suppresses.
-        link: Its page on Neuronpedia, where the SAE is there.
-        purity: Cosine between its direction and the SAE's own decoder direction.
-        stability: Share of the cross-validation folds that select it too; None where that is not known.
-        separation: Share of chosen minus share of rejected training responses that it fires on.
-        weight: Of the head; None for an MLP.
-        importance: Standard deviation, over the texts, of what it adds to the reward; None for an MLP, or without
+        latent: Id of the latent in the SAE.
+        side: `chosen` or `rejected`: the side that the latent was selected for.
+        name: Name of the latent, see `SparseRMConfig.latent_name`; empty where it has none.
+        name_f1: F1 of the name as a predictor of the latent's firing on held-out responses; None if it is not tested.
+        promotes: Words that the latent's direction promotes through the unembedding.
+        suppresses: Words that the direction suppresses.
+        link: Page of the latent on Neuronpedia; None where the SAE is not there.
+        purity: Cosine of the latent's direction with the SAE's own decoder direction.
+        stability: Share of the cross-validation folds that select the latent too; None where it is not known.
+        separation: Share of the chosen minus share of the rejected training responses that the latent fires on.
+        weight: Weight of the linear head; None for an MLP head.
+        importance: Standard deviation of the latent's contribution over the texts; None for an MLP head or without
             pairs.
-        firing_chosen: Share of the N chosen responses that it fires on; None where the checkpoint encodes nothing.
-        firing_rejected: The same of the rejected ones.
-        length_correlation: Of its feature with the number of tokens of the response; None without pairs.
-        strongest: Passages where it is strongest, one a text.
-        weakest: Passages of the texts whose feature is lowest.
+        firing_chosen: Share of the N chosen responses that the latent fires on; None for a slim checkpoint or without
+            pairs.
+        firing_rejected: Share of the N rejected responses that the latent fires on.
+        length_correlation: Correlation of the feature with the number of response tokens; None without pairs.
+        strongest: Passages where the latent is strongest, one a text.
+        weakest: Passages of the texts with the lowest features.
     """
 
     latent: int
@@ -65,12 +65,25 @@ class LatentReport:
     weakest: list[Passage] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class LatentReports:
+    """Reports on latents over preference pairs.
+
+    Attributes:
+        latents: The reports, the most important latent first.
+        pairs: Number of preference pairs.
+    """
+
+    latents: list[LatentReport]
+    pairs: int
+
+
 def known_latents(saved: SavedRewardModel, top: int | None = None) -> list[LatentReport]:
-    """Report on the latents by what the checkpoint alone says, the largest separations first.
+    """Report on latents from the checkpoint alone, the largest separations first.
 
     Args:
         saved: The reward model.
-        top: How many latents; by default all.
+        top: Number of latents; by default all.
     """
     config = saved.model.config
     order = np.argsort(-np.abs(config.latent_separations), kind="stable")[:top]
@@ -99,7 +112,93 @@ def _known(config: SparseRMConfig, weights: np.ndarray | None, i: int) -> dict[s
     }
 
 
-def report_latents(
+@dataclass(frozen=True)
+class MeasuredLatents:
+    """Features and activations of the K selected latents over the T texts of preference pairs.
+
+    Attributes:
+        saved: The reward model.
+        pairs: The preference pairs.
+        features: (T, K) input features of the head.
+        fires: (T, K) True where a latent fires on a text; None for a slim checkpoint, which has no SAE.
+        passages: Passages of the texts; None for a slim checkpoint.
+    """
+
+    saved: SavedRewardModel
+    pairs: TokenizedPreferences
+    features: np.ndarray
+    fires: np.ndarray | None
+    passages: Passages | None
+
+    @classmethod
+    def of(cls, saved: SavedRewardModel, pairs: TokenizedPreferences, cache_dir: Path | None) -> MeasuredLatents:
+        """Measure the latents of a reward model."""
+        texts = saved.represent(pairs.texts, cache_dir)
+        features = texts.read(lambda shard: as_numpy(shard_features(saved.model, shard)))
+        if not saved.columns:
+            return cls(saved, pairs, features, None, None)
+        fires = texts.read(lambda shard: (shard.max_activation[:, saved.columns] > 0).toarray())
+        activations = texts.token_activations(saved.columns)
+        passages = Passages(saved.tokenizer, pairs.texts, activations, saved.model.config.pooling)
+        return cls(saved, pairs, features, fires, passages)
+
+    @cached_property
+    def weights(self) -> np.ndarray | None:
+        """(K,) weights of a linear head; None for an MLP head."""
+        return _weights(self.saved)
+
+    @cached_property
+    def importance(self) -> np.ndarray | None:
+        """(K,) standard deviations of the contributions over the texts; None for an MLP head."""
+        return None if self.weights is None else self.features.std(0) * np.abs(self.weights)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(T,) response tokens of the texts."""
+        return np.array([len(text.response) for text in self.pairs.texts])
+
+    def most_important(self, top: int | None) -> list[int]:
+        """List the columns of the latents, the most important first; by separation for an MLP head."""
+        key = self.saved.model.config.latent_separations if self.importance is None else self.importance
+        return np.argsort(-np.abs(key), kind="stable")[:top].tolist()
+
+    def report(self, i: int, examples: int) -> LatentReport:
+        """Report on latent i of K, with a number of strongest and of weakest passages."""
+        rates: dict[str, Any] = {}
+        if self.fires is not None:
+            sides = {"firing_chosen": self.pairs.chosen, "firing_rejected": self.pairs.rejected}
+            rates = {name: float(self.fires[side, i].mean()) for name, side in sides.items()}
+        return LatentReport(
+            **_known(self.saved.model.config, self.weights, i),
+            **rates,
+            importance=None if self.importance is None else float(self.importance[i]),
+            length_correlation=correlation(self.lengths, self.features[:, i]),
+            strongest=self.passages.strongest(i, examples) if self.passages else [],
+            weakest=self._weakest(i, examples),
+        )
+
+    def _weakest(self, i: int, examples: int) -> list[Passage]:
+        order = np.argsort(self.features[:, i], kind="stable")[:examples].tolist()
+        found = [self.passages.of_text(i, number) for number in order] if self.passages else []
+        return [passage for passage in found if passage]
+
+    def describe(self, describer: Describer, i: int) -> dict[str, Any]:
+        """Describe latent i of K from half of its passages and test the description on the other half.
+
+        Returns:
+            `name` and `name_f1` of a `LatentReport`.
+
+        Raises:
+            SparseRMError: The describer does not answer, or the checkpoint is slim.
+        """
+        if self.passages is None:
+            raise SparseRMError("A slim checkpoint holds no SAE, and so no passages to describe: use a whole one.")
+        firing, silent = self.passages.strongest(i, 2 * DESCRIBED), self.passages.silent(i, 2 * DESCRIBED)
+        name = describer.describe(firing[::2], silent[::2], [*firing[1::2], *silent[1::2]])
+        return {"name": name.name, "name_f1": name.f1}
+
+
+def measure_latents(
     saved: SavedRewardModel,
     pairs: TokenizedPreferences,
     top: int | None = None,
@@ -107,62 +206,54 @@ def report_latents(
     cache_dir: Path | None = None,
     describer: Describer | None = None,
 ) -> list[LatentReport]:
-    """Report on the latents that matter most, those first that move the reward most.
-
-    Args:
-        saved: The reward model.
-        pairs: Preference pairs, such as it was trained on.
-        top: How many latents; by default all.
-        examples: Passages of each, strongest and weakest.
-        cache_dir: Where representations are kept.
-        describer: Asked for the names; by default they are those of the configuration.
-
-    Raises:
-        SparseRMError: The describer does not answer, or the checkpoint is slim and has no passages to show it.
-    """
-    model, config = saved.model, saved.model.config
-    texts = saved.represent(pairs.texts, cache_dir)
-    features = texts.read(lambda shard: as_numpy(shard_features(model, shard)))  # (N, K)
-    fires = passages = None
-    if saved.columns:
-        fires = texts.read(lambda shard: (shard.max_activation[:, saved.columns] > 0).toarray())
-        passages = Passages(saved.tokenizer, pairs.texts, texts.token_activations(saved.columns), config.pooling)
-    weights = _weights(saved)
-    importance = None if weights is None else features.std(0) * np.abs(weights)
-    key = np.abs(config.latent_separations) if importance is None else importance
-    lengths = np.array([len(text.response) for text in pairs.texts])
-
-    def rate(side: Sequence[int], i: int) -> float | None:
-        return None if fires is None else float(fires[side, i].mean())
-
-    def weakest(i: int) -> list[Passage]:
-        order = np.argsort(features[:, i], kind="stable")[:examples].tolist()
-        found = [passages.of_text(i, number) for number in order] if passages else []
-        return [passage for passage in found if passage]
-
-    shown = np.argsort(-key, kind="stable")[:top].tolist()
+    """Report on latents over tokenised preference pairs; see `report_latents`."""
+    measured = MeasuredLatents.of(saved, pairs, cache_dir)
+    shown = measured.most_important(top)
     described: dict[int, dict[str, Any]] = {}
     if describer:
-        if passages is None:
-            raise SparseRMError("A slim checkpoint holds no SAE, and so no passages to describe: use a whole one.")
-        for i in tqdm(shown, desc="Describing", unit="latent", delay=2):
-            name = _described(describer, passages, i)
-            described[i] = {"name": name.name, "name_f1": name.f1}
-    return [
-        LatentReport(
-            **(_known(config, weights, i) | described.get(i, {})),
-            importance=None if importance is None else float(importance[i]),
-            firing_chosen=rate(pairs.chosen, i),
-            firing_rejected=rate(pairs.rejected, i),
-            length_correlation=correlation(lengths, features[:, i]),
-            strongest=passages.strongest(i, examples) if passages else [],
-            weakest=weakest(i),
-        )
-        for i in shown
-    ]
+        bar = tqdm(shown, desc="Describing", unit="latent", delay=2)
+        described = {i: measured.describe(describer, i) for i in bar}
+    return [replace(measured.report(i, examples), **described.get(i, {})) for i in shown]
 
 
-def _described(describer: Describer, passages: Passages, i: int) -> Name:
-    """Ask for a description of latent i, of K, by half of its passages, and test it on the other half."""
-    firing, silent = passages.strongest(i, 2 * DESCRIBED), passages.silent(i, 2 * DESCRIBED)
-    return describer.describe(firing[::2], silent[::2], [*firing[1::2], *silent[1::2]])
+def report_latents(
+    model: str,
+    rows: Any,
+    top: int | None = None,
+    examples: int = 3,
+    describer: Describer | None = None,
+    max_length: int | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+) -> LatentReports:
+    """Report on the latents of a saved reward model over preference pairs, the most important latent first.
+
+    A latent is important if its contribution to the reward varies much over the texts.
+
+    Args:
+        model: Folder or Hub id of the reward model.
+        rows: Preference pairs in any of TRL's formats, such as the training pairs.
+        top: Number of latents; by default all.
+        examples: Number of strongest and of weakest passages of each latent.
+        describer: Language model that describes the latents; by default they keep the names of the checkpoint.
+        max_length: Longer texts lose their start; by default the length limit of training.
+        dtype: Data type of the base model; `auto` takes the type that training ran in.
+        revision: Revision of the reward model on the Hub.
+        cache_dir: Folder of cached representations; by default in `HF_HOME`.
+
+    Raises:
+        SparseRMError: The model cannot be loaded, the pairs are not usable, the describer does not answer, or it is
+            given for a slim checkpoint, which has no SAE.
+
+    Example:
+        ```python
+        from sparserm_hf import load_preferences, report_latents
+
+        for report in report_latents("my-reward-model", load_preferences("my-pairs.jsonl"), top=5).latents:
+            print(report.latent, report.name, report.importance)
+        ```
+    """
+    saved = SavedRewardModel.load(model, dtype, revision)
+    pairs = saved.tokenize(rows, max_length)
+    return LatentReports(measure_latents(saved, pairs, top, examples, cache_dir, describer), len(pairs))

@@ -14,7 +14,7 @@ from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ..conversations import ChatEncoder, TokenizedText, check_fields, named, row_name, texts_of_row
-from ..explanations import as_json, explain_rows, group_contributions
+from ..explanations import explain_row, group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
 from ..scoring import ADDED, Scores
@@ -150,8 +150,7 @@ class Endpoints:
         """The rows with their rewards and what made them."""
 
         def compute(number: int, row: Row) -> Row:
-            ((_, texts),) = explain_rows(self.model, self._explaining_encoder, [row], first_number=number)
-            return as_json(row, texts, body.top)
+            return explain_row(self.model, self._explaining_encoder, row, row_name(number)).as_json(body.top)
 
         if self.model.config.head_type != "linear" and find_spec("captum") is None:
             raise HTTPException(501, "This server cannot explain an MLP head: captum is not installed there.")

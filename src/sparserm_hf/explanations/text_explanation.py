@@ -1,0 +1,141 @@
+"""The explanation of one reward: its latents and its tokens, as text and as HTML."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ..runtime import visible
+from .pages import render_page
+
+AGREEMENT = 0.1  # share of a contribution by which the measured change of the reward may differ from it
+ROUNDING = 1e-5  # of a reward, in float32
+SHOWN_LATENTS = 10  # in a notebook, half as many in a repr
+SHOWN_TOKENS = 300  # of a response, in a notebook
+
+
+@dataclass(frozen=True)
+class LatentEffect:
+    """The contribution of one selected latent to a reward.
+
+    Attributes:
+        latent: Id of the latent in the SAE.
+        side: `chosen` or `rejected`: the side that the latent was selected for.
+        name: Name of the latent, see `SparseRMConfig.latent_name`; empty where it has none.
+        name_f1: F1 of the name as a predictor of the latent's firing on held-out responses; None if it is not tested.
+        purity: Cosine of the latent's direction with the SAE's own decoder direction.
+        value: Feature of the latent: the projection of the average token on its direction.
+        average: Feature of the average training response.
+        contribution: Amount added to the reward: the reward's loss when `value` becomes `average`.
+        own: The same number, under its name before version 0.3.
+        tokens: Contribution of each response token through this latent.
+        removed: Measured change of the reward when the latent's part of every pooled token of the residual stream is
+            set to its training average; None where it was not measured.
+    """
+
+    latent: int
+    side: str
+    name: str
+    name_f1: float | None
+    purity: float
+    value: float
+    average: float
+    contribution: float
+    own: float
+    tokens: list[float]
+    removed: float | None
+
+    @property
+    def as_stated(self) -> bool | None:
+        """True if the reward loses the contribution, to a tenth; None where it was not measured."""
+        if self.removed is None:
+            return None
+        return abs(self.removed + self.contribution) <= AGREEMENT * abs(self.contribution) + ROUNDING
+
+
+@dataclass(frozen=True)
+class TokenEffect:
+    """The contribution of one response token to a reward.
+
+    Attributes:
+        text: The token as it stands in the text.
+        contribution: Amount added to the reward, through all latents.
+        running_reward: Reward of the text that ends with this token.
+    """
+
+    text: str
+    contribution: float
+    running_reward: float
+
+
+@dataclass(frozen=True, repr=False)
+class TextExplanation:
+    """Why a text got its reward: `reward = base + sum of contributions + unexplained`.
+
+    A notebook shows it as the response with coloured tokens above a bar for each of the top latents.
+
+    Attributes:
+        reward: Reward of the text, as `sparserm score` gives it.
+        base: Reward of the average training response.
+        latents: All latents of the model, the largest contributions first.
+        tokens: Tokens of the response.
+        unexplained: Rest of the sum: a rounding error with a linear head; the error of integrated gradients with an
+            MLP head.
+
+    Example:
+        >>> effect = LatentEffect(8, "chosen", "politeness", 0.9, 0.98, 1.5, 0.5, 0.4, 0.4, [0.1, 0.3], None)
+        >>> TextExplanation(0.9, 0.5, [effect], [TokenEffect("Yes", 0.1, 0.6), TokenEffect(", sir", 0.3, 0.9)], 0.0)
+        Reward 0.900 = 0.500 of the average response +0.400 of latents
+          +0.400  politeness (latent 8)
+    """
+
+    reward: float
+    base: float
+    latents: list[LatentEffect]
+    tokens: list[TokenEffect]
+    unexplained: float
+
+    @property
+    def added(self) -> float:
+        """Sum of the contributions of all latents."""
+        return self.reward - self.base - self.unexplained
+
+    def __repr__(self) -> str:
+        shown = self.latents[: SHOWN_LATENTS // 2]
+        rows = [f"  {e.contribution:+.3f}  {visible(e.name) or 'no name'} (latent {e.latent})" for e in shown]
+        left = len(self.latents) - len(shown)
+        return "\n".join([self._sum(), *rows, *([f"  and {left} more latents"] if left else [])])
+
+    def _sum(self) -> str:
+        rest = f" {self.unexplained:+.3f} unexplained" if round(self.unexplained, 3) else ""
+        return f"Reward {self.reward:.3f} = {self.base:.3f} of the average response {self.added:+.3f} of latents{rest}"
+
+    def _repr_html_(self) -> str:
+        """Render the explanation for a notebook: no scripts, everything escaped, for light and dark pages."""
+        latents = self.latents[:SHOWN_LATENTS]
+        return render_page(
+            "explanation.html",
+            sum=self._sum(),
+            tokens=self.tokens[:SHOWN_TOKENS],
+            left_out=len(self.tokens) - SHOWN_TOKENS,
+            latents=latents,
+            largest_token=max((abs(token.contribution) for token in self.tokens), default=0.0) or 1.0,
+            largest_latent=max((abs(effect.contribution) for effect in latents), default=0.0) or 1.0,
+        )
+
+
+def contrast(chosen: TextExplanation, rejected: TextExplanation) -> dict[int, float]:
+    """Split the difference of two rewards by latent.
+
+    Args:
+        chosen: Explanation of one response.
+        rejected: Explanation of the other response.
+
+    Returns:
+        Contribution of each latent to the difference, chosen minus rejected, by latent id, the largest first.
+    """
+    difference: dict[int, float] = defaultdict(float)
+    for sign, explanation in ((1.0, chosen), (-1.0, rejected)):
+        for effect in explanation.latents:
+            difference[effect.latent] += sign * effect.contribution
+    return dict(sorted(difference.items(), key=lambda item: -abs(item[1])))
