@@ -43,7 +43,7 @@ def reading(what: str, mend: str = "it was cut short or changed: download or sav
         ...     {}["weight"]
         Traceback (most recent call last):
         ...
-        sparserm_hf.errors.SparseRMError: The file x cannot be read (KeyError: 'weight'): download it again.
+        sparserm_hf.runtime.errors.SparseRMError: The file x cannot be read (KeyError: 'weight'): download it again.
     """
     with _telling(lambda why: f"{what} cannot be read ({why}): {mend}."):
         yield

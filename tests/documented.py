@@ -1,0 +1,38 @@
+"""A folder that has everything which the documents' examples name, so that they run as they are written."""
+
+import shutil
+
+from tiny import tiny_causal_lm, tiny_tokenizer
+from world import make_rows, save_sae, train_arguments, write_jsonl
+
+from sparserm_hf.cli import main
+from sparserm_hf.runtime.checkpoints import save_tokenizer
+
+BASE_MODELS = ("my-base-model", "my-policy", "google/gemma-2-2b-it", "my-org/my-model")
+SAES = ("my-sae", "path/or/repo", "gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical")
+REWARD_MODELS = ("my-reward-model", "another-reward-model", "demo-output/model")
+PAIRS = ("my-pairs", "my-test-pairs", "other-pairs")
+ROWS = ("answers", "policy-responses", "my-texts")
+
+
+def write_documented(root):
+    """Write base models, SAEs, preference pairs, rows and trained reward models under the documents' names."""
+    for name in BASE_MODELS:
+        tiny_causal_lm().save_pretrained(root / name)
+        save_tokenizer(tiny_tokenizer(), root / name)
+    for name in SAES:
+        save_sae(root / name)
+    for seed, name in enumerate(PAIRS):
+        write_jsonl(root / f"{name}.jsonl", make_rows(120 if name == "my-pairs" else 40, seed))
+    for seed, name in enumerate(ROWS):
+        rows = [{"messages": [*row["prompt"], *row["chosen"]]} for row in make_rows(40, seed + 10)]
+        write_jsonl(root / f"{name}.jsonl", rows)
+    prompts = [{"prompt": row["prompt"]} for row in make_rows(8, seed=20)]
+    write_jsonl(root / "questions.jsonl", prompts)
+    names = {"base": root / "my-base-model", "sae": root / "my-sae", "train.jsonl": root / "my-pairs.jsonl"}
+    first = root / REWARD_MODELS[0]
+    arguments = {"model": names["base"], "sae": names["sae"], "dataset": names["train.jsonl"]}
+    assert main(train_arguments(root, first, eval_dataset=root / "my-test-pairs.jsonl", **arguments)) == 0
+    for name in REWARD_MODELS[1:]:
+        shutil.copytree(first, root / name)
+    return root

@@ -1,0 +1,102 @@
+"""The examples of README, manual and docstrings run in the order in which they are written."""
+
+import doctest
+import importlib
+import inspect
+import json
+import re
+import shlex
+import shutil
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trl
+
+import sparserm_hf
+from sparserm_hf.cli import main
+from sparserm_hf.sae import check as sae_check
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(
+    path
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    if re.search("```(python|bash)", path.read_text())
+)
+BLOCK = re.compile(r"^( *)```(python|bash)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+# Tested elsewhere: these install something, run for ever, or take minutes.
+ELSEWHERE = ("pip ", "make ", "rewardbench ", "python -m scripts", "sparserm serve", "sparserm align", "sparserm demo")
+FILES = sorted(path for folder in ("src", "modeling", "hub_cards") for path in (ROOT / folder).rglob("*.py"))
+MODULES = [
+    ".".join(path.relative_to(ROOT / "src" if path.is_relative_to(ROOT / "src") else ROOT).with_suffix("").parts)
+    for path in FILES
+    if ">>> " in path.read_text()
+]
+PUBLIC = [name for name in sparserm_hf.__all__ if name not in ("PRESETS", "__version__")]
+
+
+@pytest.fixture(scope="session")
+def documented(tmp_path_factory):
+    from documented import write_documented
+
+    return write_documented(tmp_path_factory.mktemp("documented"))
+
+
+@pytest.fixture
+def here(documented, tmp_path, monkeypatch):
+    """A copy of that folder, as the working directory."""
+    folder = tmp_path / "here"
+    shutil.copytree(documented, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(trl, "GRPOConfig", partial(trl.GRPOConfig, use_cpu=True, bf16=False))
+    monkeypatch.setattr(sae_check, "judge", lambda *_: sae_check.Verdict(True, "The SAE fits."))  # it is a random one
+    return folder
+
+
+def known_to(folder, text):
+    """An example with what a tiny model has in the place of what the document names."""
+    latent = json.loads((folder / "my-reward-model" / "config.json").read_text())["latents"][0]
+    latent = latent["id"] if isinstance(latent, dict) else latent
+    return text.replace("1646", str(latent)).replace("--layer 12", "--layer 2 --total_tokens 4096 --d_sae 64 --k 8")
+
+
+def commands(block):
+    """The commands of a block, without comments."""
+    return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_the_examples_of_a_document_run(document, here):
+    namespace = {}
+    for indent, language, block in BLOCK.findall(document.read_text()):
+        block = known_to(here, re.sub(f"^{indent}", "", block, flags=re.MULTILINE))
+        if language == "python":
+            exec(compile(block, document.name, "exec"), namespace)
+            continue
+        for command in commands(block):
+            if " ".join(command).startswith(ELSEWHERE) or {"ray", "--describe_with"} & set(command):
+                continue
+            assert command[0] == "sparserm", command
+            if "--output_dir" in command:  # the document writes it anew
+                shutil.rmtree(command[command.index("--output_dir") + 1], ignore_errors=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert main(command[1:]) in (0, 1), command  # 1: `sae check` and `monitor` say that something is off
+
+
+@pytest.mark.parametrize("module", [name.replace("sparserm_hf.__init__", "sparserm_hf") for name in MODULES])
+def test_the_examples_of_docstrings_run(module, here):
+    name = module if module.startswith("sparserm_hf") else f"sparserm_hf.{module}"
+    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted and not found.failed
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_public_name_has_an_example(name, here):
+    """Those of `>>>` run with their module; those in a block, which need more around them, run here."""
+    docstring = inspect.getdoc(getattr(sparserm_hf, name)) or ""
+    blocks = BLOCK.findall(docstring)
+    assert ">>> " in docstring or blocks
+    for _, _, block in blocks:
+        exec(compile(block, name, "exec"), {})
