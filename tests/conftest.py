@@ -1,6 +1,7 @@
 """Nothing in the tests may reach for the network or for somebody's cache."""
 
 import os
+import shutil
 import sys
 import tempfile
 
@@ -115,3 +116,38 @@ def trained(world):
 
     assert main(train_arguments(world, world / "model", eval_dataset=world / "test.jsonl")) == 0
     return world / "model"
+
+
+# Without what a browser does by itself behind a page: no test may reach for the network.
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")  # playwright keeps an event loop running, which other tests do not expect
+def browser():
+    """A Chromium; a test that asks for it is skipped where playwright is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a file in a page of some size and collects what goes wrong in it."""
+    pages = []
+
+    def opened(path, width=1280, height=900, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page.wrong = []
+        page.on("console", lambda message: page.wrong.append(message.text))
+        page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        page.on("request", lambda request: page.wrong.append(request.url) if request.url[:4] == "http" else None)
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()

@@ -1,16 +1,9 @@
 """The report, looked at in a real browser: whole without a network, readable on a phone, usable by keyboard."""
 
-import shutil
-
 import pytest
 from world import write_jsonl
 
 from sparserm_hf.cli.main import main
-
-sync_api = pytest.importorskip("playwright.sync_api")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Without what a browser does by itself behind a page: nothing here may reach for the network.
-QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
@@ -19,34 +12,6 @@ def report(world, trained, tmp_path_factory):
     arguments = ["--dataset", str(world / "test.jsonl"), "--examples", "9", "--cache_dir", str(world / "cache")]
     assert main(["report", str(trained), *arguments, "--output", str(out)]) == 0
     return out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a file in a page of some size and collects what goes wrong in it."""
-    pages = []
-
-    def opened(path, width=1280, height=900, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        page.wrong = []
-        page.on("console", lambda message: page.wrong.append(message.text))
-        page.on("pageerror", lambda error: page.wrong.append(str(error)))
-        page.on("request", lambda request: page.wrong.append(request.url) if request.url[:4] == "http" else None)
-        page.goto(path.as_uri())
-        pages.append(page)
-        return page
-
-    yield opened
-    for page in pages:
-        page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
