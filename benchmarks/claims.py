@@ -15,6 +15,7 @@ selected latents do on average. Writes `results/claims.json`, `results/claims.md
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,11 @@ from sparserm_hf.evaluation.metrics import pair_metrics
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.sae.naming import name_latents
 from sparserm_hf.training.directions import make_directions, random_directions
+from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
 from sparserm_hf.training.head import FittedHead
+from sparserm_hf.training.represented_texts import PairIndices, RepresentedTexts
+from sparserm_hf.training.reward_head import fit_head, select
+from sparserm_hf.training.selection import select_latents
 
 NUMBERS = (8, 16, 32, 64, 128, 256)  # of latents on either side
 PAIRS = 25  # of test, whose claims are checked
@@ -98,19 +103,21 @@ class Method:
         return np.concatenate(parts, axis=1)
 
 
-def make_method(trainer: SparseRMTrainer, name: str, k: int, train: np.ndarray) -> Method:
+def make_method(
+    texts: RepresentedTexts, pairs: PairIndices, seed: int, name: str, k: int, train: np.ndarray
+) -> Method:
     """A method of `METHODS` with K latents on either side, selected by some training pairs."""
     reads, kind = METHODS[name]
-    fitter, d_model = trainer.fitter, trainer.fitter.decoder.shape[1]
-    average = fitter.average  # of all texts: no label is looked at
+    d_model, average = len(texts.average), texts.average  # of all texts: no label is looked at
     if kind == "random":
-        made = make_directions(random_directions(d_model, 2 * k, trainer.args.seed), "orthogonal", average)
+        made = make_directions(random_directions(d_model, 2 * k, seed), "orthogonal", average)
         return Method(reads, made.rows, np.array([]), made.purities)
     if kind == "components":
-        centred = fitter.mean - average
+        centred = texts.vectors - average
         return Method(reads, np.linalg.svd(centred, full_matrices=False)[2][: 2 * k], np.array([]), np.ones(2 * k))
-    latents = fitter.select(train, k).latents
-    made = make_directions(fitter.decoder[latents], kind, average)
+    counts = texts.count_firing([pairs.chosen[train], pairs.rejected[train]])
+    latents = select_latents(*counts, len(train), k).latents
+    made = make_directions(texts.decoder[latents], kind, average)
     return Method(reads, made.rows, latents, made.purities)
 
 
@@ -126,11 +133,23 @@ def tokens_of(trainer: SparseRMTrainer, texts: list[TokenizedText]) -> list[torc
 
 
 def count_claims(
-    trainer: SparseRMTrainer, method: Method, head: FittedHead, tokens: list[torch.Tensor]
+    trainer: SparseRMTrainer,
+    method: Method,
+    head: FittedHead,
+    of_training: np.ndarray,
+    average: np.ndarray,
+    tokens: list[torch.Tensor],
 ) -> tuple[int, int]:
-    """How many claims on some texts hold, and how many were made."""
-    of_training = method.features(trainer.train_representations).mean(0)  # (F,)
-    average = trainer.fitter.average  # (d_model,) of the normalised tokens
+    """Count the claims on some texts that hold, and those that were made.
+
+    Args:
+        trainer: Its SAE.
+        method: Makes the features of the head.
+        head: Fitted head.
+        of_training: (F,) average features of the training texts.
+        average: (d_model,) average normalised token of the training texts.
+        tokens: Pooled tokens of the texts.
+    """
     directions = torch.from_numpy(method.directions).float()
     unit = torch.nn.functional.normalize(directions, dim=1)
     at_average = unit.double() @ torch.from_numpy(average)  # (K,)
@@ -191,20 +210,27 @@ def measure_task(data: Path, task: str, folder: str) -> list[dict]:
         train_dataset=load_preferences(str(data / task / "train.jsonl.gz"), FITTED),
         eval_dataset=load_preferences(str(data / task / "test.jsonl.gz")),
     )
-    fitter, pairs = trainer.fitter, trainer.eval_pairs
-    test = trainer.represent(pairs.texts)
+    pairs, training = trainer.eval_pairs, PairIndices.of(trainer.train_pairs)
+    cached, test = trainer.represent(trainer.train_pairs.texts), trainer.represent(pairs.texts)
+    texts = RepresentedTexts.of(cached, trainer.sae.autoencoder.W_dec.double().numpy())
+    fold_of, k_chosen = group_folds(training.groups, FOLDS, trainer.args.seed), select(texts, training, trainer.args).k
     checked = [pairs.texts[side[i]] for i in range(PAIRS) for side in (pairs.chosen, pairs.rejected)]
     tokens, naming = tokens_of(trainer, checked), tokens_of(trainer, naming_texts(trainer))
     rows = []
     for k in tqdm(NUMBERS, desc=task, unit="K"):
         share = None
         for name in METHODS:
-            make = partial(make_method, trainer, name, k)
-            head = fitter.fit(lambda train, make=make: make(train).features(fitter.texts))
-            method = make(np.arange(len(trainer.train_pairs)))
+            make = partial(make_method, texts, training, trainer.args.seed, name, k)
+            method = make(pairs_outside(fold_of, None))
+            features = method.features(cached)
+
+            def features_without(fold: int, make: Callable[[np.ndarray], Method] = make) -> np.ndarray:
+                return make(pairs_outside(fold_of, fold)).features(cached)
+
+            head = fit_head(features, training, trainer.args, features_without)
             rewards = head.rewards(method.features(test))
             margins = rewards[pairs.chosen] - rewards[pairs.rejected]
-            holds, made = count_claims(trainer, method, head, tokens)
+            holds, made = count_claims(trainer, method, head, features.mean(0), texts.average, tokens)
             row = {"task": task, "k": k, "method": name, "validation_accuracy": head.validation_accuracy}
             row |= {"accuracy": asdict(pair_metrics(margins)), "claims": made, "hold": holds}
             row |= {"purity": float(method.purities.mean()), "least_purity": float(method.purities.min())}
@@ -212,7 +238,7 @@ def measure_task(data: Path, task: str, folder: str) -> list[dict]:
                 of_latents = len(method.latents) > 0
                 row |= score_names(trainer, method, naming, None if of_latents else share)
                 share = row["fires"] if of_latents else share
-            rows.append(row | {"chosen": k == fitter.k and name == OURS})
+            rows.append(row | {"chosen": k == k_chosen and name == OURS})
     return rows
 
 

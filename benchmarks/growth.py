@@ -28,15 +28,13 @@ from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from sparserm_hf import SparseRMTrainingConfig
+from sparserm_hf import PairIndices, RepresentedTexts, RewardHeadConfig, fit_reward_head
 from sparserm_hf.base_models.loading import load_base_model, unpacked
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import TokenizedText
-from sparserm_hf.conversations.preferences import TokenizedPreferences
 from sparserm_hf.representations.collect import Pooling, collect_representations
 from sparserm_hf.representations.shards import Representations, StoredShard
 from sparserm_hf.runtime.devices import preferred_dtype
-from sparserm_hf.training.fitting import HeadFitter
 
 D_MODEL, D_SAE = 576, 4608  # of SmolLM2-135M and the shipped SAE
 FIRING = 700  # latents that fire on a text: 320, 720 and 1,140 on the three tasks
@@ -99,10 +97,10 @@ def pairs(count: int, d_sae: int) -> dict[str, float]:
         started = time.perf_counter()
         texts.count_firing(np.array(chosen), np.array(rejected))
         once = time.perf_counter() - started
-        numbered = TokenizedPreferences([], list(chosen), list(rejected), [0.0] * count, list(range(count)), {}, 0)
-        fitter = HeadFitter(SparseRMTrainingConfig(folder, k=128, loss="bradley_terry"), numbered, texts, decoder)
+        numbered = PairIndices(np.array(chosen), np.array(rejected), np.arange(count))
         started = time.perf_counter()
-        fitter.fit(fitter.read_selected)
+        config = RewardHeadConfig(k=128, loss="bradley_terry")
+        fit_reward_head(RepresentedTexts.of(texts, decoder), numbered, config)
         fit = time.perf_counter() - started
         return {"pairs": count, "d_sae": d_sae, "seconds of one selection": once, "seconds of the fit": fit}
 

@@ -18,7 +18,9 @@ from sparserm_hf.conversations.preferences import TokenizedPreferences
 from sparserm_hf.evaluation.metrics import pair_metrics
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.training.directions import make_directions, random_directions
-from sparserm_hf.training.head import FittedHead, Objective, PairFeatures, fit_linear_head
+from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
+from sparserm_hf.training.head import FittedHead, Objective, PairFeatures
+from sparserm_hf.training.linear_head import fit_linear_head
 from sparserm_hf.training.mlp_head import fit_mlp_head
 from sparserm_hf.training.selection import K_CANDIDATES, fewest_latents, select_latents
 
@@ -249,15 +251,17 @@ def train(method: Method, data: Data, seed: int, loss: str = "margin", head_type
     started = time.perf_counter()
     objective = Objective(loss, 1.0, np.zeros(len(data.chosen)))
 
-    def features_for(pairs: np.ndarray) -> PairFeatures:
-        features = method(data, pairs, seed)(data)
+    fold_of = group_folds(data.groups, FOLDS, seed)
+
+    def features_for(fold: int | None) -> PairFeatures:
+        features = method(data, pairs_outside(fold_of, fold), seed)(data)
         return PairFeatures(features[data.chosen], features[data.rejected])
 
     everything = np.arange(len(data.chosen))
     if head_type == "linear":
-        head = fit_linear_head(features_for, objective, data.groups, seed)
+        head = fit_linear_head(features_for, objective, fold_of)
     else:
-        head = fit_mlp_head(features_for(everything), objective, data.groups, seed)
+        head = fit_mlp_head(features_for(None), objective, data.groups, seed)
     return Trained(method(data, everything, seed), head, time.perf_counter() - started)
 
 

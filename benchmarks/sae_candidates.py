@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,15 @@ from sparserm_hf.conversations.encoding import ChatEncoder
 from sparserm_hf.conversations.marks import find_marks
 from sparserm_hf.conversations.preferences import TokenizedPreferences, tokenize_preferences
 from sparserm_hf.conversations.templates import encode, prepare_tokenizer
+from sparserm_hf.runtime.atomic_files import replacing_folder
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
-from sparserm_hf.runtime.checkpoints import replacing_folder
 from sparserm_hf.sae.fit import SINK_RATIO, measure_fit
 from sparserm_hf.sae.loading.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from sparserm_hf.sae.training.sae_config import SAETrainingConfig
 from sparserm_hf.sae.training.train import fit_sae, save_sae
-from sparserm_hf.training.head import Objective, PairFeatures, fit_linear_head
+from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
+from sparserm_hf.training.head import Objective, PairFeatures
+from sparserm_hf.training.linear_head import fit_linear_head
 from sparserm_hf.training.selection import select_latents
 
 RESULTS = Path(__file__).parent / "results"
@@ -200,7 +203,8 @@ def cross_validate(
     chosen, rejected = np.array(pairs.chosen), np.array(pairs.rejected)
     directions = sae.W_dec.double().numpy()
 
-    def features_for(train: np.ndarray) -> PairFeatures:
+    def features_for(fold_of: np.ndarray, fold: int | None) -> PairFeatures:
+        train = pairs_outside(fold_of, fold)
         if reads == "dense":
             features = pooled
         else:
@@ -213,8 +217,8 @@ def cross_validate(
         return PairFeatures(features[chosen].astype(np.float64), features[rejected].astype(np.float64))
 
     objective = Objective("margin", 1.0, np.zeros(len(pairs)))
-    groups = np.array(pairs.groups)
-    scores = [fit_linear_head(features_for, objective, groups, seed).validation_accuracy for seed in SEEDS]
+    folds = [group_folds(np.array(pairs.groups), FOLDS, seed) for seed in SEEDS]
+    scores = [fit_linear_head(partial(features_for, of), objective, of).validation_accuracy for of in folds]
     return float(np.mean([score for score in scores if score is not None]))
 
 

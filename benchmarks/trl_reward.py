@@ -32,7 +32,7 @@ from sparserm_hf.conversations.preferences import TokenizedPreferences
 from sparserm_hf.conversations.templates import prepare_tokenizer
 from sparserm_hf.evaluation.metrics import pair_accuracy
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
-from sparserm_hf.training.head import group_folds
+from sparserm_hf.training.folds import group_folds
 
 LEARNING_RATES = {"lora": (1e-4, 3e-4, 1e-3), "full": (1e-5, 3e-5, 1e-4)}
 LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear")

@@ -12,7 +12,8 @@ from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain
 from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.preferences import tokenize_preferences
 from sparserm_hf.conversations.styles import measure_styles
-from sparserm_hf.training.head import Objective, PairFeatures, fit_linear_path
+from sparserm_hf.training.head import Objective, PairFeatures
+from sparserm_hf.training.linear_head import fit_linear_path
 from sparserm_hf.training.mlp_head import fit_mlp_head
 
 GOOD, FILLER, BAD = 0, 1, 2  # numbers of words, and of the latents that fire on them

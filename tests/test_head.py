@@ -6,14 +6,9 @@ import torch
 
 from sparserm_hf.evaluation.metrics import pair_accuracy
 from sparserm_hf.runtime.errors import SparseRMError
-from sparserm_hf.training.head import (
-    L2_PENALTIES,
-    Objective,
-    PairFeatures,
-    fit_linear_head,
-    fit_linear_path,
-    group_folds,
-)
+from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
+from sparserm_hf.training.head import Objective, PairFeatures
+from sparserm_hf.training.linear_head import L2_PENALTIES, fit_linear_head, fit_linear_path
 from sparserm_hf.training.mlp_head import fit_mlp_head, pair_loss
 from sparserm_hf.training.selection import select_latents
 
@@ -100,16 +95,15 @@ def test_cross_validation_selects_inside_each_fold_and_keeps_prompts_together():
     rng = np.random.default_rng(0)
     features = PairFeatures(rng.normal(size=(60, 400)), rng.normal(size=(60, 400)))
     groups = np.repeat(np.arange(20), 3)
-    seen = []
+    folds, seen = group_folds(groups, FOLDS, seed=0), []
 
-    def features_for(train):
-        seen.append(set(groups[train]))
+    def features_for(fold):
+        seen.append(set(groups[pairs_outside(folds, fold)]))
         return features
 
-    head = fit_linear_head(features_for, Objective("margin", 1.0, np.zeros(60)), groups, seed=0)
+    head = fit_linear_head(features_for, Objective("margin", 1.0, np.zeros(60)), folds)
     assert 0.25 < head.validation_accuracy < 0.75
     assert [len(s) for s in seen] == [16] * 5 + [20], "each fold is selected without its held-out prompts"
-    folds = group_folds(groups, 5, seed=0)
     assert all(len(set(folds[groups == g])) == 1 for g in range(20))
 
 
@@ -118,7 +112,8 @@ def test_cross_validation_selects_inside_each_fold_and_keeps_prompts_together():
 def test_two_pairs_are_enough_to_fit_to(loss, groups):
     """A fold with one pair once ended in a traceback out of the support vector machine."""
     features = make_pairs(n=len(groups))
-    head = fit_linear_head(lambda _: features, Objective(loss, 1.0, np.zeros(len(groups))), np.array(groups), seed=0)
+    folds = group_folds(np.array(groups), FOLDS, seed=0)
+    head = fit_linear_head(lambda _: features, Objective(loss, 1.0, np.zeros(len(groups))), folds)
     assert np.isfinite(head.rewards(features.chosen)).all()
 
 
@@ -134,7 +129,8 @@ def test_same_seed_same_bits():
             for a, b in zip(x, y, strict=True)
         )
         assert not np.array_equal(one.layers[0][0], other.layers[0][0])
-        one, two = (fit_linear_head(lambda _: features, objective, groups, seed=5) for _ in range(2))
+        folds = group_folds(groups, FOLDS, seed=5)
+        one, two = (fit_linear_head(lambda _: features, objective, folds) for _ in range(2))
         assert np.array_equal(one.layers[0][0], two.layers[0][0])
 
 
@@ -145,7 +141,8 @@ def test_the_mlp_learns_what_no_linear_head_can():
     features, groups = PairFeatures(chosen, rejected), np.arange(400)
     objective = Objective("margin", 1.0, np.zeros(400))
     assert fit_mlp_head(features, objective, groups, seed=0).validation_accuracy > 0.85
-    assert fit_linear_head(lambda _: features, objective, groups, seed=0).validation_accuracy < 0.65
+    folds = group_folds(groups, FOLDS, seed=0)
+    assert fit_linear_head(lambda _: features, objective, folds).validation_accuracy < 0.65
 
 
 def test_ties_count_one_half():

@@ -22,5 +22,9 @@ from .runtime import __version__ as __version__
 from .sae import PRESETS as PRESETS
 from .sae import LoadedSAE as LoadedSAE
 from .sae import load_sae as load_sae
+from .training import PairIndices as PairIndices
+from .training import RepresentedTexts as RepresentedTexts
+from .training import RewardHeadConfig as RewardHeadConfig
 from .training import SparseRMTrainer as SparseRMTrainer
 from .training import SparseRMTrainingConfig as SparseRMTrainingConfig
+from .training import fit_reward_head as fit_reward_head

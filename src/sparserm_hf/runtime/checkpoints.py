@@ -44,26 +44,6 @@ def check_output_file(path: Path | None) -> None:
         raise SparseRMError(f"There is no folder {path.parent} to write {path.name} into: make it first.")
 
 
-def check_slim(base: str, by_name: bool, unreachable: bool) -> None:
-    """Raise a `SparseRMError` unless a slim checkpoint finds its base model again.
-
-    Args:
-        base: What the base model was named.
-        by_name: Whether it was, or was given in memory.
-        unreachable: Whether it is on this machine alone, and the checkpoint goes to the Hub.
-    """
-    if not by_name:
-        raise SparseRMError(
-            "A slim checkpoint loads its base model by name, but this one was given in memory: save it to a "
-            "folder and pass that, or leave slim out."
-        )
-    if unreachable:
-        raise SparseRMError(
-            f"A slim checkpoint on the Hub loads its base model from there, but {base!r} is on this machine "
-            "alone: name a base model of the Hub, or leave slim out."
-        )
-
-
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save a tokenizer so that transformers 4 reads it too.
 

@@ -1,4 +1,4 @@
-"""From reward differences to probabilities."""
+"""Calibration: probabilities from reward differences."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from scipy.optimize import minimize_scalar
 
 
 def fit_temperature(margins: np.ndarray) -> float:
-    """The T for which sigmoid(margin / T) is most likely (Guo et al., 2017, arXiv 1706.04599).
+    """Fit the temperature T that makes sigmoid(margin / T) most likely (Guo et al., 2017, arXiv 1706.04599).
 
     Args:
-        margins: (N,) reward differences, chosen minus rejected, of pairs that the head was not fitted to.
+        margins: (N,) reward differences, chosen minus rejected, of held-out pairs.
 
     Returns:
-        T, in units of reward, between a hundredth and a hundred times the margins' root mean square: where margins
-        say nothing or everything, no T is the best. 1 where all margins are zero.
+        T, in units of reward, between a hundredth and a hundred times the root mean square of the margins: without
+        these bounds, margins that are all right, or uninformative, have no best T. 1 if all margins are zero.
+
+    Example:
+        >>> margins = np.array([2.0, 2.0, 2.0, -2.0])  # three of four pairs are ranked right
+        >>> probability = 1 / (1 + np.exp(-2.0 / fit_temperature(margins)))
+        >>> round(float(probability), 3)
+        0.75
     """
     size = float(np.sqrt(np.mean(np.square(margins))))
     if size == 0:

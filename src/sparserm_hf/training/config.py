@@ -1,7 +1,8 @@
-"""The settings of a training run."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,92 +19,146 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-@dataclass
-class SparseRMTrainingConfig:
-    """Everything that decides what model comes out. Each option is described once, in its `help`."""
+@dataclass(kw_only=True)
+class RewardHeadConfig:
+    """Settings of latent selection, projection and reward head; each field's `help` describes it.
 
-    output_dir: str = field(metadata={"help": "Folder that the model is written to."})
-    layer: int | None = _option(None, "Decoder layers of the base model to keep; by default where the SAE reads.")
-    pooling: Literal["response_mean", "mean", "last"] = _option(
-        "response_mean", "Tokens that are averaged: those of the response, all, or the last one alone."
-    )
-    representation_norm: Literal["rms", "none"] = _option(
-        "rms", "Divide each token by its root mean square before pooling, or take it as it is."
-    )
-    directions: Literal["orthogonal", "raw"] = _option(
-        "orthogonal",
-        "What a response is projected on: the decoder directions of the selected latents made orthonormal, so that "
-        "what a latent adds can be taken out by itself, or the decoder directions as they are, as in the paper.",
-    )
+    Raises:
+        SparseRMError: A setting is out of its range.
+
+    Example:
+        >>> RewardHeadConfig(k=8, loss="bradley_terry")
+        RewardHeadConfig(k=8, directions='orthogonal', head_type='linear', head_hidden_size=512, \
+loss='bradley_terry', gamma=1.0, seed=42)
+        >>> RewardHeadConfig(k=0)
+        Traceback (most recent call last):
+        sparserm_hf.runtime.errors.SparseRMError: k is 0, but must be at least 1.
+    """
+
     # Only beside None does HfArgumentParser take a union with str for a string.
     k: int | str | None = _option(
         "auto",
-        "Latents selected on either side: K that fire more on chosen, K on rejected responses (the paper: 128); auto: "
-        "the fewest within one standard error of the best cross-validated accuracy.",
+        "Number of latents to select on each side: K that fire more on chosen and K that fire more on rejected "
+        "responses (128 in the paper). auto takes the smallest K within one standard error of the best "
+        "cross-validated accuracy.",
     )
-    head_type: Literal["linear", "mlp"] = _option("linear", "Head: linear, which is explained exactly, or an MLP.")
+    directions: Literal["orthogonal", "raw"] = _option(
+        "orthogonal",
+        "Directions to project a response on: raw takes the decoder directions of the selected latents, as the paper "
+        "does; orthogonal makes them orthonormal, so that each term of a reward can be removed by itself.",
+    )
+    head_type: Literal["linear", "mlp"] = _option(
+        "linear", "Type of the reward head: linear, whose rewards are explained exactly, or mlp."
+    )
     head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
-    loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss that the head is fitted with.")
-    gamma: float = _option(1.0, "Margin that every pair must keep, for the margin loss.")
-    max_length: int = _option(1024, "Most tokens of a text; longer pairs lose the start of their prompt.")
-    dtype: Literal["auto", "bfloat16", "float32"] = _option(
-        "auto",
-        "Type the base model runs in; auto: bfloat16 where the hardware is good at it, else float32.",
-    )
-    quantization: Literal["none", "bnb-4bit", "bnb-8bit"] = _option(
-        "none", "Pack the base model's weights on loading, by bitsandbytes; a base model that is quantised stays so."
-    )
-    cache_dir: str | None = _option(None, "Where representations are kept; by default sparserm in HF_HOME.")
-    controls: bool = _option(
-        True, "Fit the controls too: dense representation, random directions, activations, length."
-    )
-    check_sae: bool = _option(
-        True, "Stop before anything expensive where the SAE clearly does not fit base and layer."
-    )
-    debias: str = _option(
-        "none", "What rewards must not follow among chosen and rejected responses: length, format, or length,format."
-    )
-    slim: bool = _option(False, "Save the head and the selected latents only; the base model is loaded by its id.")
-    seed: int = _option(42, "Seed of all that is random.")
-    report_to: str = _option("none", "Trackers that get the metrics, separated by commas: wandb, tensorboard, ...")
-    push_to_hub: bool = _option(False, "Push the saved model to the Hub.")
-    hub_model_id: str | None = _option(None, "Repository on the Hub; by default the name of the output folder.")
-    hub_private_repo: bool = _option(False, "Make the repository private.")
+    loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss to fit the head with.")
+    gamma: float = _option(1.0, "Reward difference that the margin loss asks of every pair.")
+    seed: int = _option(42, "Seed of the folds, the random directions and the MLP head.")
 
     def __post_init__(self) -> None:
+        for name, known in (("directions", DIRECTIONS), ("head_type", HEAD_TYPES), ("loss", LOSSES)):
+            self._check_choice(name, known)
+        if self.k != "auto":
+            try:
+                self.k = int(self.k or 0)
+            except ValueError:
+                raise SparseRMError(f"k is {self.k!r}, but must be a number of latents, or auto.") from None
+            self._check_least("k", 1)
+        self._check_least("head_hidden_size", 1)
+        self._check_least("seed", 0)
+        if self.loss == "margin" and not self.gamma > 0:
+            raise SparseRMError(
+                f"gamma is {self.gamma}, but must be above 0, or every head without weights is perfect."
+            )
+
+    def _check_choice(self, name: str, known: Sequence[str]) -> None:
+        if getattr(self, name) not in known:
+            raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
+
+    def _check_least(self, name: str, least: int) -> None:
+        if getattr(self, name) < least:
+            raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+
+
+@dataclass
+class SparseRMTrainingConfig(RewardHeadConfig):
+    """Settings of `SparseRMTrainer` and `sparserm train`; each field's `help` describes it.
+
+    Raises:
+        SparseRMError: A setting is out of its range.
+
+    Example:
+        >>> config = SparseRMTrainingConfig("my-reward-model", k=8, debias="length,format")
+        >>> config.output_dir, config.k, config.debias_names
+        ('my-reward-model', 8, ['length', 'format'])
+    """
+
+    output_dir: str = field(metadata={"help": "Folder to write the reward model to."})
+    layer: int | None = _option(
+        None, "Number of decoder layers of the base model to keep. By default, the layer that the SAE was trained on."
+    )
+    pooling: Literal["response_mean", "mean", "last"] = _option(
+        "response_mean",
+        "Tokens to average into one vector: those of the response, all tokens of the text, or its last token alone.",
+    )
+    representation_norm: Literal["rms", "none"] = _option(
+        "rms", "Normalisation of each token before pooling: rms divides it by its root mean square, none does nothing."
+    )
+    max_length: int = _option(1024, "Most tokens of a text; a longer pair loses the start of its prompt.")
+    dtype: Literal["auto", "bfloat16", "float32"] = _option(
+        "auto",
+        "Data type to run the base model in; auto is bfloat16 on hardware that is fast at it, and float32 elsewhere.",
+    )
+    quantization: Literal["none", "bnb-4bit", "bnb-8bit"] = _option(
+        "none",
+        "Quantise the base model's weights with bitsandbytes on loading; a base model that is quantised already stays "
+        "as it is.",
+    )
+    cache_dir: str | None = _option(
+        None, "Folder to cache representations in. By default, the folder sparserm in HF_HOME."
+    )
+    controls: bool = _option(
+        True,
+        "Fitting of the controls: the same head on the dense representation, on random directions, on SAE activations "
+        "and on length. On by default; --no_controls leaves them out.",
+    )
+    check_sae: bool = _option(
+        True,
+        "Check, before the base model runs on all texts, that the SAE fits the base model and the layer. On by "
+        "default; --no_check_sae leaves the check out.",
+    )
+    debias: str = _option(
+        "none",
+        "Styles that reward differences must not be correlated with: length, format, or length,format.",
+    )
+    slim: bool = _option(
+        False, "Save the head and the selected latents only; loading then fetches the base model by its id."
+    )
+    report_to: str = _option("none", "Trackers to send the metrics to, separated by commas: wandb, tensorboard, ...")
+    push_to_hub: bool = _option(False, "Push the saved model to the Hub.")
+    hub_model_id: str | None = _option(
+        None, "Repository on the Hub to push to. By default, the name of the output folder."
+    )
+    hub_private_repo: bool = _option(False, "Make the repository on the Hub private.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name, known in (
             ("pooling", POOLINGS),
             ("representation_norm", REPRESENTATION_NORMS),
-            ("directions", DIRECTIONS),
-            ("head_type", HEAD_TYPES),
-            ("loss", LOSSES),
             ("dtype", ("auto", "bfloat16", "float32")),
             ("quantization", QUANTIZATIONS),
         ):
-            if getattr(self, name) not in known:
-                raise SparseRMError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(known)}.")
+            self._check_choice(name, known)
+        self._check_least("max_length", MIN_LENGTH)
         tracker_names(self.report_to)
         unknown = set(self.debias_names) - set(STYLES)
         if unknown:
             raise SparseRMError(
                 f"debias names {sorted(unknown)[0]!r}, but may name {', '.join(STYLES)}, separated by commas, or none."
             )
-        if self.k != "auto":
-            try:
-                self.k = int(self.k or 0)
-            except ValueError:
-                raise SparseRMError(f"k is {self.k!r}, but must be a number of latents, or auto.") from None
-            if self.k < 1:
-                raise SparseRMError(f"k is {self.k}, but must be at least 1.")
-        for name, least in (("head_hidden_size", 1), ("max_length", MIN_LENGTH), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise SparseRMError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        if self.loss == "margin" and not self.gamma > 0:
-            raise SparseRMError(
-                f"gamma is {self.gamma}, but must be above 0, or every head without weights is perfect."
-            )
 
     @property
     def debias_names(self) -> list[str]:
-        """Which styles rewards must not follow."""
+        """Names of the styles that rewards must not follow."""
         return [name for name in map(str.strip, self.debias.split(",")) if name != "none"]

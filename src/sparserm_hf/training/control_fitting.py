@@ -1,40 +1,60 @@
-"""training.control_fitting."""
+"""Controls: the same head fitted to simpler features than those of selected latents."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..evaluation import Control, RowName, activations, dense
-from .directions import random_directions
-from .fitting import HeadFitter
+from ..evaluation import Control, RowName
+from .config import RewardHeadConfig
+from .directions import make_directions, random_directions
 from .head import FittedHead
+from .represented_texts import PairIndices, RepresentedTexts
+from .reward_head import FittedRewardHead, fit_head
 
 
-def fit_controls(fitter: HeadFitter) -> list[Control]:
-    """Fit the controls of the reward model that a fitter makes.
+def fit_controls(
+    fitted: FittedRewardHead,
+    texts: RepresentedTexts,
+    lengths: np.ndarray,
+    pairs: PairIndices,
+    config: RewardHeadConfig,
+) -> list[Control]:
+    """Fit the controls of a reward model.
 
-    Random directions are made orthonormal where those of the reward model are. Where rewards must not follow styles,
-    those of the controls must not either, but for length alone; the reward model as it would be otherwise is a
-    control then.
+    Random directions are made orthonormal if those of the reward model are. If rewards must not follow styles, those
+    of every control except length must not either, and the reward model without that constraint is a further control.
+
+    Args:
+        fitted: The head of the reward model, with its latents and features.
+        texts: T represented texts.
+        lengths: (T,) tokens of each text.
+        pairs: Preference pairs of these texts.
+        config: Settings of the reward model.
     """
-    args, selection = fitter.args, fitter.select()
-    length = fitter.pairs.lengths[:, None].astype(np.float64)
-    drawn = random_directions(fitter.decoder.shape[1], len(selection.latents), args.seed)
-    random = fitter.make_directions(drawn).rows
-    whole, projected = dense(fitter.texts), fitter.project(random)  # the same in each fold
-    encoded = fitter.fit(lambda train: activations(fitter.texts, fitter.select(train).latents))
+    selected, projection = fitted.selected, fitted.projection
+    drawn = random_directions(texts.decoder.shape[1], len(selected.latents), config.seed)
+    random = make_directions(drawn, config.directions, texts.average).rows
+    dense = fit_head(texts.vectors.astype(np.float64), pairs, config)
+    encoded = fit_head(
+        texts.activations_of(selected.latents),
+        pairs,
+        config,
+        lambda fold: texts.activations_of(selected.latents_without(fold)),
+    )
     controls = [
-        Control(RowName.DENSE, fitter.fit(lambda _: whole).layers, "representation"),
-        _on_directions(RowName.RANDOM, fitter.fit(lambda _: projected), random),
+        Control(RowName.DENSE, dense.layers, "representation"),
+        _on_directions(RowName.RANDOM, fit_head(texts.project(random), pairs, config), random),
         Control(RowName.ACTIVATIONS, encoded.layers, "activations"),
     ]
-    if args.debias_names:
-        head = fitter.fit(fitter.read_selected, debias=False)
-        controls.append(_on_directions(RowName.UNDEBIASED, head, fitter.directions(selection).rows))
-    return [*controls, Control(RowName.LENGTH, fitter.fit(lambda _: length, debias=False).layers, "length")]
+    free = pairs.without_styles()
+    if pairs.styles is not None:
+        head = fit_head(projection.features, free, config, projection.features_without)
+        controls.append(_on_directions(RowName.UNDEBIASED, head, projection.directions.rows))
+    length = fit_head(lengths[:, None].astype(np.float64), free, config)
+    return [*controls, Control(RowName.LENGTH, length.layers, "length")]
 
 
 def _on_directions(name: str, head: FittedHead, directions: np.ndarray) -> Control:
-    """A head on projections as one on representations, so that the directions (K, d_model) need not be kept."""
+    """Turn a head on projections into a head on representations, so that (K, d_model) directions need not be kept."""
     (weight, bias), *rest = head.layers
     return Control(name, ((weight @ directions, bias), *rest), "representation")

@@ -1,4 +1,4 @@
-"""The directions that features are projections on."""
+"""Directions of the residual stream that features are projections on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LOW_PURITY = 0.8  # cosine below which a direction is hardly the latent's own
+LOW_PURITY = 0.8  # cosine below which a direction hardly represents its latent
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class Directions:
     """K directions of the residual stream.
 
     Attributes:
-        rows: (K, d_model) the directions.
-        purities: (K,) cosine of each with the direction that it was made from.
+        rows: (K, d_model) one direction in each row.
+        purities: (K,) cosine of each direction with the direction that it was made from.
     """
 
     rows: np.ndarray
@@ -25,23 +25,27 @@ class Directions:
 def make_directions(given: np.ndarray, kind: str, average: np.ndarray) -> Directions:
     """Make directions to project on.
 
-    `raw` takes the given ones as they are. `orthogonal` makes them orthonormal, and orthogonal to the average token,
-    so that one can be taken out of a token without the others: first the part along the average token is taken out of
-    each, then they are made orthonormal symmetrically (Loewdin, 1950). With unit rows D, the directions
-    (D D^T)^(-1/2) D span the same space, and no orthonormal directions are closer to D. They come from the singular
-    value decomposition D = U S V^T, as U V^T.
+    `raw` returns the given directions. `orthogonal` makes them orthonormal, and orthogonal to the average token, so
+    that one direction can be removed from a token without changing the others. First the part along the average token
+    is removed from each direction. Then the directions are made orthonormal symmetrically (Loewdin, 1950): with unit
+    rows D, the directions (D D^T)^(-1/2) D span the same space, and no orthonormal directions are closer to D. With
+    the singular value decomposition D = U S V^T they are U V^T.
 
-    Why the average token: it is most of every token. Taking a direction out of a token changes the token's root mean
-    square, and with it everything that is read along the average.
+    The average token matters because it is most of every token: removing a direction changes the token's root mean
+    square, and with it the token's normalised part along the average.
 
     Args:
-        given: (K, d_model) decoder directions of latents, or others; K < d_model where they are made orthogonal.
+        given: (K, d_model) directions, such as decoder directions of latents; K < d_model for `orthogonal`.
         kind: `orthogonal` or `raw`.
-        average: (d_model,) the average token of the training responses.
+        average: (d_model,) average token of the training responses.
 
-    >>> made = make_directions(np.array([[1.0, 0, 1], [1, 1, 0]]), "orthogonal", np.array([0, 0, 1.0]))
-    >>> np.allclose(made.rows @ made.rows.T, np.eye(2)), np.allclose(made.rows[:, 2], 0)
-    (True, True)
+    Example:
+        >>> given, average = np.array([[1.0, 0, 1], [1, 1, 0]]), np.array([0, 0, 1.0])
+        >>> made = make_directions(given, "orthogonal", average)
+        >>> np.allclose(made.rows @ made.rows.T, np.eye(2)), np.allclose(made.rows @ average, 0)
+        (True, True)
+        >>> made.purities.round(2)
+        array([0.65, 0.92])
     """
     if kind == "raw":
         return Directions(given, np.ones(len(given)))
@@ -55,6 +59,20 @@ def make_directions(given: np.ndarray, kind: str, average: np.ndarray) -> Direct
 
 
 def random_directions(d_model: int, count: int, seed: int) -> np.ndarray:
-    """Draw (count, d_model) directions uniformly from the unit sphere."""
+    """Draw directions uniformly from the unit sphere.
+
+    Args:
+        d_model: Dimensions of the residual stream.
+        count: Number of directions.
+        seed: Seed of the draw.
+
+    Returns:
+        (count, d_model) unit vectors.
+
+    Example:
+        >>> drawn = random_directions(d_model=5, count=2, seed=0)
+        >>> drawn.shape, np.allclose(np.linalg.norm(drawn, axis=1), 1)
+        ((2, 5), True)
+    """
     directions = np.random.default_rng(seed).standard_normal((count, d_model))
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What the configuration of a reward model says of its selected latents."""
+"""Records of the selected latents for the configuration of a reward model."""
 
 from __future__ import annotations
 
@@ -13,58 +13,57 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..base_models import LogitLens
-from ..conversations import TokenizedText, pooled_pieces
+from ..conversations import TokenizedPreferences, TokenizedText, pooled_pieces
+from ..representations import Representations
+from ..runtime import as_numpy
 from ..sae import Name, descriptions, name_latents
-from .directions import LOW_PURITY, Directions
-from .fitting import HeadFitter
-from .selection import Selection
+from .directions import LOW_PURITY
+from .parts import FrozenParts
+from .reward_head import FittedRewardHead
 
 logger = logging.getLogger(__name__)
 
 
 def latent_fields(
-    fitter: HeadFitter,
-    selection: Selection,
-    directions: Directions,
-    lens: LogitLens,
-    tokenizer: PreTrainedTokenizerBase,
-    neuronpedia_id: str | None,
+    parts: FrozenParts,
+    fitted: FittedRewardHead,
+    pairs: TokenizedPreferences,
+    texts: Representations,
+    pooling: str,
     cache_dir: Path,
 ) -> dict[str, Any]:
     """Describe the selected latents, as fields of `SparseRMConfig`.
 
     Args:
-        fitter: It selected the latents.
-        selection: The latents.
-        directions: What their features are projections on.
-        lens: The base model's.
-        tokenizer: The base model's.
-        neuronpedia_id: Where Neuronpedia has descriptions of the SAE's latents; None where it has none.
-        cache_dir: Where these descriptions are kept.
+        parts: SAE, tokenizer and logit lens.
+        fitted: The selected latents and their directions.
+        pairs: Training pairs.
+        texts: Representations of their texts.
+        pooling: Tokens that are pooled, as in `SparseRMConfig`.
+        cache_dir: Folder that Neuronpedia's descriptions are cached in.
     """
-    latents, texts = selection.latents.tolist(), fitter.pairs.texts
-    promotes, suppresses = lens.words(
-        torch.from_numpy(fitter.decoder[latents]), tokenizer, known_words(texts, tokenizer)
-    )
-    names = name_selected(fitter, latents, tokenizer)
+    selected, selection = fitted.selected, fitted.selected.selection
+    latents, site = selection.latents.tolist(), parts.sae.source.get("neuronpedia_id")
+    decoder = torch.from_numpy(as_numpy(parts.sae.autoencoder.W_dec)[latents])  # (2K, d_model)
+    promotes, suppresses = parts.lens.words(decoder, parts.tokenizer, known_words(pairs.texts, parts.tokenizer))
+    names = name_selected(latents, pairs, texts, pooling, parts.tokenizer)
     return {
         "latents": latents,
         "latent_sides": selection.sides,
         "latent_separations": [round(float(s), 6) for s in selection.separations],
-        "latent_stabilities": fitter.stability(),
-        "latent_purities": [round(float(purity), 6) for purity in directions.purities],
+        "latent_stabilities": selected.firing.stabilities(selected.k),
+        "latent_purities": [round(float(purity), 6) for purity in fitted.projection.directions.purities],
         "latent_names": [
             name and {k: v if k == "name" else round(v, 4) for k, v in asdict(name).items()} for name in names
         ],
-        "latent_descriptions": descriptions(neuronpedia_id, latents, cache_dir) if neuronpedia_id else {},
+        "latent_descriptions": descriptions(site, latents, cache_dir) if site else {},
         "latent_promotes": promotes,
         "latent_suppresses": suppresses,
     }
 
 
 def known_words(texts: Iterable[TokenizedText], tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The words of some texts, in lower case: pieces of words are not among them."""
+    """Collect the whole words of texts, in lower case; pieces of words are not among them."""
     return {
         word
         for text in texts
@@ -74,16 +73,30 @@ def known_words(texts: Iterable[TokenizedText], tokenizer: PreTrainedTokenizerBa
     }
 
 
-def name_selected(fitter: HeadFitter, latents: list[int], tokenizer: PreTrainedTokenizerBase) -> list[Name | None]:
-    """Name latents after what they fire on in the training responses whose tokens the representations keep."""
-    pairs, found = fitter.pairs, fitter.texts.token_activations(latents)
+def name_selected(
+    latents: list[int],
+    pairs: TokenizedPreferences,
+    texts: Representations,
+    pooling: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Name | None]:
+    """Name latents after the tokens that they fire on, in the texts whose token activations are cached.
+
+    Args:
+        latents: Ids of the latents.
+        pairs: Training pairs.
+        texts: Representations of their texts.
+        pooling: Tokens that are pooled, as in `SparseRMConfig`.
+        tokenizer: Tokenizer of the base model.
+    """
+    found = texts.token_activations(latents)
     group = dict(zip([*pairs.chosen, *pairs.rejected], [*pairs.groups, *pairs.groups], strict=True))
-    pieces = [pooled_pieces(tokenizer, pairs.texts[i], fitter.args.pooling) for i in found.texts]
+    pieces = [pooled_pieces(tokenizer, pairs.texts[i], pooling) for i in found.texts]
     return name_latents(pieces, found.values, [group[i] for i in found.texts])
 
 
 def warn_of_purity(latents: np.ndarray, purities: np.ndarray) -> None:
-    """Say which directions are little like those of the SAE."""
+    """Log the directions whose purity is low."""
     low = np.flatnonzero(purities < LOW_PURITY)
     if len(low):
         worst = low[np.argmin(purities[low])]

@@ -1,4 +1,4 @@
-"""Which latents tell chosen from rejected responses."""
+"""Selection of the latents that tell chosen from rejected responses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime import SparseRMError
+from .represented_texts import PairIndices, RepresentedTexts
 
 K_CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)  # up to the paper's
 LEAST_K = 8
@@ -18,9 +19,9 @@ class Selection:
     """The selected latents.
 
     Attributes:
-        latents: (2K,) ids: the K that fire more on chosen responses, largest separation first, then the K that fire
-            more on rejected ones, largest separation last.
-        separations: (2K,) for each, share of chosen minus share of rejected responses on which it fires.
+        latents: (2K,) ids: first the K latents that fire more on chosen responses, largest separation first, then the
+            K that fire more on rejected responses, largest separation last.
+        separations: (2K,) share of chosen minus share of rejected responses on which each latent fires.
     """
 
     latents: np.ndarray
@@ -28,7 +29,7 @@ class Selection:
 
     @property
     def sides(self) -> list[str]:
-        """`chosen` or `rejected` for each latent: the side that it was selected for."""
+        """`chosen` or `rejected` for each latent: the responses on which it fires more."""
         half = len(self.latents) // 2
         return ["chosen"] * half + ["rejected"] * half
 
@@ -36,18 +37,22 @@ class Selection:
 def select_latents(chosen: np.ndarray, rejected: np.ndarray, pairs: int, k: int) -> Selection:
     """Select the K latents with the largest mu_w - mu_l and the K with the largest mu_l - mu_w.
 
-    mu_w is the share of chosen responses on which a latent fires, mu_l that of rejected ones (arXiv 2511.07896).
-    Latents that never fire cannot be selected; among equals, those with smaller ids go to the chosen side.
+    mu_w is the share of chosen responses on which a latent fires, mu_l the share of rejected responses (arXiv
+    2511.07896). Latents that never fire cannot be selected. Among equal latents, smaller ids go to the chosen side.
 
     Args:
-        chosen: (d_sae,) on how many of the chosen responses each latent fires. Counts, not shares: the rounding of
-            shares would decide between equals.
-        rejected: (d_sae,) on how many of the rejected ones.
+        chosen: (d_sae,) number of chosen responses on which each latent fires. Counts, not shares: the rounding of
+            shares would decide between equal latents.
+        rejected: (d_sae,) number of rejected responses likewise.
         pairs: Number of pairs.
-        k: Latents to select on either side.
+        k: Number of latents to select on each side.
 
     Raises:
         SparseRMError: Fewer than 2K latents fire at all.
+
+    Example:
+        >>> select_latents(chosen=np.array([5, 1, 0, 2]), rejected=np.array([1, 4, 0, 2]), pairs=5, k=1)
+        Selection(latents=array([0, 1]), separations=array([ 0.8, -0.6]))
     """
     live = np.flatnonzero(chosen + rejected)
     if k < 1 or 2 * k > len(live):
@@ -61,16 +66,70 @@ def select_latents(chosen: np.ndarray, rejected: np.ndarray, pairs: int, k: int)
     return Selection(live[picked], difference[picked] / pairs)
 
 
+@dataclass(frozen=True)
+class FiringCounts:
+    """Number of responses on which each latent fires, counted in each fold.
+
+    Attributes:
+        chosen: (folds, d_sae) number of chosen responses.
+        rejected: (folds, d_sae) number of rejected responses.
+        pairs: (folds,) number of pairs.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    pairs: np.ndarray
+
+    @classmethod
+    def of(cls, texts: RepresentedTexts, pairs: PairIndices, fold_of: np.ndarray) -> FiringCounts:
+        """Count in one pass over the texts.
+
+        Args:
+            texts: T represented texts.
+            pairs: N pairs of them.
+            fold_of: (N,) number of each pair's fold.
+        """
+        sizes = np.bincount(fold_of)
+        sides = [side[fold_of == fold] for side in (pairs.chosen, pairs.rejected) for fold in range(len(sizes))]
+        counts = texts.count_firing(sides)
+        return cls(counts[: len(sizes)], counts[len(sizes) :], sizes)
+
+    def select(self, k: int, without: int | None = None) -> Selection:
+        """Select K latents on each side by all pairs, or by those outside one fold; see `select_latents`."""
+        folds = [fold for fold in range(len(self.pairs)) if fold != without]
+        chosen, rejected = self.chosen[folds].sum(0), self.rejected[folds].sum(0)
+        return select_latents(chosen, rejected, int(self.pairs[folds].sum()), k)
+
+    def stabilities(self, k: int) -> list[float | None]:
+        """Measure for each selected latent the share of the folds without which it is selected for the same side.
+
+        Each value is None if the pairs outside some fold cannot select: all pairs share one prompt, or too few
+        latents fire.
+        """
+        selected = self.select(k)
+        wanted = list(zip(selected.latents.tolist(), selected.sides, strict=True))
+        try:
+            again = [self.select(k, fold) for fold in range(len(self.pairs))]
+        except SparseRMError:
+            return [None for _ in wanted]
+        found = [set(zip(fold.latents.tolist(), fold.sides, strict=True)) for fold in again]
+        return [round(sum(latent in fold for fold in found) / len(found), 6) for latent in wanted]
+
+
 def fewest_latents(accuracies: Mapping[int, float], pairs: int) -> int:
     """Choose the smallest K whose cross-validated accuracy is within one standard error of the best, and at least 8.
 
     The one-standard-error rule (Breiman et al., 1984, Classification and Regression Trees), with the standard error
-    of the best accuracy over the pairs. With fewer than 8 latents on either side less of what an explanation claims
-    holds (`benchmarks/claims.py`).
+    of the best accuracy over the pairs. With fewer than 8 latents on each side, fewer of an explanation's claims hold
+    (`benchmarks/claims.py`).
 
     Args:
         accuracies: Cross-validated accuracy by K.
-        pairs: Number of pairs that each was measured on.
+        pairs: Number of pairs that each accuracy was measured on.
+
+    Example:
+        >>> fewest_latents({8: 0.60, 16: 0.79, 32: 0.78, 64: 0.80}, pairs=1000)
+        16
     """
     least = min(LEAST_K, max(accuracies))  # a small SAE may not have so many
     tried = {k: accuracy for k, accuracy in accuracies.items() if k >= least}

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_models import (
-    LogitLens,
-    check_quantized,
-    count_parameters,
-    load_language_model,
-    load_tokenizer,
-    longest_text,
-    move,
-    prepare_base_model,
-    saved_dtype,
-    unpacked,
-)
-from ..conversations import (
-    STYLES,
-    ChatEncoder,
-    TokenizedPreferences,
-    TokenizedText,
-    find_marks,
-    measure_styles,
-    prepare_tokenizer,
-    style_differences,
-    tokenize_preferences,
-)
+from ..base_models import count_parameters, move
+from ..conversations import TokenizedPreferences, TokenizedText, measure_styles, tokenize_preferences
 from ..evaluation import (
     CONTROLS_FILE,
     EVALUATION_FILE,
@@ -53,51 +29,67 @@ from ..evaluation import (
     save_png,
 )
 from ..hub_cards.render import PLOT_FILE, render_model_card
-from ..modeling.backbone_sparserm import cut_base_model
-from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..representations import Pooling, Representations, collect_representations
 from ..runtime import (
     SparseRMError,
     as_numpy,
     check_output_dir,
-    check_slim,
     default_cache_dir,
-    named_dtype,
     process_state,
     push_folder,
     replacing_folder,
     report_metrics,
     save_tokenizer,
 )
-from ..sae import LoadedSAE, check_before_training, chosen_sae, load_sae, matching_layer
-from ..scoring import check_quantized_reload, check_reload
-from .assembly import build_model
-from .calibration import fit_temperature
+from ..sae import LoadedSAE
+from ..scoring import check_reload
+from .assembly import assemble_model
 from .config import SparseRMTrainingConfig
 from .control_fitting import fit_controls
-from .fitting import HeadFitter, check_k
-from .head import FittedHead
+from .debiasing import avoided_styles
 from .latent_records import latent_fields, warn_of_purity
-from .selection import Selection
+from .parts import load_parts, name_of
+from .represented_texts import PairIndices, RepresentedTexts
+from .reward_head import FittedRewardHead, fit, project, select
 
 logger = logging.getLogger(__name__)
 
 
 class SparseRMTrainer:
-    """Train a SparseRM reward model.
+    """Train a SparseRM reward model from preference pairs.
 
     Args:
-        model: The base model: a Hub id, a folder, a GGUF file, or a transformers model (which is copied, not changed).
-        sae: The SAE: anything `load_sae` takes, or a `LoadedSAE`. By default, or as `auto`, `default_sae` chooses.
-        args: The settings; by default the model goes to a folder named after the base model.
+        model: Base model: a Hub id, a folder, a GGUF file, or a transformers model (which is copied, not changed).
+        sae: SAE: anything that `load_sae` takes, or a `LoadedSAE`. None and `auto` take the SAE known for the base
+            model.
+        args: Settings. By default the reward model goes to a folder named after the base model.
         train_dataset: Preference pairs in any of TRL's formats.
         eval_dataset: Preference pairs to evaluate on.
-        processing_class: The tokenizer (copied, not changed); by default the base model's.
-        revision: Revision of the base model on the Hub; the commit is recorded whatever is given.
+        processing_class: Tokenizer (copied, not changed); by default the base model's.
+        revision: Revision of the base model on the Hub. The checkpoint records its commit in any case.
+
+    Attributes:
+        model: The reward model; None before `train`.
+        controls: The fitted controls.
+        reference: Statistics of the training responses for `sparserm monitor`; None before `train`.
+        evaluation: Margins of the reward model and its controls on each evaluated pair; None before `evaluate`.
+        metrics: The metrics that `train` returned.
 
     Raises:
-        SparseRMError: Something given is wrong. Nothing is written.
+        SparseRMError: An argument is wrong. Nothing is written.
+
+    Example:
+        ```python
+        trainer = SparseRMTrainer(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            args=SparseRMTrainingConfig("my-reward-model"),
+            train_dataset=load_preferences("train.jsonl"),
+            eval_dataset=load_preferences("test.jsonl"),
+        )
+        print(trainer.train()["eval_accuracy"])
+        trainer.save_model()
+        ```
     """
 
     def __init__(
@@ -110,117 +102,77 @@ class SparseRMTrainer:
         processing_class: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
     ):
-        self.base_name = model if isinstance(model, str) else model.config._name_or_path
-        self.args = args or SparseRMTrainingConfig(f"{Path(self.base_name).name}-SparseRM")
+        self.args = args or SparseRMTrainingConfig(f"{Path(name_of(model)).name}-SparseRM")
         check_output_dir(Path(self.args.output_dir))
         if train_dataset is None:
             raise SparseRMError("train_dataset is missing: pass preference pairs, see load_preferences.")
         self.state = process_state()
-        given = self.base_name
-        self.base_name = unpacked(given)
-        local = Path(self.base_name).exists()
-        # Of a local base model only the name is recorded, unless the checkpoint has to load it from where it is.
-        self.recorded_name = Path(given).name if local and not self.args.slim else self.base_name
-        if self.args.slim:
-            check_slim(given, isinstance(model, str), local and self.args.push_to_hub)
-        dtype = named_dtype(self.args.dtype, self.state.device)
-        how = (revision, self.args.quantization, dtype)
-        base = load_language_model(self.base_name, *how) if isinstance(model, str) else copy.deepcopy(model)
-        check_quantized(base, given, self.args.dtype, self.args.quantization)
-        self.lens = LogitLens(base)
-        text_config = base.config.get_text_config()
-        self.base_revision = getattr(base.config, "_commit_hash", None)
-        self.sae = sae if isinstance(sae, LoadedSAE) else load_sae(chosen_sae(sae, text_config, self.base_name))
-        self.layer = matching_layer(self.sae, text_config, self.base_name, self.args.layer)
-        check_k(self.args, self.sae.autoencoder.d_sae, self.sae.autoencoder.d_in)
-        self.processing_class = prepare_tokenizer(
-            copy.deepcopy(processing_class) or load_tokenizer(self.base_name, self.base_revision)
-        )
-        # Saved with the tokenizer: scoring truncates as training did.
-        self.processing_class.model_max_length = longest_text(text_config, self.args.max_length)
-        self.how = Pooling(self.args.pooling, self.args.representation_norm)
-        self.encoder = self._encoder()
+        parts = load_parts(model, sae, self.args, processing_class, revision)
+        self.encoder, self.processing_class = parts.encoder, parts.tokenizer
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
-        self.saved_dtype = saved_dtype(base, dtype)
-        self.base_model = self._prepare_base(base, dtype)
+        self.parts = parts.cut(self.args, self.train_pairs.texts)
+        self.base_model, self.sae, self.layer = self.parts.base_model, self.parts.sae, self.parts.layer
         self.model: SparseRMForSequenceClassification | None = None
         self.controls: list[Control] = []
         self.reference: DriftReference | None = None
         self.evaluation: Evaluation | None = None
         self.metrics: dict[str, float] = {}
 
-    def _prepare_base(self, base: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-        """Cut the base model, move it to its device and type, and check on the way that the SAE fits."""
-        depth = base.config.get_text_config().num_hidden_layers
-        layer = min(self.layer + 1, depth) if self.args.check_sae else self.layer  # the SAE may belong to the next
-        base = prepare_base_model(base, layer, self.state.device, dtype)
-        if not self.args.slim and self.state.is_main_process:
-            check_quantized_reload(base, Path(self.args.output_dir))
-        if self.args.check_sae:
-            self.sae.autoencoder.to(self.state.device)
-            bos = self.processing_class.bos_token_id
-            texts = [list(text.ids) for text in self.train_pairs.texts]
-            verdict = check_before_training(base, self.sae, self.layer, texts, bos, self.base_name)
-            if self.state.is_main_process:
-                logger.info(verdict.sentence)
-        return cut_base_model(base, self.layer)
-
-    def _encoder(self) -> ChatEncoder:
-        tokenizer = self.processing_class
-        marks = find_marks(tokenizer)
-        if self.args.pooling == "response_mean" and not marks["assistant_header"]:
-            raise SparseRMError(
-                "The chat template puts no tokens of its own before an answer, so that the response cannot be told "
-                "from the prompt: use --pooling mean or last."
-            )
-        return ChatEncoder(tokenizer, marks, max_length=tokenizer.model_max_length)
-
-    def _tokenize(self, dataset: Dataset, what: str) -> TokenizedPreferences:
+    def _tokenize(self, dataset: Dataset, name: str) -> TokenizedPreferences:
         pairs = tokenize_preferences(dataset, self.encoder)
         if self.state.is_main_process:
-            logger.info("%s data: %s", what.capitalize(), pairs.summary())
+            logger.info("%s data: %s", name.capitalize(), pairs.summary())
         return pairs
 
     def train(self) -> dict[str, float]:
         """Run the recipe; `self.model` is the reward model from then on.
 
         Returns:
-            Seconds of each stage, accuracy on the pairs that were held out while the head was fitted, and, with an
-            evaluation set, the metrics of `evaluate`.
+            Seconds of each stage, accuracy on the pairs held out while the head was fitted, and, with an evaluation
+            set, the metrics of `evaluate`.
 
         Raises:
-            SparseRMError: Too few pairs or live latents.
+            SparseRMError: There are too few pairs, or too few latents fire.
         """
-        started = time.perf_counter()
-        if len(self.train_pairs) < 2:
-            raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
-        fitter = self.fitter
+        args, started = self.args, time.perf_counter()
+        pairs = PairIndices.of(self.train_pairs, self._avoided_styles())
+        cached = self.represent(self.train_pairs.texts)
+        texts = RepresentedTexts.of(cached, as_numpy(self.sae.autoencoder.W_dec))
         represented = time.perf_counter()
-        head = fitter.fit(fitter.read_selected)
-        self.model = self.assemble(fitter.select(), head)
-        self.controls = fit_controls(fitter) if self.args.controls else []
-        self.reference = self.refer(head)
-        fitted = time.perf_counter()
-        self.metrics = {
+        selected = select(texts, pairs, args)
+        projection = project(texts, selected, args)
+        fitted = fit(selected, projection, pairs, args)
+        self.model = self.assemble(fitted, cached)
+        self.controls = fit_controls(fitted, texts, self.train_pairs.lengths, pairs, args) if args.controls else []
+        self.reference = self.refer(fitted, cached)
+        self.metrics = self._describe(fitted, represented - started, time.perf_counter() - represented)
+        self.metrics |= self.evaluate() if self.eval_pairs is not None else {}
+        report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
+        return self.metrics
+
+    def _avoided_styles(self) -> np.ndarray | None:
+        return avoided_styles(self.train_pairs, self.processing_class, self.args.debias_names)
+
+    def _describe(self, fitted: FittedRewardHead, *seconds: float) -> dict[str, float]:
+        """Collect the metrics of the training itself; `seconds` are those of the representations and of the fit."""
+        assert self.model is not None
+        metrics: dict[str, float] = {
             "train_pairs": len(self.train_pairs),
             "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "base_parameters": count_parameters(self.base_model.config),
-            "representation_seconds": represented - started,
-            "fit_seconds": fitted - represented,
+            "representation_seconds": seconds[0],
+            "fit_seconds": seconds[1],
         }
-        if head.validation_accuracy is not None:
-            self.metrics["validation_accuracy"] = head.validation_accuracy
-        if self.eval_pairs is not None:
-            self.metrics |= self.evaluate()
-        report_metrics(self.args.report_to, self.args.output_dir, asdict(self.args), self.metrics)
-        return self.metrics
+        if fitted.head.validation_accuracy is not None:
+            metrics["validation_accuracy"] = fitted.head.validation_accuracy
+        return metrics
 
     def evaluate(self, eval_dataset: Dataset | None = None) -> dict[str, float]:
         """Evaluate the trained model and its controls; `self.evaluation` then holds the margin of every pair.
 
         Args:
-            eval_dataset: Preference pairs; by default the evaluation set given before.
+            eval_dataset: Preference pairs; by default the evaluation set that the trainer was given.
 
         Returns:
             `eval_accuracy`, its 95% interval and mean margin, and the same for each control.
@@ -245,84 +197,43 @@ class SparseRMTrainer:
         return self.evaluation.flat()
 
     def represent(self, texts: list[TokenizedText]) -> Representations:
-        """Representations of some texts, from the cache where they are there."""
+        """Represent texts by the base model and the SAE, or load what the cache has of them."""
+        pooling = Pooling(self.args.pooling, self.args.representation_norm)
         sae = self.sae.autoencoder.to(self.state.device)
-        return collect_representations(self.base_model, sae, texts, self.how, self.cache_dir)
+        return collect_representations(self.base_model, sae, texts, pooling, self.cache_dir)
 
     @property
     def cache_dir(self) -> Path:
-        """Where representations and the descriptions of latents are kept."""
+        """Folder of cached representations and descriptions of latents."""
         return Path(self.args.cache_dir) if self.args.cache_dir else default_cache_dir()
 
-    @cached_property
-    def train_representations(self) -> Representations:
-        """Representations of the training texts."""
-        return self.represent(self.train_pairs.texts)
+    def assemble(self, fitted: FittedRewardHead, texts: Representations) -> SparseRMForSequenceClassification:
+        """Assemble base model, SAE and fitted head into a reward model.
 
-    @cached_property
-    def fitter(self) -> HeadFitter:
-        """What selects latents and fits heads on the training pairs."""
-        args, pairs = self.args, self.train_pairs
-        differences = None
-        if args.debias_names:
-            styles = measure_styles(pairs, self.processing_class)
-            avoided = {style: styles[style] for name in args.debias_names for style in STYLES[name]}
-            differences = style_differences(avoided)
-            for style, column in zip(avoided, differences.T, strict=True):
-                if self.state.is_main_process and not column.std() > 0:
-                    logger.info("No reward can follow the number of %s: it does not differ within pairs.", style)
-        decoder = as_numpy(self.sae.autoencoder.W_dec)  # (d_sae, d_model)
-        return HeadFitter(args, pairs, self.train_representations, decoder, differences)
-
-    def assemble(self, selection: Selection, head: FittedHead) -> SparseRMForSequenceClassification:
-        """Put base model, SAE and fitted head together."""
-        args, sae = self.args, self.sae.autoencoder
-        directions = self.fitter.directions(selection)
+        Args:
+            fitted: Selected latents, directions and head.
+            texts: Representations of the training texts, by which the latents are named.
+        """
         if self.state.is_main_process:
-            warn_of_purity(selection.latents, directions.purities)
-        tokenizer, site = self.processing_class, self.sae.source.get("neuronpedia_id")
-        facts = latent_fields(self.fitter, selection, directions, self.lens, tokenizer, site, self.cache_dir)
-        config = SparseRMConfig(
-            base_config=self.base_model.config,
-            base_model_name_or_path=self.recorded_name,
-            base_model_revision=self.base_revision,
-            layer=self.layer,
-            pooling=args.pooling,
-            response_marks=self.encoder.marks,
-            representation_norm=args.representation_norm,
-            directions=args.directions,
-            k_accuracies={str(k): round(accuracy, 6) for k, accuracy in self.fitter.k_accuracies.items()},
-            head_type=args.head_type,
-            head_hidden_size=args.head_hidden_size,
-            sae=sae.spec(),
-            sae_source=self.sae.source,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            run_dtype=str(self.base_model.dtype).removeprefix("torch."),
-            **facts,
-        )
-        config._name_or_path = args.output_dir  # trainers load the tokenizer from it
-        features = self.fitter.project(directions.rows)
-        rewards = head.rewards(features)
-        config.reward_mean, config.reward_std = float(rewards.mean()), float(rewards.std())
-        if head.held_out_margins is not None:
-            config.reward_temperature = fit_temperature(head.held_out_margins)
-        parts = (sae, directions.rows, head, features.mean(0), features[rewards.argmin()])
-        return move(build_model(config, self.base_model, self.saved_dtype, *parts), self.state.device)
+            warn_of_purity(fitted.selected.latents, fitted.projection.directions.purities)
+        latents = latent_fields(self.parts, fitted, self.train_pairs, texts, self.args.pooling, self.cache_dir)
+        return move(assemble_model(self.parts, fitted, self.args, latents), self.state.device)
 
-    def refer(self, head: FittedHead) -> DriftReference:
-        """What the training responses were like, for `sparserm monitor` to hold others against."""
-        fitter = self.fitter
-        features, lengths = fitter.read_selected(np.arange(len(fitter.pairs))), self.train_pairs.lengths
-        twin = find_twin(self.controls)
-        of_twin = twin.rewards(fitter.texts, lengths, []) if twin else None
-        return DriftReference.of(features, head.rewards(features), of_twin)
+    def refer(self, fitted: FittedRewardHead, texts: Representations) -> DriftReference:
+        """Compute the statistics of the training responses that `sparserm monitor` compares others with."""
+        features, twin = fitted.projection.features, find_twin(self.controls)
+        of_twin = twin.rewards(texts, self.train_pairs.lengths, []) if twin else None
+        return DriftReference.of(features, fitted.head.rewards(features), of_twin)
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """Write model, tokenizer, controls and model card; a failure leaves what was there before.
+        """Write model, tokenizer, controls, evaluation and model card; a failure leaves the folder as it was before.
 
-        Without `output_dir` to the folder of the settings, and to the Hub where these say so.
+        Args:
+            output_dir: Folder to write to. By default the folder of the settings; if the settings say `push_to_hub`,
+                the model is then uploaded too.
+
+        Raises:
+            SparseRMError: Nothing is trained yet, the folder holds something else, or the upload failed.
         """
         if output_dir is None and self.args.push_to_hub:
             self.push_to_hub()
@@ -356,11 +267,14 @@ class SparseRMTrainer:
         """Save the model and upload it, tokenizer and card included; see `push_folder`.
 
         Args:
-            commit_message: Of the commit on the Hub.
-            kwargs: Passed to `HfApi.upload_folder`.
+            commit_message: Message of the commit on the Hub.
+            kwargs: Further arguments of `HfApi.upload_folder`.
 
         Returns:
-            The address of the commit; empty in all processes but the main one.
+            The address of the commit; empty in every process except the main one.
+
+        Raises:
+            SparseRMError: Nothing is trained yet, or the upload failed.
         """
         folder, private = Path(self.args.output_dir), self.args.hub_private_repo
         files = self._write(folder)
