@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from layers import Texts
 from scipy import sparse
-from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 
 from sparserm_hf.conversations.preferences import TokenizedPreferences
@@ -285,8 +285,8 @@ def accuracy_cell(margins: np.ndarray) -> str:
 def difference_cell(margins: np.ndarray, reference: np.ndarray) -> str:
     """Accuracy minus that of a reference on the same pairs, with its paired 95% interval (Student)."""
     differences = 100 * (correct(margins) - correct(reference))
-    mean, error = differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
-    if error == 0:
+    mean = differences.mean()
+    if not differences.std() > 0:
         return f"{mean:+.1f}"
-    low, high = student.interval(0.95, len(differences) - 1, mean, error)
+    low, high = ttest_1samp(differences, 0).confidence_interval(0.95)
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from transformers.utils import cached_file
 
 from ..representations import Representations
-from ..runtime import SparseRMError, reading, shown
+from ..runtime import SparseRMError, find_file, reading, shown
 
 CONTROLS_FILE = "controls.safetensors"
 READS = ("representation", "activations", "length")
@@ -148,8 +147,8 @@ def check_controls(controls: Sequence[Control], hidden_size: int, latents: int) 
 
 def find_controls(name: str, revision: str | None = None) -> list[Control]:
     """The controls that lie beside a checkpoint, a folder or on the Hub; none where it was saved without."""
-    file = cached_file(name, CONTROLS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return load_controls(Path(file)) if file else []
+    file = find_file(name, CONTROLS_FILE, revision)
+    return load_controls(file) if file else []
 
 
 def _read_before(fields: dict[str, Any]) -> str:

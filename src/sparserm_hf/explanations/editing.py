@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import ModelCard
-from transformers.utils import cached_file
 
 from ..conversations import TokenizedPreferences
 from ..evaluation import (
@@ -24,7 +23,7 @@ from ..evaluation import (
     reward_represented,
 )
 from ..hub_cards.render import PLOT_FILE
-from ..runtime import SparseRMError, check_output_dir, process_state, replacing_folder, save_tokenizer
+from ..runtime import SparseRMError, check_output_dir, find_file, process_state, replacing_folder, save_tokenizer
 from ..scoring import check_reload
 
 SECTION = "## Steering"
@@ -148,17 +147,16 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
     """
     check_output_dir(folder)
 
-    def original(file: str) -> str | None:
-        return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-
     with replacing_folder(folder) as temporary:
         saved.model.save_pretrained(temporary)
         save_tokenizer(saved.tokenizer, temporary)
-        for beside in (CONTROLS_FILE, REFERENCE_FILE, EVALUATION_FILE, PLOT_FILE):
-            # An evaluation holds rewards before the edit: it stays true for labels only.
-            if (file := original(beside)) and not (beside == EVALUATION_FILE and saved.model.config.steering):
+        copied = [CONTROLS_FILE, REFERENCE_FILE, PLOT_FILE]
+        if not saved.model.config.steering:  # an evaluation holds rewards before the edit: labels leave it true
+            copied.append(EVALUATION_FILE)
+        for beside in copied:
+            if file := find_file(name, beside, revision):
                 shutil.copyfile(file, temporary / beside)
-        if card_file := original("README.md"):
+        if card_file := find_file(name, "README.md", revision):
             card = ModelCard.load(card_file)
             card.text = _edit_card(card.text, folder.name, _steering_section(saved))
             card.save(temporary / "README.md")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from transformers.utils import cached_file
 
 from ..evaluation import (
     EVALUATION_FILE,
@@ -23,7 +22,7 @@ from ..evaluation import (
     draw_length,
 )
 from ..modeling.configuration_sparserm import SparseRMConfig
-from ..runtime import SparseRMError, __version__, replacing_file
+from ..runtime import SparseRMError, __version__, find_file, replacing_file
 from .explained_pairs import Pair, explain_pairs
 from .latent_reports import LatentReport, known_latents, measure_latents
 from .pages import render_page
@@ -176,5 +175,5 @@ def _count_claims(pairs: list[Pair]) -> tuple[int, int]:
 
 
 def _stored_evaluation(name: str, revision: str | None) -> Evaluation | None:
-    file = cached_file(name, EVALUATION_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Evaluation.load(Path(file)) if file else None
+    file = find_file(name, EVALUATION_FILE, revision)
+    return Evaluation.load(file) if file else None

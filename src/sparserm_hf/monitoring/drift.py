@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import cached_file
 
 from ..conversations import row_name, texts_of_row
 from ..evaluation import REFERENCE_FILE, DriftReference, SavedRewardModel
 from ..modeling.configuration_sparserm import SparseRMConfig
-from ..runtime import SparseRMError
+from ..runtime import SparseRMError, find_file
+from ..scoring import check_reward_model
 from .scored_responses import ScoredResponses, score_for_drift
 
 ALARM = 0.03  # share of features outside their range, or of rewards that the twin contradicts, that is too many
@@ -98,14 +97,15 @@ def load_reference(name: str, revision: str | None = None) -> DriftReference:
         revision: Revision of the reward model on the Hub.
 
     Raises:
-        SparseRMError: The checkpoint has none, or the file is broken.
+        SparseRMError: There is no reward model, it has no drift reference, or the file is broken.
     """
-    file = cached_file(name, REFERENCE_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    check_reward_model(name, revision)
+    file = find_file(name, REFERENCE_FILE, revision)
     if file is None:
         raise SparseRMError(
             f"{name!r} holds no {REFERENCE_FILE}, which says what its training responses were like: train it anew."
         )
-    return DriftReference.load(Path(file))
+    return DriftReference.load(file)
 
 
 def check_features(reference: DriftReference, config: SparseRMConfig) -> None:

@@ -23,6 +23,7 @@ from .errors import reading as reading
 from .errors import reason as reason
 from .errors import shown as shown
 from .errors import without_extra as without_extra
+from .hub_files import find_file as find_file
 from .processes import process_state as process_state
 from .terminal import Console as Console
 from .terminal import VisibleFormatter as VisibleFormatter
