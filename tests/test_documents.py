@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import textwrap
 import warnings
 from functools import partial
 from pathlib import Path
@@ -99,4 +100,4 @@ def test_each_public_name_has_an_example(name, here):
     blocks = BLOCK.findall(docstring)
     assert ">>> " in docstring or blocks
     for _, _, block in blocks:
-        exec(compile(block, name, "exec"), {})
+        exec(compile(textwrap.dedent(block), name, "exec"), {})

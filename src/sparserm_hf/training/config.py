@@ -38,14 +38,13 @@ loss='bradley_terry', gamma=1.0, seed=42)
     # Only beside None does HfArgumentParser take a union with str for a string.
     k: int | str | None = _option(
         "auto",
-        "Number of latents to select on each side: K that fire more on chosen and K that fire more on rejected "
-        "responses (128 in the paper). auto takes the smallest K within one standard error of the best "
-        "cross-validated accuracy.",
+        "Number of latents to select on each side, 128 in the paper; auto takes the smallest number within one "
+        "standard error of the best cross-validated accuracy.",
     )
     directions: Literal["orthogonal", "raw"] = _option(
         "orthogonal",
-        "Directions to project a response on: raw takes the decoder directions of the selected latents, as the paper "
-        "does; orthogonal makes them orthonormal, so that each term of a reward can be removed by itself.",
+        "Directions to project on: raw takes the decoder directions of the selected latents, as the paper does, and "
+        "orthogonal makes them orthonormal, so that each term of a reward can be removed by itself.",
     )
     head_type: Literal["linear", "mlp"] = _option(
         "linear", "Type of the reward head: linear, whose rewards are explained exactly, or mlp."
@@ -95,7 +94,7 @@ class SparseRMTrainingConfig(RewardHeadConfig):
 
     output_dir: str = field(metadata={"help": "Folder to write the reward model to."})
     layer: int | None = _option(
-        None, "Number of decoder layers of the base model to keep. By default, the layer that the SAE was trained on."
+        None, "Number of decoder layers of the base model to keep; by default, those before the SAE's hook."
     )
     pooling: Literal["response_mean", "mean", "last"] = _option(
         "response_mean",
@@ -114,18 +113,16 @@ class SparseRMTrainingConfig(RewardHeadConfig):
         "Quantise the base model's weights with bitsandbytes on loading; a base model that is quantised already stays "
         "as it is.",
     )
-    cache_dir: str | None = _option(
-        None, "Folder to cache representations in. By default, the folder sparserm in HF_HOME."
-    )
+    cache_dir: str | None = _option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
     controls: bool = _option(
         True,
-        "Fitting of the controls: the same head on the dense representation, on random directions, on SAE activations "
-        "and on length. On by default; --no_controls leaves them out.",
+        "Fit the controls too (dense representation, random directions, SAE activations, length), unless "
+        "--no_controls is given.",
     )
     check_sae: bool = _option(
         True,
-        "Check, before the base model runs on all texts, that the SAE fits the base model and the layer. On by "
-        "default; --no_check_sae leaves the check out.",
+        "Check that the SAE fits the base model and the layer before the base model runs on all texts, unless "
+        "--no_check_sae is given.",
     )
     debias: str = _option(
         "none",
@@ -136,9 +133,7 @@ class SparseRMTrainingConfig(RewardHeadConfig):
     )
     report_to: str = _option("none", "Trackers to send the metrics to, separated by commas: wandb, tensorboard, ...")
     push_to_hub: bool = _option(False, "Push the saved model to the Hub.")
-    hub_model_id: str | None = _option(
-        None, "Repository on the Hub to push to. By default, the name of the output folder."
-    )
+    hub_model_id: str | None = _option(None, "Repository on the Hub; by default, the name of the output folder.")
     hub_private_repo: bool = _option(False, "Make the repository on the Hub private.")
 
     def __post_init__(self) -> None:

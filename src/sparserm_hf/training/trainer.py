@@ -81,13 +81,16 @@ class SparseRMTrainer:
 
     Example:
         ```python
+        from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
+
         trainer = SparseRMTrainer(
-            model="HuggingFaceTB/SmolLM2-135M-Instruct",
-            args=SparseRMTrainingConfig("my-reward-model"),
-            train_dataset=load_preferences("train.jsonl"),
-            eval_dataset=load_preferences("test.jsonl"),
+            model="my-base-model",
+            sae="my-sae",
+            args=SparseRMTrainingConfig("my-new-reward-model"),
+            train_dataset=load_preferences("my-pairs.jsonl"),
+            eval_dataset=load_preferences("my-test-pairs.jsonl"),
         )
-        print(trainer.train()["eval_accuracy"])
+        metrics = trainer.train()
         trainer.save_model()
         ```
     """
@@ -126,7 +129,9 @@ class SparseRMTrainer:
         return pairs
 
     def train(self) -> dict[str, float]:
-        """Run the recipe; `self.model` is the reward model from then on.
+        """Run the recipe: represent, select, project, fit, assemble, fit controls, measure reference, evaluate.
+
+        `self.model` is the reward model from then on.
 
         Returns:
             Seconds of each stage, accuracy on the pairs held out while the head was fitted, and, with an evaluation
@@ -145,8 +150,8 @@ class SparseRMTrainer:
         fitted = fit(selected, projection, pairs, args)
         self.model = self.assemble(fitted, cached)
         self.controls = fit_controls(fitted, texts, self.train_pairs.lengths, pairs, args) if args.controls else []
-        self.reference = self.refer(fitted, cached)
-        self.metrics = self._describe(fitted, represented - started, time.perf_counter() - represented)
+        self.reference = self.measure_reference(fitted, cached)
+        self.metrics = self._count(fitted, represented - started, time.perf_counter() - represented)
         self.metrics |= self.evaluate() if self.eval_pairs is not None else {}
         report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
         return self.metrics
@@ -154,15 +159,15 @@ class SparseRMTrainer:
     def _avoided_styles(self) -> np.ndarray | None:
         return avoided_styles(self.train_pairs, self.processing_class, self.args.debias_names)
 
-    def _describe(self, fitted: FittedRewardHead, *seconds: float) -> dict[str, float]:
-        """Collect the metrics of the training itself; `seconds` are those of the representations and of the fit."""
+    def _count(self, fitted: FittedRewardHead, representation_seconds: float, fit_seconds: float) -> dict[str, float]:
+        """Collect the metrics of the training itself."""
         assert self.model is not None
         metrics: dict[str, float] = {
             "train_pairs": len(self.train_pairs),
             "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "base_parameters": count_parameters(self.base_model.config),
-            "representation_seconds": seconds[0],
-            "fit_seconds": seconds[1],
+            "representation_seconds": representation_seconds,
+            "fit_seconds": fit_seconds,
         }
         if fitted.head.validation_accuracy is not None:
             metrics["validation_accuracy"] = fitted.head.validation_accuracy
@@ -219,7 +224,7 @@ class SparseRMTrainer:
         latents = latent_fields(self.parts, fitted, self.train_pairs, texts, self.args.pooling, self.cache_dir)
         return move(assemble_model(self.parts, fitted, self.args, latents), self.state.device)
 
-    def refer(self, fitted: FittedRewardHead, texts: Representations) -> DriftReference:
+    def measure_reference(self, fitted: FittedRewardHead, texts: Representations) -> DriftReference:
         """Compute the statistics of the training responses that `sparserm monitor` compares others with."""
         features, twin = fitted.projection.features, find_twin(self.controls)
         of_twin = twin.rewards(texts, self.train_pairs.lengths, []) if twin else None
