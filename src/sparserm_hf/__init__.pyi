@@ -1,5 +1,4 @@
 from .conversations import load_preferences as load_preferences
-from .evaluation import BENCHMARKS as BENCHMARKS
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .evaluation import run_benchmark as run_benchmark

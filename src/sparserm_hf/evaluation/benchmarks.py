@@ -159,7 +159,8 @@ def run_benchmark(
         ```python
         from sparserm_hf import run_benchmark
 
-        scores = run_benchmark("my-reward-model", "rewardbench2")
+        rows = [{"subset": "Math", "prompt": "2 + 2?", "chosen": ["4."], "rejected": ["3.", "5.", "6."]}]
+        scores = run_benchmark("my-reward-model", "rewardbench2", rows)  # without rows: all of RewardBench 2
         print(scores["SparseRM"][-1])
         ```
     """

@@ -81,10 +81,11 @@ def edit_model(
 
     Example:
         ```python
-        from sparserm_hf import edit_model, load_preferences
+        from sparserm_hf import edit_model, load_preferences, report_latents
 
         pairs = load_preferences("my-test-pairs.jsonl")
-        effect = edit_model("my-reward-model", "corrected", {1646: 0.0}, {1646: "starts with Sure"}, pairs)
+        latent = report_latents("my-reward-model", pairs, top=1).latents[0].latent
+        effect = edit_model("my-reward-model", "corrected", {latent: 0.0}, {latent: "starts with Sure"}, pairs)
         print(effect.before.metrics, effect.after.metrics)
         ```
     """

@@ -87,8 +87,12 @@ def explain_rows(
 
     Example:
         ```python
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
         from sparserm_hf import explain_rows
 
+        model = AutoModelForSequenceClassification.from_pretrained("my-reward-model")
+        tokenizer = AutoTokenizer.from_pretrained("my-reward-model")
         for explained in explain_rows(model, tokenizer, [{"prompt": "2 + 2?", "chosen": "4.", "rejected": "5."}]):
             print(explained.explanations["chosen_reward"])
             print(explained.as_json(top=5)["difference"])

@@ -133,6 +133,11 @@ def contrast(chosen: TextExplanation, rejected: TextExplanation) -> dict[int, fl
 
     Returns:
         Contribution of each latent to the difference, chosen minus rejected, by latent id, the largest first.
+
+    Example:
+        >>> effects = [LatentEffect(8, "chosen", "", None, 1.0, x, 0.5, x, x, [], None) for x in (0.5, 0.25)]
+        >>> contrast(*(TextExplanation(e.value, 0.0, [e], [], 0.0) for e in effects))
+        {8: 0.25}
     """
     difference: dict[int, float] = defaultdict(float)
     for sign, explanation in ((1.0, chosen), (-1.0, rejected)):
