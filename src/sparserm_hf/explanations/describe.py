@@ -19,12 +19,12 @@ from .passages import Passage
 if TYPE_CHECKING:
     from openai import OpenAI
 
-TIMEOUT = 60  # seconds
-LONGEST_ANSWER = 1000  # characters of a description that are looked at; most of them are cut off later
+TIMEOUT = 60  # seconds for an answer
+LONGEST_ANSWER = 1000  # characters of an answer; a description is shorter still
 ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)"
 )  # colours, links and titles of terminals
-# Only pairs: a description may be about a lone tag.
+# Tags and signs in pairs only: a description may be about a lone tag.
 MARKUP = re.compile(
     r"<(?P<html>\w+)\b[^<>]*>(?P<in_html>.*?)</(?P=html)>"
     r"|\[(?P<rich>[\w #]+)\](?P<in_rich>.*?)\[/(?P=rich)?\]"
@@ -47,11 +47,15 @@ PREDICT = (
 
 @dataclass(frozen=True)
 class Describer:
-    """A language model that is asked what latents fire on.
+    """A language model that describes what latents fire on.
 
     Attributes:
-        client: Of the endpoint.
-        model: Its name there.
+        client: Client of the endpoint.
+        model: Name of the language model at the endpoint.
+
+    Example:
+        >>> Describer.at("http://localhost:8000/v1", "my-model").model
+        'my-model'
     """
 
     client: OpenAI
@@ -59,16 +63,20 @@ class Describer:
 
     @classmethod
     def at(cls, url: str, model: str) -> Describer:
-        """Name an endpoint, such as `http://localhost:8000/v1`; its key is in the variable OPENAI_API_KEY.
+        """Make a describer at an OpenAI-compatible endpoint; the variable OPENAI_API_KEY holds its key.
+
+        Args:
+            url: Address of the endpoint, such as `http://localhost:8000/v1`.
+            model: Name of the language model at the endpoint.
 
         Raises:
-            SparseRMError: The openai package is missing, or the address or the key cannot be one.
+            SparseRMError: The openai package is missing, or the address or the key is malformed.
         """
         try:
             from openai import OpenAI
         except ModuleNotFoundError as error:
             raise without_extra("The description of latents", error, "describe") from None
-        if not _is_address(url):  # it is not quoted, as it may hold a password
+        if not _is_address(url):  # not quoted in the error: it may hold a password
             raise SparseRMError("--describe_with needs an address such as http://localhost:8000/v1.")
         key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # a server of one's own asks for none
         if not (key.isascii() and key.isprintable()):
@@ -76,32 +84,32 @@ class Describer:
         return cls(OpenAI(base_url=url, api_key=key, timeout=TIMEOUT), model)
 
     def describe(self, firing: Sequence[Passage], silent: Sequence[Passage], held_out: Sequence[Passage]) -> Name:
-        """Describe a latent, and test the description.
+        """Describe a latent, and test the description on held-out passages.
+
+        The test: the model is given the description and predicts in which held-out passages the latent fires.
 
         Args:
-            firing: Passages that it fires in.
-            silent: Passages that it does not fire in.
-            held_out: Other passages of both kinds. The model is told the description and has to say in which of them
-                the latent fires. A passage whose text was shown for the description is left out.
+            firing: Passages that the latent fires in.
+            silent: Passages that the latent does not fire in.
+            held_out: Other passages of both kinds. A passage with the text of a shown passage is left out.
 
         Returns:
-            The description, with precision, recall and F1 of that answer, over passages; 0 where no held-out passage
-            is left.
+            The description, with precision, recall and F1 of the predictions; 0 where no held-out passage is left.
 
         Raises:
-            SparseRMError: The endpoint does not answer, or not as asked.
+            SparseRMError: The endpoint does not answer, or its answer has another form.
         """
         shown = {"fires": [_marked(passage) for passage in firing], "silent": [_plain(passage) for passage in silent]}
         answer = self._ask(DESCRIBE, shown).get("description")
         description = one_line(_without_markup(answer)) if isinstance(answer, str) else ""
         if not description:
             raise self._error('does not answer with a "description"')
-        seen = {_plain(passage) for passage in [*firing, *silent]}  # responses may share text, such as their beginning
+        seen = {_plain(passage) for passage in [*firing, *silent]}  # responses may share their first words
         return self._tested(description, [passage for passage in held_out if _plain(passage) not in seen])
 
     def _tested(self, description: str, held_out: list[Passage]) -> Name:
-        """A description with its scores on held-out passages."""
-        order = np.random.default_rng(0).permutation(len(held_out))  # or their order would tell which of them fire
+        """Score a description on held-out passages."""
+        order = np.random.default_rng(0).permutation(len(held_out))  # else their order would give the answer away
         excerpts = {str(number): _plain(held_out[i]) for number, i in enumerate(order, 1)}
         said = self._ask(PREDICT, {"description": description, "excerpts": excerpts}).get("fires") if excerpts else []
         if not isinstance(said, list):
@@ -112,7 +120,7 @@ class Describer:
         return Name.scored(description, predicted, fires)
 
     def _ask(self, task: str, data: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object that the model answers with."""
+        """Ask the model, and parse the JSON object in its answer."""
         from openai import APIStatusError, OpenAIError
 
         try:
@@ -136,7 +144,7 @@ class Describer:
         return found
 
     def _error(self, what: str) -> SparseRMError:
-        at = self.client.base_url  # all but its parts that may hold a key: user, password and query
+        at = self.client.base_url  # shown without user, password and query, which may hold a key
         host = f"[{at.host}]" if ":" in at.host else at.host
         port = f":{at.port}" if at.port else ""
         return SparseRMError(
@@ -154,7 +162,7 @@ def _is_address(url: str) -> bool:
 
 
 def _content(answer: Any) -> str:
-    """The text of a chat completion; empty where an endpoint answers with something else, which openai lets pass."""
+    """Take the text of a chat completion; empty where the answer has another form, which openai lets pass."""
     try:
         content = answer.choices[0].message.content
     except (AttributeError, LookupError, TypeError):
@@ -165,8 +173,9 @@ def _content(answer: Any) -> str:
 def first_object(text: str) -> dict[str, Any] | None:
     """Find the first JSON object in a text; None where there is none.
 
-    >>> first_object('Sure! {"description": "numbers"} Anything else?')
-    {'description': 'numbers'}
+    Example:
+        >>> first_object('Sure! {"description": "numbers"} Anything else?')
+        {'description': 'numbers'}
     """
     for i, sign in enumerate(text):
         if sign == "{":
@@ -174,15 +183,15 @@ def first_object(text: str) -> dict[str, Any] | None:
                 return json.JSONDecoder().raw_decode(text, i)[0]
             except ValueError:
                 continue
-            except RecursionError:  # nested a thousandfold: not what was asked for
+            except RecursionError:  # objects nested a thousand deep
                 return None
     return None
 
 
 def _without_markup(text: str) -> str:
-    """A text without terminal escapes, and without HTML, rich and Markdown around words."""
+    """Remove terminal escapes, and HTML, rich and Markdown around words."""
     text, pairs = ESCAPES.sub("", text[:LONGEST_ANSWER]), 1
-    while pairs:  # they may be nested
+    while pairs:  # pairs may be nested
         text, pairs = MARKUP.subn(lambda m: m["in_html"] or m["in_rich"] or m["in_sign"] or "", text)
     return text
 
@@ -192,7 +201,7 @@ def _plain(passage: Passage) -> str:
 
 
 def _marked(passage: Passage) -> str:
-    """A passage with « and » around the tokens that the latent fires on."""
+    """Put « and » around the tokens that the latent fires on."""
     parts = []
     for token, activation in zip(passage.tokens, passage.activations, strict=True):
         text = _plain(Passage([token], [activation]))
