@@ -1,4 +1,4 @@
-"""How good a reward model is: metrics, controls, benchmarks, and what its training responses were like."""
+"""Evaluation of reward models: accuracy beside controls, calibration, benchmarks, attacks, the drift reference."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The controls that every result is shown beside: the same head on something simpler than selected features."""
+"""Controls: the same head on simpler inputs than the selected features. Every result is shown beside them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTROLS_FILE = "controls.safetensors"
 READS = ("representation", "activations", "length")
 
 
-Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
+Layers = tuple[tuple[np.ndarray, np.ndarray], ...]  # (weight, bias) of each affine layer
 
 
 def apply_layers(layers: Layers, features: np.ndarray) -> np.ndarray:
@@ -47,10 +47,10 @@ class Control:
     """A fitted control.
 
     Attributes:
-        name: What it is called in tables.
-        layers: (weight, bias) of each affine layer of its head, see `apply_layers`.
-        reads: What the head reads of a text: its `representation`, the mean `activations` of the reward model's
-            latents, or its `length` in tokens.
+        name: Name of the control in tables and files, see `RowName`.
+        layers: (weight, bias) of each affine layer of the head, see `apply_layers`.
+        reads: Input of the head: the `representation` of a text, the mean `activations` of the reward model's latents,
+            or the `length` in tokens.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Control:
     reads: str
 
     def rewards(self, texts: Representations, lengths: np.ndarray, latents: Sequence[int]) -> np.ndarray:
-        """(N,) rewards of texts.
+        """Compute the (N,) rewards of texts.
 
         Args:
             texts: Representations of N texts.
-            lengths: (N,) tokens of each.
-            latents: Columns of the reward model's latents in their activations.
+            lengths: (N,) tokens of each text.
+            latents: Columns of the reward model's latents in the stored activations.
         """
         if self.reads == "length":
             return apply_layers(self.layers, lengths[:, None].astype(np.float64))
@@ -73,17 +73,17 @@ class Control:
 
 
 def dense(texts: Representations) -> np.ndarray:
-    """(N, d_model) representations, in float64."""
+    """Load the (N, d_model) representations of texts, in float64."""
     return texts.read(lambda shard: shard.mean.astype(np.float64))
 
 
 def activations(texts: Representations, latents: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(N, K) mean activations of latents, in float64."""
+    """Load the (N, K) mean activations of latents on texts, in float64."""
     return texts.read(lambda shard: shard.mean_activation[:, latents].toarray().astype(np.float64))
 
 
 def save_controls(controls: list[Control], path: Path) -> None:
-    """Write controls to a file that lies beside the checkpoint, so that they can be shown for any data later."""
+    """Write controls to a file beside the checkpoint: later evaluations show them on other pairs."""
     tensors = {
         f"{control.name}/{i}/{kind}": np.ascontiguousarray(tensor)
         for control in controls
@@ -95,7 +95,7 @@ def save_controls(controls: list[Control], path: Path) -> None:
 
 
 def load_controls(path: Path) -> list[Control]:
-    """The controls that `save_controls` wrote.
+    """Load the controls that `save_controls` wrote.
 
     Raises:
         SparseRMError: The file is broken.
@@ -125,7 +125,18 @@ def _read_controls(path: Path) -> list[Control]:
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise a ValueError unless arrays have their shapes, and hold finite numbers."""
+    """Raise a ValueError unless arrays have the given shapes and hold finite numbers.
+
+    Args:
+        arrays: Arrays by name.
+        shapes: Shapes by name.
+
+    Example:
+        >>> check_arrays({"bias": np.zeros(3)}, {"bias": (2,)})
+        Traceback (most recent call last):
+        ...
+        ValueError: 'bias' has the shape [3], not [2]
+    """
     for name, shape in shapes.items():
         if arrays[name].shape != tuple(shape):
             raise ValueError(f"{shown(name)} has the shape {list(arrays[name].shape)}, not {list(shape)}")
@@ -134,7 +145,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
 
 
 def check_controls(controls: Sequence[Control], hidden_size: int, latents: int) -> None:
-    """Raise a `SparseRMError` unless controls read what a reward model gives them."""
+    """Raise a `SparseRMError` unless the inputs of controls are as wide as a reward model's."""
     widths = {"representation": hidden_size, "activations": latents, "length": 1}
     for control in controls:
         width = control.layers[0][0].shape[1]
@@ -146,13 +157,24 @@ def check_controls(controls: Sequence[Control], hidden_size: int, latents: int) 
 
 
 def find_controls(name: str, revision: str | None = None) -> list[Control]:
-    """The controls that lie beside a checkpoint, a folder or on the Hub; none where it was saved without."""
+    """Load the controls beside a checkpoint.
+
+    Args:
+        name: Folder or Hub id of the reward model.
+        revision: Revision of the reward model on the Hub.
+
+    Returns:
+        The controls; empty where the checkpoint was saved without controls.
+
+    Raises:
+        SparseRMError: The file of the controls is broken.
+    """
     file = find_file(name, CONTROLS_FILE, revision)
     return load_controls(file) if file else []
 
 
 def _read_before(fields: dict[str, Any]) -> str:
-    """What a control reads that was saved before version 0.3."""
+    """Name the input of a control that was saved before version 0.3."""
     if fields["length"]:
         return "length"
     return "activations" if fields["readings"] else "representation"

@@ -1,4 +1,4 @@
-"""Evaluations as pictures: PNG for model cards, SVG for the report, in the colours of the page that holds it."""
+"""Figures of an evaluation: PNG for model cards, SVG in the page's own colours for the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Draw = Callable[[Axes], None]
 
 
 def draw_accuracy(axes: Axes, evaluation: Evaluation) -> None:
-    """Accuracies with their 95% intervals, the reward model first."""
+    """Draw the accuracies with their 95% intervals, the reward model first."""
     metrics = evaluation.metrics
     for place, (name, row) in enumerate(metrics.items()):
         _interval(axes, row, place, ACCENT if name == RowName.REWARD_MODEL else MUTED, horizontal=True)
@@ -44,7 +44,7 @@ def draw_accuracy(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_length(axes: Axes, evaluation: Evaluation) -> None:
-    """Accuracies where the chosen response is the shorter or the longer one; before debiasing too."""
+    """Draw the accuracies by which response is longer; of a debiased model, those without debiasing too."""
     rows = [name for name in (RowName.REWARD_MODEL, RowName.UNDEBIASED) if name in evaluation.margins]
     kinds = {kind: len(of) for kind, of in evaluation.by_length.items() if len(of)}
     for i, (name, colour) in enumerate(zip(rows, (ACCENT, ACCENT_2), strict=False)):
@@ -60,7 +60,7 @@ def draw_length(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_calibration(axes: Axes, evaluation: Evaluation) -> None:
-    """How often the preferred response is the chosen one, by the probability that it was given."""
+    """Draw the share of pairs whose preferred response is the chosen one, by its predicted probability."""
     bins = calibration_bins(evaluation.margins[RowName.REWARD_MODEL], evaluation.temperature)
     axes.plot([50, 100], [50, 100], color=MUTED, linewidth=0.8, linestyle=":")
     axes.plot(100 * bins.confidence, 100 * bins.accuracy, color=ACCENT, linewidth=1)
@@ -70,7 +70,13 @@ def draw_calibration(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_k(axes: Axes, accuracies: Mapping[str, float], chosen: int) -> None:
-    """Cross-validated accuracy by the number of latents on either side, the chosen one marked."""
+    """Draw the cross-validated accuracy by the number of latents on either side.
+
+    Args:
+        axes: Axes to draw into.
+        accuracies: Accuracies by number of latents.
+        chosen: Number of latents to mark.
+    """
     numbers = [int(k) for k in accuracies]
     values = [100 * accuracy for accuracy in accuracies.values()]
     axes.plot(numbers, values, color=ACCENT, linewidth=1, marker="o", markersize=4)
@@ -94,7 +100,7 @@ def _interval(
 
 
 def save_png(evaluation: Evaluation, path: Path) -> None:
-    """Accuracy, length and calibration side by side."""
+    """Write accuracy, length and calibration side by side to a PNG file."""
     with rc_context(STYLE):
         figure = Figure(figsize=(13, 3.4), layout="constrained")
         drawings = (draw_accuracy, draw_length, draw_calibration)
@@ -104,11 +110,11 @@ def save_png(evaluation: Evaluation, path: Path) -> None:
 
 
 def as_svg(draw: Draw, title: str, width: float = 4.4, height: float = 2.8) -> str:
-    """A picture as an SVG element whose lines and letters have the colour of the text around it.
+    """Draw an SVG element whose lines and letters have the colour of the surrounding text.
 
     Args:
-        draw: Draws into the axes that it is given.
-        title: What a screen reader says of it.
+        draw: Draws into axes.
+        title: Description for screen readers.
         width: In inches.
         height: In inches.
     """

@@ -1,4 +1,4 @@
-"""Why a response got its reward: attribution by latent and token, reports, steering."""
+"""Explanations of rewards: the contribution of each latent and each token, reports on latents, editing."""
 
 import lazy_loader
 

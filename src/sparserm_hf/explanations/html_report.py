@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from ..conversations import TokenizedPreferences
 from ..evaluation import (
     EVALUATION_FILE,
     Evaluation,
@@ -47,6 +48,21 @@ class Listed:
     report: LatentReport
     value: float
     share: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """The figures of a report.
+
+    Attributes:
+        evaluation: Evaluation of the reward model; None where there is none.
+        latents: Reports on the listed latents.
+        pairs: Explained pairs, from the lowest to the highest margin.
+    """
+
+    evaluation: Evaluation | None
+    latents: list[LatentReport]
+    pairs: list[Pair]
 
 
 def check_report(output: Path) -> None:
@@ -96,40 +112,36 @@ def write_report(
     path = Path(output or f"{Path(model).name}-report.html")
     check_report(path)
     saved = SavedRewardModel.load(model, dtype, revision)
-    shown: list[Pair] = []
     if rows is None:
-        evaluation = _stored_evaluation(model, revision)
-        latents = known_latents(saved, LATENTS)
+        content = Content(_stored_evaluation(model, revision), known_latents(saved, LATENTS), [])
     else:
-        pairs = saved.tokenize(rows, max_length)
-        evaluation = saved.evaluate(pairs, cache_dir)
-        latents = measure_latents(saved, pairs, LATENTS, PASSAGES, cache_dir)
-        shown = explain_pairs(saved, pairs, evaluation.margins[RowName.REWARD_MODEL], examples)
+        content = _measure(saved, saved.tokenize(rows, max_length), examples, cache_dir)
     with replacing_file(path) as temporary:
-        html = _render(Path(model).name, saved.model.config, evaluation, latents, shown)
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(_render(Path(model).name, saved.model.config, content), encoding="utf-8")
     return path
 
 
-def _render(
-    name: str,
-    config: SparseRMConfig,
-    evaluation: Evaluation | None,
-    latents: list[LatentReport],
-    pairs: list[Pair],
-) -> str:
+def _measure(saved: SavedRewardModel, pairs: TokenizedPreferences, examples: int, cache_dir: Path | None) -> Content:
+    evaluation = saved.evaluate(pairs, cache_dir)
+    latents = measure_latents(saved, pairs, LATENTS, PASSAGES, cache_dir)
+    explained = explain_pairs(saved, pairs, evaluation.margins[RowName.REWARD_MODEL], examples)
+    return Content(evaluation, latents, explained)
+
+
+def _render(name: str, config: SparseRMConfig, content: Content) -> str:
+    middle, pairs = len(content.pairs) // 2, content.pairs
     return render_page(
         "report.html",
         name=name,
         version=__version__,
         config=config,
         base=Path(config.base_model_name_or_path).name,
-        evaluation=evaluation,
+        evaluation=content.evaluation,
         main_row=RowName.REWARD_MODEL,
-        plots=_draw(config, evaluation),
-        latents=_listed(latents),
-        featured=pairs[len(pairs) // 2] if pairs else None,
-        pairs=pairs[: len(pairs) // 2] + pairs[len(pairs) // 2 + 1 :],
+        plots=_draw(config, content.evaluation),
+        latents=_listed(content.latents),
+        featured=pairs[middle] if pairs else None,
+        pairs=pairs[:middle] + pairs[middle + 1 :],
         claims=_count_claims(pairs),
         most=MOST_CHARACTERS,
     )

@@ -1,4 +1,4 @@
-"""Passages that latents fire on, out of the activations that were kept of single tokens."""
+"""Passages of texts that latents fire on, found by the stored activations of single tokens."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from transformers import PreTrainedTokenizerBase
 from ..conversations import TokenizedText, pooled_positions, token_text
 from ..representations import TokenActivations
 
-WINDOW = 12  # tokens on either side of the one that a passage is about
+WINDOW = 12  # tokens on either side of a passage's central token
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens around one of a response.
+    """Consecutive tokens of a response, with the activations of a latent.
 
     Attributes:
-        tokens: As they stand in the text.
-        activations: Of a latent, on each of them.
+        tokens: Tokens as they stand in the text.
+        activations: Activation of the latent on each token.
+
+    Example:
+        >>> Passage(["Of", " course"], [0.0, 2.5]).strength
+        2.5
     """
 
     tokens: list[str]
@@ -27,19 +31,19 @@ class Passage:
 
     @property
     def strength(self) -> float:
-        """The largest activation."""
+        """Largest activation; 0 for no tokens."""
         return max(self.activations, default=0.0)
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages of some texts.
+    """Passages of texts by K latents.
 
-    Args:
-        tokenizer: The reward model's.
-        texts: All texts; `found` names some of them by their numbers.
-        found: Activations of K latents on their pooled tokens.
-        pooling: How the reward model pools.
+    Attributes:
+        tokenizer: Tokenizer of the reward model.
+        texts: The texts.
+        found: Activations of the latents on the pooled tokens of some of the texts.
+        pooling: Pooling of the reward model.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -48,14 +52,14 @@ class Passages:
     pooling: str
 
     def strongest(self, i: int, count: int) -> list[Passage]:
-        """The passages where latent i, of K, is strongest: one a text, and only where it fires."""
+        """Find the passages where latent i of K is strongest: one a text, and only where it fires."""
         rows = self._largest_rows(i)
         strengths = self._column(i)[rows]
         order = np.argsort(-strengths, kind="stable")[:count]
         return [self._around(i, int(text), int(rows[text])) for text in order if strengths[text] > 0]
 
     def silent(self, i: int, count: int) -> list[Passage]:
-        """Passages in which latent i, of K, fires on no token, spread over the texts."""
+        """Find passages in which latent i of K fires on no token, spread over the texts."""
         rows = np.linspace(0, self.found.values.shape[0] - 1, 20 * count).astype(int)
         places = np.searchsorted(self.found.starts, rows, side="right") - 1
         fires = self._column(i) > 0
@@ -67,18 +71,18 @@ class Passages:
         return [self._around(i, *at) for at in silent[:: max(len(silent) // count, 1)][:count]]
 
     def of_text(self, i: int, number: int) -> Passage | None:
-        """The passage of one text around its token where latent i is strongest; None where none was kept of it."""
+        """Find the passage of one text where latent i of K is strongest; None where its activations are not stored."""
         place = int(np.searchsorted(self.found.texts, number))
         if place == len(self.found.texts) or self.found.texts[place] != number:
             return None
         return self._around(i, place, int(self._largest_rows(i)[place]))
 
     def _column(self, i: int) -> np.ndarray:
-        """(tokens,) activations of latent i."""
+        """Extract the (tokens,) activations of latent i."""
         return self.found.values[:, [i]].toarray()[:, 0]
 
     def _largest_rows(self, i: int) -> np.ndarray:
-        """(n,) row of the token of each text where latent i is strongest, the first among equals."""
+        """Find the row of each text's token where latent i is strongest, (n,); the first among equals."""
         values, starts = self._column(i), self.found.starts
         largest = np.maximum.reduceat(values, starts[:-1])
         is_largest = values == np.repeat(largest, np.diff(starts))
@@ -86,7 +90,7 @@ class Passages:
         return np.minimum.reduceat(rows, starts[:-1])
 
     def _around(self, i: int, place: int, row: int) -> Passage:
-        """The tokens of the text at a place around one of them, given by its row."""
+        """Cut the passage around a row out of the text at a place."""
         rows, start = self._window(place, row), int(self.found.starts[place])
         text = self.texts[self.found.texts[place]]
         positions = pooled_positions(text, self.pooling)
@@ -94,6 +98,6 @@ class Passages:
         return Passage(tokens, self.found.values[rows.start : rows.stop, [i]].toarray()[:, 0].tolist())
 
     def _window(self, place: int, row: int) -> range:
-        """The rows around one, of the same text."""
+        """Find the rows around a row that belong to the same text."""
         start, stop = self.found.starts[place : place + 2].tolist()
         return range(max(start, row - WINDOW), min(stop, row + WINDOW + 1))

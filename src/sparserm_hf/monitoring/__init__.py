@@ -1,4 +1,4 @@
-"""How far responses have drifted from those that the reward model was trained on."""
+"""Drift of a policy's responses away from the training responses of its reward model."""
 
 import lazy_loader
 
