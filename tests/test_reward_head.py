@@ -112,6 +112,8 @@ def test_what_does_not_fit_together_is_said():
     texts, pairs = random_texts()
     with pytest.raises(SparseRMError, match=r"vectors have the shape \(120, 11\).*\(T, d_model\)"):
         RepresentedTexts(texts.vectors[:, 1:], texts.activations, texts.decoder)
+    with pytest.raises(SparseRMError, match=r"vectors have the shape \(12,\)"):
+        RepresentedTexts(texts.vectors[0], texts.activations, texts.decoder)
     with pytest.raises(SparseRMError, match="different lengths"):
         PairIndices(pairs.chosen, pairs.rejected[1:], pairs.groups)
     with pytest.raises(SparseRMError, match="at least 2 are needed"):

@@ -102,8 +102,8 @@ def warn_of_purity(latents: np.ndarray, purities: np.ndarray) -> None:
         worst = low[np.argmin(purities[low])]
         logger.warning(
             "%d of %d directions have a purity (cosine with the SAE's own direction) below %g, latent %d the lowest, "
-            "%.2f: the selected latents overlap there, and what one adds is partly its neighbours'. Choose a smaller "
-            "--k.",
+            "%.2f: they overlap with other selected latents, so that a term of the reward belongs partly to their "
+            "neighbours. Choose a smaller --k.",
             len(low),
             len(latents),
             LOW_PURITY,

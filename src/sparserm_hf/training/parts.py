@@ -66,7 +66,7 @@ class FrozenParts:
         return self.encoder.tokenizer
 
     def cut(self, args: SparseRMTrainingConfig, texts: Sequence[TokenizedText]) -> FrozenParts:
-        """Cut the base model, move it to its device and data type, and check that the SAE fits; in place.
+        """Cut the base model in place, move it to its device and data type, and check that the SAE fits.
 
         Args:
             args: Settings.

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from ..conversations import TokenizedPreferences
-from ..evaluation import activations
+from ..evaluation import activations as cached_activations
 from ..representations import Representations
 from ..runtime import SparseRMError
 from .head import Objective, PairFeatures
@@ -44,11 +44,12 @@ class RepresentedTexts:
     def __post_init__(self) -> None:
         if isinstance(self.activations, Representations):
             return
-        (texts, d_model), shape = self.vectors.shape, self.activations.shape
-        if shape != (texts, len(self.decoder)) or self.decoder.shape[1] != d_model:
+        vectors, activations, decoder = self.vectors.shape, self.activations.shape, self.decoder.shape
+        fits = len(vectors) == len(decoder) == 2 and decoder[1] == vectors[1]
+        if not fits or activations != (vectors[0], decoder[0]):
             raise SparseRMError(
-                f"The vectors have the shape {self.vectors.shape}, the activations {shape} and the decoder "
-                f"{self.decoder.shape}, but they must be (T, d_model), (T, d_sae) and (d_sae, d_model)."
+                f"The vectors have the shape {vectors}, the activations {activations} and the decoder {decoder}, but "
+                "they must be (T, d_model), (T, d_sae) and (d_sae, d_model)."
             )
 
     @classmethod
@@ -77,7 +78,7 @@ class RepresentedTexts:
     def activations_of(self, latents: np.ndarray) -> np.ndarray:
         """Activations of some latents on all texts: (T, K), in float64."""
         if isinstance(self.activations, Representations):
-            return activations(self.activations, latents)
+            return cached_activations(self.activations, latents)
         return sparse.csr_matrix(self.activations[:, latents]).toarray().astype(np.float64)
 
 
