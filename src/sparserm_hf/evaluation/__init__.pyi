@@ -4,10 +4,9 @@ from .benchmarks import run_benchmark as run_benchmark
 from .controls import CONTROLS_FILE as CONTROLS_FILE
 from .controls import Control as Control
 from .controls import Layers as Layers
-from .controls import activations as activations
 from .controls import apply_layers as apply_layers
-from .controls import dense as dense
 from .controls import find_controls as find_controls
+from .controls import mean_activations as mean_activations
 from .controls import save_controls as save_controls
 from .drift_reference import REFERENCE_FILE as REFERENCE_FILE
 from .drift_reference import DriftReference as DriftReference
@@ -28,7 +27,6 @@ from .metrics import pair_accuracy as pair_accuracy
 from .metrics import pair_metrics as pair_metrics
 from .represented_rewards import evaluate_representations as evaluate_representations
 from .represented_rewards import reward_represented as reward_represented
-from .represented_rewards import reward_with_controls as reward_with_controls
 from .represented_rewards import shard_features as shard_features
 from .row_names import RowName as RowName
 from .saved_models import SavedRewardModel as SavedRewardModel

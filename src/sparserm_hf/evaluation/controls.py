@@ -66,19 +66,16 @@ class Control:
             latents: Columns of the reward model's latents in the stored activations.
         """
         if self.reads == "length":
-            return apply_layers(self.layers, lengths[:, None].astype(np.float64))
-        return apply_layers(
-            self.layers, dense(texts) if self.reads == "representation" else activations(texts, latents)
-        )
+            features = lengths[:, None].astype(np.float64)
+        elif self.reads == "representation":
+            features = texts.read(lambda shard: shard.mean.astype(np.float64))
+        else:
+            features = mean_activations(texts, latents)
+        return apply_layers(self.layers, features)
 
 
-def dense(texts: Representations) -> np.ndarray:
-    """Load the (N, d_model) representations of texts, in float64."""
-    return texts.read(lambda shard: shard.mean.astype(np.float64))
-
-
-def activations(texts: Representations, latents: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Load the (N, K) mean activations of latents on texts, in float64."""
+def mean_activations(texts: Representations, latents: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Load the (N, K) mean activations of latents on represented texts, in float64."""
     return texts.read(lambda shard: shard.mean_activation[:, latents].toarray().astype(np.float64))
 
 

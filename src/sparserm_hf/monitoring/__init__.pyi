@@ -1,6 +1,5 @@
 from .drift import ALARM as ALARM
 from .drift import Drift as Drift
-from .drift import check_features as check_features
 from .drift import load_reference as load_reference
 from .drift import measure_drift as measure_drift
 from .drift import monitor as monitor

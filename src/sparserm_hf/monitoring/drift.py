@@ -108,11 +108,11 @@ def load_reference(name: str, revision: str | None = None) -> DriftReference:
     return DriftReference.load(file)
 
 
-def check_features(reference: DriftReference, config: SparseRMConfig) -> None:
+def _check_features(reference: DriftReference, config: SparseRMConfig) -> None:
     """Raise a `SparseRMError` unless a reference has as many features as the reward model."""
     if len(reference.mean) != len(config.latents):
         raise SparseRMError(
-            f"{REFERENCE_FILE} tells of {len(reference.mean)} features, but the reward model has "
+            f"{REFERENCE_FILE} has {len(reference.mean)} features, but the reward model has "
             f"{len(config.latents)}: it lies beside another reward model than its own."
         )
 
@@ -148,7 +148,7 @@ def monitor(
     """
     reference = load_reference(model, revision)
     saved = SavedRewardModel.load(model, dtype, revision)
-    check_features(reference, saved.model.config)
+    _check_features(reference, saved.model.config)
     encoder = saved.encoder(max_length)
     named = ((row_name(number, source), row) for number, row in enumerate(rows, 1))
     texts = [encoder(text, where) for where, row in named for text in texts_of_row(row, where).values()]

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from ..conversations import TokenizedPreferences
-from ..evaluation import activations as cached_activations
+from ..evaluation import mean_activations
 from ..representations import Representations
 from ..runtime import SparseRMError
 from .head import Objective, PairFeatures
@@ -78,7 +78,7 @@ class RepresentedTexts:
     def activations_of(self, latents: np.ndarray) -> np.ndarray:
         """Activations of some latents on all texts: (T, K), in float64."""
         if isinstance(self.activations, Representations):
-            return cached_activations(self.activations, latents)
+            return mean_activations(self.activations, latents)
         return sparse.csr_matrix(self.activations[:, latents]).toarray().astype(np.float64)
 
 
