@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from world import make_rows, named, random_prompts, write_jsonl
 
+from sparserm_hf import SparseRMError, run_benchmark
 from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation.benchmark_scores import score_rm_bench
 
@@ -63,3 +64,7 @@ def test_the_command_prints_the_model_beside_its_controls(trained, tmp_path, cap
     assert "no `subset`: RewardBench 2 has the columns prompt" in capsys.readouterr().err
     assert main(["evaluate", str(trained)]) == 2
     assert "nothing to evaluate on" in capsys.readouterr().err
+    with pytest.raises(
+        SparseRMError, match="no benchmark 'rewardbench3': choose from rewardbench, rewardbench2, rm-b"
+    ):
+        run_benchmark(str(trained), "rewardbench3")

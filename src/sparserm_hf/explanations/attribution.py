@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ..conversations import GivenText, TokenizedText, token_text
 from ..modeling.explanation_sparserm import RunTexts, explain_rewards, rewards_at_average, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime import SparseRMError, as_numpy
+from ..runtime import as_numpy, without_extra
 from ..scoring import encoder_of
 from .text_explanation import LatentEffect, TextExplanation, TokenEffect
 
@@ -63,9 +63,7 @@ def explain_tokens(
     found = explain_rewards(model, texts, weight)
     config, contributions = model.config, found.contributions[0]
     largest = contributions.abs().argsort(descending=True).tolist()
-    tried = largest[:INTERVENTIONS] if texts.pooled.any() else []  # an empty response has no token to change
-    changed = rewards_at_average(model, [config.latents[i] for i in tried], texts)[0] if tried else []
-    removed = {i: float(reward - found.reward[0]) for i, reward in zip(tried, changed, strict=True)}
+    removed = _measure_removals(model, texts, largest[:INTERVENTIONS], found.reward[0])
     response = found.response[0].nonzero()[:, 0]
     parts = found.token_contributions[0, response]  # (tokens, K)
     latents = [
@@ -92,14 +90,22 @@ def explain_tokens(
     return TextExplanation(reward, base, latents, tokens, reward - base - float(contributions.sum()))
 
 
+def _measure_removals(
+    model: SparseRMForSequenceClassification, texts: RunTexts, columns: list[int], reward: torch.Tensor
+) -> dict[int, float]:
+    """Measure the change of the reward when a latent's part of the tokens is set to its average, by column."""
+    if not texts.pooled.any():  # an empty response has no token to change
+        return {}
+    changed = rewards_at_average(model, [model.config.latents[i] for i in columns], texts)[0]
+    return {i: float(of_latent - reward) for i, of_latent in zip(columns, changed, strict=True)}
+
+
 def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts) -> torch.Tensor:
     """Average the (1, K) gradient of the reward by the features between the average response and this response."""
     try:
         from captum.attr import IntegratedGradients  # slow to import, and an extra
-    except ModuleNotFoundError:
-        raise SparseRMError(
-            "An MLP head is explained with captum: install the extra `explain`, as in pip install '.[explain]'."
-        ) from None
+    except ModuleNotFoundError as error:
+        raise without_extra("The explanation of an MLP head", error, "explain") from None
     with torch.no_grad():
         features = model.features_of(texts.hidden, texts.pooled)
     integrated = IntegratedGradients(model.reward, multiply_by_inputs=False)

@@ -147,7 +147,6 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
         SparseRMError: The folder holds something else than a reward model.
     """
     check_output_dir(folder)
-
     with replacing_folder(folder) as temporary:
         saved.model.save_pretrained(temporary)
         save_tokenizer(saved.tokenizer, temporary)
@@ -183,8 +182,8 @@ def _steering_section(saved: SavedRewardModel) -> str:
     return "\n".join(
         [
             f"\n{SECTION}\n",
-            "Corrected by hand after training: what these latents add to a reward is multiplied. Accuracies, "
-            "probabilities and the spread of rewards above are those before it.\n",
+            "Corrected by hand after training: the contribution of each of these latents is multiplied by its factor. "
+            "The accuracies, probabilities and rewards above were measured before the correction.\n",
             "| latent | label | factor |\n|---|---|---|",
             *rows,
             "",
