@@ -21,6 +21,9 @@ from .runtime import __version__ as __version__
 from .sae import PRESETS as PRESETS
 from .sae import LoadedSAE as LoadedSAE
 from .sae import load_sae as load_sae
+from .scoring import load_reward_model as load_reward_model
+from .scoring import score_file as score_file
+from .scoring import score_rows as score_rows
 from .training import PairIndices as PairIndices
 from .training import RepresentedTexts as RepresentedTexts
 from .training import RewardHeadConfig as RewardHeadConfig

@@ -8,6 +8,7 @@ from .score_files import fingerprint_rows as fingerprint_rows
 from .score_files import json_line as json_line
 from .score_files import row_errors as row_errors
 from .score_files import run_fingerprint as run_fingerprint
+from .score_files import score_file as score_file
 from .score_files import score_to_file as score_to_file
 from .scored_rows import ADDED as ADDED
 from .scored_rows import CHUNK_ROWS as CHUNK_ROWS

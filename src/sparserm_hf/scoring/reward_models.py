@@ -1,4 +1,4 @@
-"""scoring.loading."""
+"""Load a reward model with its tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..base_models import check_tokenizer, longest_text, move
 from ..conversations import ChatEncoder
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime import SparseRMError, kind_and_reason, pad_texts, reading, shown
+from ..runtime import SparseRMError, kind_and_reason, pad_texts, process_state, reading, shown
 
 TRIAL, TRIAL_TOKENS = "A text that every reward model scores when it is loaded.", 8
 
@@ -35,20 +35,36 @@ def check_reward_model(name: str, revision: str | None = None) -> dict[str, Any]
 
 
 def load_reward_model(
-    name: str, device: torch.device, dtype: str = "auto", revision: str | None = None
+    name: str, device: torch.device | str | None = None, dtype: str = "auto", revision: str | None = None
 ) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
-    """Load a SparseRM checkpoint and its tokenizer: the new one, or the old one, where it is just being replaced.
+    """Load a reward model and its tokenizer.
+
+    If another process is just replacing the checkpoint, either the old one or the new one is loaded.
 
     Args:
-        name: Folder or Hub id.
-        device: Where it runs.
-        dtype: Type that it runs in: `float32`, `bfloat16`, `auto` for the one that training ran in, or `saved` for the
-            one that its weights are saved in.
-        revision: On the Hub.
+        name: Folder or Hub id of the reward model.
+        device: Device to run on; by default this machine's accelerator, or its CPU if it has none.
+        dtype: Data type to run in: `float32`, `bfloat16`, `auto` for the type that training ran in, or `saved` for
+            the type of the saved weights.
+        revision: Revision on the Hub.
+
+    Returns:
+        The reward model and its tokenizer.
 
     Raises:
-        SparseRMError: It is missing, broken or something else than a SparseRM.
+        SparseRMError: The checkpoint is missing, broken or not a SparseRM.
+
+    Example:
+        ```python
+        from sparserm_hf import load_reward_model, score_rows
+
+        model, tokenizer = load_reward_model("my-reward-model")
+        rows = [{"prompt": "What is the capital of Italy?", "completion": "The capital of Italy is Rome."}]
+        for row in score_rows(model, tokenizer, rows):
+            print(row["reward"])
+        ```
     """
+    device = torch.device(device) if device else process_state().device
     while True:
         folder = _identity(name)
         try:

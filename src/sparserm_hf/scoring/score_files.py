@@ -1,4 +1,4 @@
-"""scoring.score_files."""
+"""Score a file of rows into another file; a killed run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..base_models import fingerprint_module
+from ..conversations import iterate_rows
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime import process_state, replacing_file
-from .reward_models import encoder_of
+from ..runtime import check_output_file, process_state, replacing_file
+from .reward_models import encoder_of, load_reward_model
 from .scored_rows import ROW_ERROR, add_rewards, chunks
 
 
@@ -41,6 +43,49 @@ class ScoredFile(NamedTuple):
 
     kept: int
     errors: list[str]
+
+
+def score_file(
+    model: str,
+    source: str | Path,
+    output: str | Path,
+    max_length: int | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    probabilities: bool = False,
+) -> ScoredFile:
+    """Score a file of rows with a saved reward model, and write the rows with their rewards as JSON Lines.
+
+    Args:
+        model: Folder or Hub id of the reward model.
+        source: File with rows as `score_rows` takes them: .json, .jsonl(.gz), .csv or .parquet; `-` is standard input.
+        output: File to write. It must not exist.
+        max_length: Length limit of a text in tokens. A longer text loses its start. The default is the limit of
+            training.
+        dtype: Data type to run in; see `load_reward_model`.
+        revision: Revision of the reward model on the Hub.
+        probabilities: Also add `chosen_probability` to pairs: how likely it is that `chosen` is preferred.
+
+    Returns:
+        The number of rows that an earlier, killed run had scored, and the rows that could not be scored.
+
+    Raises:
+        SparseRMError: The model cannot be loaded, a line of `source` is broken, or `output` exists.
+
+    Example:
+        ```python
+        from sparserm_hf import score_file
+
+        scored = score_file("my-reward-model", "my-test-pairs.jsonl", "scored.jsonl", probabilities=True)
+        print(scored.errors)
+        ```
+    """
+    output, name = Path(output), str(source)
+    check_output_file(output)
+    rows = iterate_rows(name)
+    loaded = load_reward_model(model, dtype=dtype, revision=revision)
+    rows = tqdm(rows, "Scoring", unit="row", delay=2, disable=not process_state().is_main_process)
+    return score_to_file(*loaded, rows, output, max_length, probabilities, "" if name == "-" else name)
 
 
 def score_to_file(

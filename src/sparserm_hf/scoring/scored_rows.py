@@ -45,15 +45,31 @@ def score_rows(
     probabilities: bool = False,
     source: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Yield the input rows with their rewards added, in order; see `add_rewards`.
+    """Score rows one chunk at a time, and yield them in order with their rewards added.
+
+    A row with one text gets `reward`; a pair gets `chosen_reward` and `rejected_reward`. A row that cannot be scored
+    gets `reward_error` instead: a sentence that says why.
 
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
-        rows: Rows as `texts_of_row` takes them.
-        max_length: Longer texts lose their start; by default as long as in training.
-        probabilities: See `add_rewards`.
-        source: See `add_rewards`.
+        rows: Rows with `text`, `messages`, `prompt` and `completion`, or `chosen` and `rejected`.
+        max_length: Length limit of a text in tokens. A longer text loses its start. The default is the limit of
+            training.
+        probabilities: Also add `chosen_probability` to pairs: how likely it is that `chosen` is preferred.
+        source: Name of the file that the rows come from, for errors.
+
+    Yields:
+        The rows with their rewards.
+
+    Example:
+        ```python
+        from sparserm_hf import load_reward_model, score_rows
+
+        rows = [{"prompt": "Is the earth flat?", "chosen": "No, it is round.", "rejected": "Yes."}]
+        for row in score_rows(*load_reward_model("my-reward-model"), rows, probabilities=True):
+            print(row["chosen_reward"], row["rejected_reward"], row["chosen_probability"])
+        ```
     """
     encoder = encoder_of(model, tokenizer, max_length)
     return add_rewards(model, encoder, rows, probabilities=probabilities, source=source)
