@@ -7,7 +7,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from world import make_rows, write_jsonl
 
-from sparserm_hf import DriftCallback, SparseRMError, SparseRMReward
+from sparserm_hf import DriftCallback, SparseRMConfig, SparseRMError, SparseRMReward, monitor
 from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation.drift_reference import REFERENCE_FILE, DriftReference
 from sparserm_hf.evaluation.saved_models import SavedRewardModel
@@ -44,6 +44,16 @@ def test_what_was_trained_on_is_the_reference_and_steering_does_not_count(world,
     assert drift.outside_share < 0.03 and drift.disagreement < 0.03 and np.abs(drift.shift).max() < 1e-2
     saved.model.steer({saved.model.config.latents[0]: 5.0})
     np.testing.assert_array_equal(score_for_drift(saved.model, saved.controls, texts).features, scored.features)
+
+
+def test_monitoring_in_python_names_the_latents(trained):
+    drift = monitor(str(trained), make_rows(30, seed=4))
+    config = SparseRMConfig.from_pretrained(trained)
+    assert drift.responses == 60 and len(drift.latents) == len(drift.shift) == len(drift.outside)
+    assert list(drift.latents.values()) == [config.latent_name(i) for i in range(len(drift.latents))]
+    assert repr(drift).startswith("Drift of 60 responses: ")
+    with pytest.raises(SparseRMError, match="no response in the rows"):
+        monitor(str(trained), [])
 
 
 def test_the_exit_code_is_1_for_other_texts_only(world, trained, tmp_path, capsys, monkeypatch):

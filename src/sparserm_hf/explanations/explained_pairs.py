@@ -34,7 +34,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Side:
+class ExplainedResponse:
     """A response of a pair.
 
     Attributes:
@@ -58,7 +58,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ExplainedPair:
     """A preference pair taken apart.
 
     Attributes:
@@ -73,7 +73,7 @@ class Pair:
     turns: list[Turn]
     margin: float
     probability: float
-    sides: tuple[Side, Side]
+    sides: tuple[ExplainedResponse, ExplainedResponse]
     latents: list[tuple[LatentEffect, LatentEffect, float]]
 
     @property
@@ -82,7 +82,9 @@ class Pair:
         return self.turns[-1].content[-160:] if self.turns else ""
 
 
-def explain_pairs(saved: SavedRewardModel, pairs: TokenizedPreferences, margins: np.ndarray, count: int) -> list[Pair]:
+def explain_pairs(
+    saved: SavedRewardModel, pairs: TokenizedPreferences, margins: np.ndarray, count: int
+) -> list[ExplainedPair]:
     """Explain some pairs, spread evenly over the margins, from the lowest to the highest margin.
 
     Args:
@@ -96,7 +98,7 @@ def explain_pairs(saved: SavedRewardModel, pairs: TokenizedPreferences, margins:
     return [_explain_pair(saved, pairs, int(i)) for i in tqdm(picked, desc="Explaining", unit="pair", delay=2)]
 
 
-def _explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: int) -> Pair:
+def _explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: int) -> ExplainedPair:
     model, tokenizer = saved.model, saved.tokenizer
     texts = [pairs.texts[side[number]] for side in (pairs.chosen, pairs.rejected)]
     chosen, rejected = (explain_tokens(model, tokenizer, text) for text in texts)
@@ -107,7 +109,7 @@ def _explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: 
     high = max(sum(max(part, 0.0) for part in of_side) for of_side in parts)
     effects = [{effect.latent: effect for effect in side.latents} for side in (chosen, rejected)]
     margin = chosen.reward - rejected.reward
-    return Pair(
+    return ExplainedPair(
         turns=find_turns(texts[0].ids[: texts[0].turn or texts[0].start], tokenizer, model.config.response_marks),
         margin=margin,
         probability=float(expit(margin / model.config.reward_temperature)),
@@ -128,7 +130,7 @@ def _parts(explanation: TextExplanation, latents: list[int]) -> list[float]:
 
 def _side(
     name: str, explanation: TextExplanation, latents: list[int], parts: list[float], low: float, high: float
-) -> Side:
+) -> ExplainedResponse:
     """Draw the bar of a response on a scale from `low` to `high`, and colour its tokens."""
     scale = 100 / ((high - low) or 1.0)
     bar, ends = [], {True: 0.0, False: 0.0}  # of the bar so far, to the right and to the left of zero
@@ -141,7 +143,7 @@ def _side(
     by_latent = {effect.latent: effect.tokens for effect in explanation.latents}
     values = {"all": [token.contribution for token in explanation.tokens]}
     values |= {str(latent): by_latent[latent] for latent in latents}
-    return Side(
+    return ExplainedResponse(
         name=name,
         explanation=explanation,
         bar=bar,

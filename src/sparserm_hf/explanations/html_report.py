@@ -24,7 +24,7 @@ from ..evaluation import (
 )
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..runtime import SparseRMError, __version__, find_file, replacing_file
-from .explained_pairs import Pair, explain_pairs
+from .explained_pairs import ExplainedPair, explain_pairs
 from .latent_reports import LatentReport, known_latents, measure_latents
 from .pages import render_page
 
@@ -62,7 +62,7 @@ class Content:
 
     evaluation: Evaluation | None
     latents: list[LatentReport]
-    pairs: list[Pair]
+    pairs: list[ExplainedPair]
 
 
 def check_report(output: Path) -> None:
@@ -179,7 +179,7 @@ def _listed(latents: list[LatentReport]) -> list[Listed]:
     ]
 
 
-def _count_claims(pairs: list[Pair]) -> tuple[int, int]:
+def _count_claims(pairs: list[ExplainedPair]) -> tuple[int, int]:
     """Count the measured contributions that hold, and the measured contributions."""
     effects = [effect for pair in pairs for side in pair.sides for effect in side.explanation.latents]
     tried = [effect.as_stated for effect in effects if effect.removed is not None]
