@@ -61,7 +61,7 @@ def test_every_command_runs_there_and_scores_as_on_the_cpu(trained, tmp_path):
     latent = json.loads((trained / "gpu" / "config.json").read_text())["latents"][0]
     run_on_gpu("explain", trained / "gpu", rows)
     run_on_gpu("evaluate", trained / "gpu", rows)
-    run_on_gpu("features", trained / "gpu", rows)
+    run_on_gpu("latents", trained / "gpu", rows)
     run_on_gpu("monitor", trained / "gpu", rows)
     run_on_gpu("report", trained / "gpu", "--dataset", rows, "--output", tmp_path / "report.html")
     edited = ("--dataset", rows, "--output_dir", tmp_path / "edited")

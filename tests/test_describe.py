@@ -245,7 +245,7 @@ def test_the_command_shows_descriptions_and_their_scores(endpoint, world, traine
             {"fires": [1, 2]} if "excerpts" in excerpts_of(content) else {"description": "words"}
         )
     )
-    arguments = ["features", str(trained), str(world / "train.jsonl"), "--cache_dir", str(world / "cache")]
+    arguments = ["latents", str(trained), str(world / "train.jsonl"), "--cache_dir", str(world / "cache")]
     asked = ["--describe_with", server.url, "--describe_model", "tiny", "--top", "2"]
     out = tmp_path / "out.jsonl"
     assert main([*arguments, *asked, "--output", str(out)]) == 0
@@ -255,5 +255,5 @@ def test_the_command_shows_descriptions_and_their_scores(endpoint, world, traine
     assert main([*arguments, "--describe_with", server.url]) == 2
     assert "belong together" in capsys.readouterr().err
     assert main(train_arguments(world, tmp_path / "slim", slim=True)) == 0
-    assert main(["features", str(tmp_path / "slim"), *arguments[2:], *asked]) == 2
+    assert main(["latents", str(tmp_path / "slim"), *arguments[2:], *asked]) == 2
     assert "no passages to describe" in capsys.readouterr().err

@@ -238,13 +238,13 @@ def test_explanations_name_what_the_user_named(reward_model, tmp_path, capsys):
 def test_latents_are_shown_with_the_passages_they_fire_on(world, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     cache = ["--cache_dir", str(tmp_path / "cache")]
-    assert main(["features", str(trained), str(world / "train.jsonl"), "--top", "2", "--examples", "1", *cache]) == 0
+    assert main(["latents", str(trained), str(world / "train.jsonl"), "--top", "2", "--examples", "1", *cache]) == 0
     printed = capsys.readouterr().out
     assert "120 pairs" in " ".join(printed.split()), "a long path breaks the title"
     assert "strongest" in printed and "weakest" in printed
     out = tmp_path / "features.jsonl"
     arguments = [str(trained), str(world / "train.jsonl"), "--top", "16", "--output", str(out), *cache]
-    assert main(["features", *arguments]) == 0
+    assert main(["latents", *arguments]) == 0
     reports = [json.loads(line) for line in out.read_text().splitlines()]
     model, tokenizer = load_reward_model(str(trained), torch.device("cpu"))
     assert {report["latent"] for report in reports} == set(model.config.latents)

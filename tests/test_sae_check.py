@@ -18,7 +18,7 @@ from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.batches import pad_texts
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
-from sparserm_hf.sae.check import check_before_training, check_sae, sample_texts
+from sparserm_hf.sae.check import check_before_training, measure_sae, sample_texts
 from sparserm_hf.sae.fit import Fit, Neighbour, judge, measure_fit
 from sparserm_hf.sae.hooks import next_token_loss, read_layers
 from sparserm_hf.sae.loading.formats import LoadedSAE, load_sae
@@ -231,7 +231,7 @@ def test_check_without_a_begin_of_text_token(world):
     model, tokenizer = base_model(), tiny_tokenizer()
     tokenizer.bos_token = None
     texts = [text[1:] for text in tiny_texts()] * 3
-    check = check_sae(model, load_sae(str(world / "sae")), LAYER, texts, tokenizer, "tiny")
+    check = measure_sae(model, load_sae(str(world / "sae")), LAYER, texts, tokenizer, "tiny")
     assert [n.name for n in check.neighbours][:2] == ["layer 1", "layer 3"] and len(check.neighbours) == 4
     assert check.fit.tokens == sum(len(text) - 1 for text in texts) - check.fit.sinks
 

@@ -16,7 +16,7 @@ httpx = pytest.importorskip("httpx")
 
 from sparserm_hf.scoring.reward_models import load_reward_model  # noqa: E402
 from sparserm_hf.server.app import create_app  # noqa: E402
-from sparserm_hf.server.listening import Server, listen  # noqa: E402
+from sparserm_hf.server.listening import Server, open_socket  # noqa: E402
 
 ONE = {"rows": [{"text": "w1 w2"}]}
 
@@ -32,7 +32,7 @@ def served(loaded):
     started = []
 
     def start(app, **options):
-        server, listening = Server(app, **options), listen("127.0.0.1", 0)
+        server, listening = Server(app, **options), open_socket("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         started.append((server, thread))
@@ -58,7 +58,7 @@ def test_connections_send_small_answers_at_once():
             options.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        listening = listen("127.0.0.1", 0)
+        listening = open_socket("127.0.0.1", 0)
         async with await asyncio.start_server(note, sock=listening):
             _, writer = await asyncio.open_connection(*listening.getsockname())
             writer.close()

@@ -174,7 +174,7 @@ def test_the_command_writes_what_a_process_without_this_package_scores_with(tmp_
     model = exportable()
     model.save_pretrained(tmp_path / "model")
     save_tokenizer(tiny_tokenizer(), tmp_path / "model")
-    command = ["export", str(tmp_path / "model"), "--stock", "--output_dir", str(tmp_path / "stock")]
+    command = ["export", str(tmp_path / "model"), "--output_dir", str(tmp_path / "stock")]
     assert main(command) == 0
     assert main(command) == 2 and "not empty" in capsys.readouterr().err
     code = (

@@ -66,14 +66,14 @@ def rename(path, key, old):
 
 COMMANDS = {
     "explain": ["explain", "MODEL", "ROWS"],
-    "features": ["features", "MODEL", "ROWS", "--examples", "1"],
+    "latents": ["latents", "MODEL", "ROWS", "--examples", "1"],
     "monitor": ["monitor", "MODEL", "ROWS"],
     "evaluate": ["evaluate", "MODEL", "ROWS"],
     "report": ["report", "MODEL", "--output", "OUT.html"],
     "report on rows": ["report", "MODEL", "--dataset", "ROWS", "--output", "OUT.html", "--examples", "2"],
     "edit": ["edit", "MODEL", "--output_dir", "OUT", "--label", f"LATENT={LABEL}", "--steer", "LATENT=0.5"],
     "edit on rows": ["edit", "MODEL", "--output_dir", "OUT", "--steer", "LATENT=0", "--dataset", "ROWS"],
-    "export": ["export", "MODEL", "--stock", "--output_dir", "OUT"],
+    "export": ["export", "MODEL", "--output_dir", "OUT"],
     "score into a file": ["score", "MODEL", "ROWS", "--output", "OUT"],
     "no rows": ["score", "MODEL", f"nothing{NAME}.jsonl"],
     "no model": ["score", f"nothing{NAME}", "ROWS"],

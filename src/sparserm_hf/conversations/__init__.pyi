@@ -1,5 +1,6 @@
 from .data_files import iterate_rows as iterate_rows
 from .data_files import load_preferences as load_preferences
+from .encoding import MIN_LENGTH as MIN_LENGTH
 from .encoding import ChatEncoder as ChatEncoder
 from .encoding import TokenizedText as TokenizedText
 from .marks import ChatFormat as ChatFormat

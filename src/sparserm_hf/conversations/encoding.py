@@ -18,6 +18,8 @@ from .templates import render
 
 logger = logging.getLogger(__name__)
 
+MIN_LENGTH = 8  # least maximum of tokens of a text: a chat template alone takes as many
+
 # What stands for a special token while a template renders: a code point that Unicode keeps free of characters, so that
 # no text holds it, and then one of a private range.
 RESERVED, STAND_IN = "\ufdd0", 0xF0000

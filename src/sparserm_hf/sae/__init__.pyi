@@ -1,7 +1,6 @@
-from .check import MIN_TOKENS as MIN_TOKENS
 from .check import SAECheck as SAECheck
 from .check import check_before_training as check_before_training
-from .check import check_sae as check_sae
+from .check_texts import check_sae as check_sae
 from .fit import NOTHING_EXPLAINED as NOTHING_EXPLAINED
 from .loading.formats import LoadedSAE as LoadedSAE
 from .loading.formats import load_sae as load_sae
@@ -10,11 +9,12 @@ from .loading.matching import matching_layer as matching_layer
 from .loading.presets import AUTO as AUTO
 from .loading.presets import PRESETS as PRESETS
 from .loading.presets import model_and_sae as model_and_sae
+from .loading.registry import ListedSAE as ListedSAE
 from .loading.registry import find_saes as find_saes
 from .naming import Name as Name
 from .naming import name_latents as name_latents
 from .naming import one_line as one_line
 from .neuronpedia import descriptions as descriptions
 from .training.recipe import SAETrainingData as SAETrainingData
-from .training.recipe import train_from_dataset as train_from_dataset
+from .training.recipe import train_sae as train_sae
 from .training.sae_config import SAETrainingConfig as SAETrainingConfig

@@ -44,12 +44,25 @@ class Losses:
 
 @dataclass(frozen=True)
 class SAECheck:
-    """What `check_sae` found; the neighbours are those that apply."""
+    """The check of an SAE on texts.
+
+    Attributes:
+        fit: How well the SAE fits as it is given.
+        neighbours: How well it would fit in another layer, with another normalisation or another begin-of-text token.
+        verdict: Whether it fits, in one sentence.
+        losses: Next-token losses with and without the SAE.
+        title: The SAE, the layer and the base model.
+        texts: Number of texts.
+        has_bos: Whether the tokenizer has a begin-of-text token.
+    """
 
     fit: Fit
     neighbours: list[Neighbour]
     verdict: Verdict
     losses: Losses
+    title: str
+    texts: int
+    has_bos: bool
 
 
 def sample_texts(texts: list[list[int]], max_tokens: int) -> list[list[int]]:
@@ -150,7 +163,7 @@ def patched_losses(
     )
 
 
-def check_sae(
+def measure_sae(
     model: PreTrainedModel,
     sae: LoadedSAE,
     layer: int,
@@ -158,7 +171,7 @@ def check_sae(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
 ) -> SAECheck:
-    """All that `sparserm sae check` shows.
+    """Measure all that `check_sae` reports.
 
     Args:
         model: A whole causal language model, in eval mode on its device.
@@ -176,13 +189,15 @@ def check_sae(
     other_bos = bos_neighbour(decoder, sae, layer, texts, tokenizer)
     neighbours += [other_bos] if other_bos else []
     verdict = judge(fit, neighbours, f"layer {layer} of {name}", sae.source.get("model_name"))
-    return SAECheck(fit, neighbours, verdict, patched_losses(model, sae.autoencoder, layer, texts, fit.longest, bos))
+    losses = patched_losses(model, sae.autoencoder, layer, texts, fit.longest, bos)
+    title = f"{sae.source['source']} at layer {layer} of {name}"
+    return SAECheck(fit, neighbours, verdict, losses, title, len(texts), tokenizer.bos_token is not None)
 
 
 def check_before_training(
     decoder: PreTrainedModel, sae: LoadedSAE, layer: int, texts: list[list[int]], bos: int | None, name: str
 ) -> Verdict:
-    """The cheap part of `check_sae`, on some of the training texts: without other texts and without losses.
+    """The cheap part of `measure_sae`, on some of the training texts: without other texts and without losses.
 
     Args:
         decoder: The base model, cut after the layer behind `layer`.

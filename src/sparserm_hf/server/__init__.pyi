@@ -1,3 +1,2 @@
 from .app import create_app as create_app
-from .listening import check_host as check_host
-from .listening import serve as serve
+from .serving import serve as serve

@@ -25,8 +25,8 @@ def check_host(host: str, token: str | None) -> None:
         )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+def open_socket(host: str, port: int) -> socket.socket:
+    """Open a socket that listens.
 
     Raises:
         SparseRMError: The port is taken, or is none.
@@ -75,11 +75,11 @@ class Server(uvicorn.Server):
             say(f"Serving {self.title} on http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
+def run_app(app: FastAPI, host: str, port: int) -> None:
     """Run a server until it is told to stop; for `GRACE` seconds it still answers what it has accepted by then.
 
     Raises:
         SparseRMError: The port is taken, or is none.
     """
     with suppress(KeyboardInterrupt):  # uvicorn passes the signal on that has stopped it
-        Server(app).run(sockets=[listen(host, port)])
+        Server(app).run(sockets=[open_socket(host, port)])

@@ -1,4 +1,3 @@
-from .config import MIN_LENGTH as MIN_LENGTH
 from .config import RewardHeadConfig as RewardHeadConfig
 from .config import SparseRMTrainingConfig as SparseRMTrainingConfig
 from .represented_texts import PairIndices as PairIndices

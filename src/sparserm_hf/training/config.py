@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..base_models import QUANTIZATIONS
-from ..conversations import STYLES
+from ..conversations import MIN_LENGTH, STYLES
 from ..modeling.fields_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
 from ..runtime import SparseRMError, tracker_names
 from .head import LOSSES
-
-MIN_LENGTH = 8  # tokens; a chat template alone takes as many
 
 
 def _option(default: Any, help: str) -> Any:

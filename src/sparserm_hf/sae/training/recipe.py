@@ -18,7 +18,7 @@ from ...runtime import SparseRMError, named_dtype, process_state
 from ..fit import Fit
 from ..loading.formats import CONFIG_FILE, WEIGHTS_FILE
 from .sae_config import SAETrainingConfig
-from .train import CHECKPOINT, train_sae
+from .train import CHECKPOINT, fit_and_save
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class SAETrainingData:
         return f"blocks.{self.layer - 1}.hook_resid_post"
 
 
-def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
+def train_sae(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
     """Train an SAE and save it with its card; a killed run goes on where it stopped.
 
     Args:
@@ -113,7 +113,7 @@ def train_from_dataset(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
         "context_size": max_length,
         "prepend_bos": tokenizer.bos_token_id is not None and texts[0][0] == tokenizer.bos_token_id,
     }
-    fit = train_sae(base, [array("i", text) for text in texts], folder, config, metadata)
+    fit = fit_and_save(base, [array("i", text) for text in texts], folder, config, metadata)
     sae_config = json.loads((folder / CONFIG_FILE).read_text())
     (folder / CARD).write_text(render_sae_card(repo, sae_config, asdict(config), data.push_to_hub))
     if data.push_to_hub:
@@ -125,7 +125,7 @@ def push_sae(folder: Path, repo_id: str, hook_name: str) -> str:
     """Upload an SAE and its card in one commit, the SAE into a folder named after its hook, as sae-lens does.
 
     Args:
-        folder: What `train_from_dataset` has written.
+        folder: Folder that `train_sae` has written.
         repo_id: The repository, which is there.
         hook_name: Where the SAE reads.
 

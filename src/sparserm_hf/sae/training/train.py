@@ -240,7 +240,7 @@ def _fingerprint(texts: Sequence[Sequence[int]]) -> str:
     return digest.hexdigest()
 
 
-def train_sae(
+def fit_and_save(
     base_model: PreTrainedModel,
     texts: Sequence[Sequence[int]],
     output_dir: Path,

@@ -1,0 +1,82 @@
+"""Check an SAE on the texts of a dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..base_models import cast_weights, load_language_model, load_tokenizer, longest_text, unpacked
+from ..conversations import MIN_LENGTH, load_texts, prepare_tokenizer
+from ..modeling.backbone_sparserm import use_exact_attention
+from ..runtime import SparseRMError, named_dtype, process_state
+from .check import SAECheck, measure_sae
+from .fit import MIN_TOKENS
+from .loading.formats import load_sae
+from .loading.matching import chosen_sae, matching_layer
+from .loading.presets import AUTO
+
+
+def check_sae(
+    model: str,
+    sae: str = AUTO,
+    dataset: str = "",
+    dataset_split: str = "train",
+    dataset_config: str | None = None,
+    layer: int | None = None,
+    dtype: str = "auto",
+    max_tokens: int = 4096,
+    max_length: int = 256,
+    revision: str | None = None,
+) -> SAECheck:
+    """Check whether an SAE fits a base model, a layer and some texts.
+
+    Args:
+        model: The base model: a Hub id, a folder, or a GGUF file.
+        sae: The SAE: anything that `load_sae` takes; by default the base model's own, see `default_sae`.
+        dataset: The texts: a file or a Hub id.
+        dataset_split: Split of the dataset, or a slice such as `train[:1000]`.
+        dataset_config: Configuration of a dataset on the Hub.
+        layer: Layer to check, counted from 1; by default the layer that the SAE was trained on.
+        dtype: Type that the base model runs in: `auto`, `bfloat16` or `float32`.
+        max_tokens: Tokens to measure on.
+        max_length: Most tokens of a text.
+        revision: Revision of the base model on the Hub.
+
+    Raises:
+        SparseRMError: The base model, the SAE or the texts cannot be loaded, or there are too few tokens.
+
+    Example:
+        ```python
+        from sparserm_hf import check_sae
+
+        check = check_sae("my-base-model", "my-sae", "my-texts.jsonl")
+        print(check.verdict.sentence)
+        ```
+    """
+    for name, given, least in (("max_tokens", max_tokens, MIN_TOKENS), ("max_length", max_length, MIN_LENGTH)):
+        if given < least:
+            raise SparseRMError(f"{name} is {given}, but must be at least {least}.")
+    name = unpacked(model)
+    base = load_language_model(name, revision)
+    config = base.config.get_text_config()
+    loaded = load_sae(chosen_sae(sae, config, name))
+    layer = matching_layer(loaded, config, name, layer)
+    tokenizer = prepare_tokenizer(load_tokenizer(name, revision))
+    length = longest_text(config, max_length)
+    texts = load_texts(dataset, tokenizer, max_tokens, length, dataset_split, dataset_config)
+    _check_vocabulary(texts, base, tokenizer, name)
+    device = process_state().device
+    base = use_exact_attention(cast_weights(base.to(device), named_dtype(dtype, device)).eval())  # type: ignore[arg-type]
+    loaded.autoencoder.to(device)
+    return measure_sae(base, loaded, layer, texts, tokenizer, name)
+
+
+def _check_vocabulary(
+    texts: list[list[int]], base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    known: Any = base.get_input_embeddings().num_embeddings
+    bos = tokenizer.bos_token_id
+    largest = max(bos if isinstance(bos, int) else 0, *map(max, texts))
+    if largest >= known:
+        raise SparseRMError(f"A text has the token {largest}, but {name!r} has {known} tokens: use its tokenizer.")
