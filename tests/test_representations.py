@@ -211,8 +211,8 @@ def test_the_cache_stays_under_its_size_and_what_was_unused_longest_goes_first(t
 
 def test_a_fingerprint_is_made_once_and_again_when_a_weight_changes(base_model, monkeypatch):
     calls = []
-    counted = fingerprints._hash
-    monkeypatch.setattr(fingerprints, "_hash", lambda *given: calls.append(1) or counted(*given))
+    counted = fingerprints.hash_tensors
+    monkeypatch.setattr(fingerprints, "hash_tensors", lambda *given: calls.append(1) or counted(*given))
     first = fingerprint_module(base_model)
     calls.clear()
     assert fingerprint_module(base_model) == first and len(calls) == 1, "the sample alone"

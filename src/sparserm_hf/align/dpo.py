@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from ..runtime import SparseRMError, replacing_folder
+from ..runtime import SparseRMError, commit_of, replacing_folder, use_one_gpu
 from .policy import Policy, memory_advice
 from .responses import Row
 from .settings import AlignmentConfig
@@ -57,14 +57,14 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
         report_to="none",
         use_cpu=policy.model.device.type == "cpu",
     )
-    args._n_gpu = min(args.n_gpu, 1)  # TRL refuses to spread a model over all GPUs of a process
+    use_one_gpu(args)
     columns = ("prompt", "chosen", "rejected")
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
         target_modules="all-linear",
-        revision=getattr(policy.model.config, "_commit_hash", None),  # of the base model, where it is the Hub's
+        revision=commit_of(policy.model.config),  # of the base model, where it is the Hub's
     )
     with memory_advice("training", "lower train_batch_size, or set gradient_checkpointing"):
         trainer = DPOTrainer(

@@ -4,8 +4,8 @@ from .cutting import move as move
 from .cutting import prepare_base_model as prepare_base_model
 from .cutting import run_probe as run_probe
 from .cutting import saved_dtype as saved_dtype
-from .fingerprints import _hash as _hash
 from .fingerprints import fingerprint_module as fingerprint_module
+from .fingerprints import hash_tensors as hash_tensors
 from .loading import check_tokenizer as check_tokenizer
 from .loading import load_base_model as load_base_model
 from .loading import load_language_model as load_language_model

@@ -22,13 +22,13 @@ def fingerprint_module(module: nn.Module) -> str:
     """
     state = plain_tensors(module.state_dict())
     kind = type(module).__name__
-    sampled = _hash(kind, {name: sample(tensor) for name, tensor in state.items()})
+    sampled = hash_tensors(kind, {name: sample(tensor) for name, tensor in state.items()})
     if _fingerprints.get(module, ("", ""))[0] != sampled:
-        _fingerprints[module] = sampled, _hash(kind, state)
+        _fingerprints[module] = sampled, hash_tensors(kind, state)
     return _fingerprints[module][1]
 
 
-def _hash(what: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def hash_tensors(what: str, tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(what.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling.backbone_sparserm import decoder_of
-from ..runtime import common_prefix_length
+from ..runtime import attention_of, common_prefix_length, keeps_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,8 +99,8 @@ def can_pack(model: PreTrainedModel | PeftModel, longest: int) -> bool:
     window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)  # the latter GPT-Neo's
     kinds = getattr(config, "layer_types", None) or ()
     return (
-        config._attn_implementation in ("sdpa", "eager")
-        and not model._is_stateful
+        attention_of(config) in ("sdpa", "eager")
+        and not keeps_state(model)
         and set(kinds) <= {"full_attention", "sliding_attention"}
         and (window is None or window >= longest)
         and "position_ids" in inspect.signature(type(decoder_of(model)).forward).parameters

@@ -17,12 +17,21 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..base_models import Family, _hash, can_pack, find_families, fingerprint_module, run_packed
+from ..base_models import Family, can_pack, find_families, fingerprint_module, hash_tensors, run_packed
 from ..conversations import TokenizedText
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.backbone_sparserm import pool_representations, residual_stream
 from ..modeling.response_sparserm import pooled_tokens
-from ..runtime import SparseRMError, batch_tokens, pad_texts, plan_batches, process_state, prune_cache, replacing_file
+from ..runtime import (
+    SparseRMError,
+    attention_of,
+    batch_tokens,
+    pad_texts,
+    plan_batches,
+    process_state,
+    prune_cache,
+    replacing_file,
+)
 from .activations import encode_texts, mean_and_largest
 from .shards import Representations, StoredShard
 
@@ -121,7 +130,7 @@ class _SparseRows:
 
 def _save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
     with replacing_file(path) as temporary:
-        save_file(tensors, temporary, {DIGEST: _hash(f"{path.parent.name}/{path.name}", tensors)})
+        save_file(tensors, temporary, {DIGEST: hash_tensors(f"{path.parent.name}/{path.name}", tensors)})
 
 
 def _is_whole(path: Path) -> bool:
@@ -131,7 +140,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return file.metadata()[DIGEST] == _hash(f"{path.parent.name}/{path.name}", tensors)
+            return file.metadata()[DIGEST] == hash_tensors(f"{path.parent.name}/{path.name}", tensors)
     except Exception:  # whatever a broken file does
         return False
 
@@ -174,7 +183,7 @@ def collect_representations(
         "base_model": fingerprint_module(base_model),
         "base_config": {k: v for k, v in base_model.config.to_dict().items() if not k.startswith("_")},
         "versions": [torch.__version__, transformers.__version__],
-        "attention": base_model.config._attn_implementation,
+        "attention": attention_of(base_model.config),
         "sae": [fingerprint_module(sae), sae.spec()] if sae else None,
         "how": vars(how),
         "dtype": str(base_model.dtype),

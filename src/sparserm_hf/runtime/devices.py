@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .private_apis import cpu_multiplies_bfloat16
+
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
     """Copy a tensor to the CPU, in float64.
@@ -24,7 +26,7 @@ def preferred_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         good = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        good = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        good = cpu_multiplies_bfloat16()
     else:
         good = False
     return torch.bfloat16 if good else torch.float32

@@ -74,7 +74,7 @@ def _make_config(
         run_dtype=str(parts.base_model.dtype).removeprefix("torch."),
         **latents,
     )
-    config._name_or_path = args.output_dir  # trainers load the tokenizer from it
+    config.name_or_path = args.output_dir  # trainers load the tokenizer from it
     if fitted.head.held_out_margins is not None:
         config.reward_temperature = fit_temperature(fitted.head.held_out_margins)
     return config

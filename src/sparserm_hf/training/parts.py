@@ -23,7 +23,7 @@ from ..base_models import (
 )
 from ..conversations import ChatEncoder, TokenizedText, find_marks, prepare_tokenizer
 from ..modeling.backbone_sparserm import cut_base_model
-from ..runtime import SparseRMError, named_dtype, process_state
+from ..runtime import SparseRMError, commit_of, named_dtype, process_state
 from ..sae import LoadedSAE, check_before_training, chosen_sae, load_sae, matching_layer
 from ..scoring import check_quantized_reload
 from .config import SparseRMTrainingConfig
@@ -110,7 +110,7 @@ def load_parts(
     dtype = named_dtype(args.dtype, process_state().device)
     base = _load_base(model, name, revision, args.quantization, dtype)
     check_quantized(base, given, args.dtype, args.quantization)
-    text_config, commit = base.config.get_text_config(), getattr(base.config, "_commit_hash", None)
+    text_config, commit = base.config.get_text_config(), commit_of(base.config)
     loaded = sae if isinstance(sae, LoadedSAE) else load_sae(chosen_sae(sae, text_config, name))
     layer = matching_layer(loaded, text_config, name, args.layer)
     check_k(args, loaded.autoencoder.d_sae, loaded.autoencoder.d_in)
@@ -131,7 +131,7 @@ def load_parts(
 
 def name_of(model: str | PreTrainedModel) -> str:
     """Name of a base model, as it was given or as the model in memory knows it."""
-    return model if isinstance(model, str) else model.config._name_or_path
+    return model if isinstance(model, str) else model.config.name_or_path
 
 
 def _load_base(

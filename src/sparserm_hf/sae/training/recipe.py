@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from ...base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
 from ...conversations import load_texts, prepare_tokenizer
 from ...hub_cards.render import render_sae_card
-from ...runtime import SparseRMError, named_dtype, process_state
+from ...runtime import SparseRMError, commit_of, named_dtype, process_state
 from ..fit import Fit
 from ..loading.formats import CONFIG_FILE, WEIGHTS_FILE
 from .sae_config import SAETrainingConfig
@@ -96,7 +96,7 @@ def train_sae(data: SAETrainingData, config: SAETrainingConfig) -> Fit:
         repo = HfApi().create_repo(data.hub_model_id or repo, private=data.hub_private_repo, exist_ok=True).repo_id
     name = unpacked(data.model)
     base = load_base_model(name, data.revision)
-    revision = getattr(base.config, "_commit_hash", None)
+    revision = commit_of(base.config)
     tokenizer = prepare_tokenizer(load_tokenizer(name, revision))
     base = prepare_base_model(base, data.layer, state.device, named_dtype(data.dtype, state.device))
     max_length = longest_text(base.config, data.max_length)
