@@ -16,7 +16,7 @@ FILES = [
     if path.name != "private_apis.py" and not path.is_relative_to(ROOT / "src" / "sparserm_hf" / "modeling")
 ]
 # `modeling` travels to the Hub alone, so that it cannot use `private_apis`. transformers 4.57 to 5.24 have these.
-IN_MODELING = {"_attn_implementation", "_from_config", "_no_split_modules", "_tied_weights_keys"}
+IN_MODELING = {"_attn_implementation", "_from_config", "_tied_weights_keys"}
 
 
 def is_private(name: str) -> bool:
@@ -34,10 +34,8 @@ def private_uses(path: Path) -> set[str]:
                 used.add(node.attr)
             case ast.FunctionDef() | ast.ClassDef():
                 defined.add(node.name)
-            case ast.Call(
-                func=ast.Name(id="getattr" | "hasattr" | "setattr"), args=[_, ast.Constant(value=str(name)), *_]
-            ):
-                used.add(name)
+            case ast.Call(func=ast.Name(id="getattr" | "hasattr" | "setattr"), args=[_, ast.Constant(name), *_]):
+                used.add(str(name))
             case ast.ImportFrom():
                 used |= {name for name in (node.module or "").split(".")} | {alias.name for alias in node.names}
             case ast.Import():
@@ -56,10 +54,8 @@ def test_modeling_uses_a_few_of_transformers():
 
 
 def test_each_function_names_its_versions():
-    functions = [
-        f for _, f in inspect.getmembers(private_apis, inspect.isfunction) if f.__module__ == private_apis.__name__
-    ]
-    assert functions and all("Seen in " in inspect.getdoc(function) for function in functions)
+    functions = [f for f in vars(private_apis).values() if inspect.isfunction(f)]
+    assert functions and all("Seen in " in function.__doc__ for function in functions)
 
 
 def test_the_libraries_still_have_them(tmp_path):

@@ -1,4 +1,4 @@
-"""base_models.fingerprints."""
+"""Fingerprints of modules, which tell one set of weights from another."""
 
 from __future__ import annotations
 
@@ -16,9 +16,22 @@ _fingerprints: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary
 
 
 def fingerprint_module(module: nn.Module) -> str:
-    """Hash a module's type, tensors and their names: the same weights give the same, wherever they came from.
+    """Hash the type of a module with the names and values of its tensors.
 
-    All weights are hashed once; as long as a sample of each is the same, they are taken to be the same.
+    Equal weights have equal fingerprints, wherever they were loaded from. All weights are hashed the first time; later
+    calls return that fingerprint as long as a sample of each tensor is unchanged.
+
+    Args:
+        module: Any module, quantised or not.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = [nn.init.zeros_(parameter) for parameter in layer.parameters()]
+        >>> fingerprint_module(layer)
+        'de00a080acd0b869c1639793aa2803ef'
     """
     state = plain_tensors(module.state_dict())
     kind = type(module).__name__
@@ -29,6 +42,15 @@ def fingerprint_module(module: nn.Module) -> str:
 
 
 def hash_tensors(what: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash named tensors, independently of their order.
+
+    Args:
+        what: Text that enters the hash too.
+        tensors: The tensors by their names.
+
+    Returns:
+        32 hexadecimal digits.
+    """
     digest = hashlib.blake2b(what.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
