@@ -5,8 +5,13 @@ The package uses private attributes nowhere else. Each docstring names the versi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -25,7 +30,7 @@ def attention_of(config: PretrainedConfig) -> str | None:
     return config._attn_implementation
 
 
-def keeps_state(model: PreTrainedModel) -> bool:
+def keeps_state(model: PreTrainedModel | PeftModel) -> bool:
     """Tell if a model carries a recurrent state from token to token, as Mamba does.
 
     Seen in transformers 4.57 to 5.24.

@@ -131,7 +131,7 @@ def load_parts(
 
 def name_of(model: str | PreTrainedModel) -> str:
     """Name of a base model, as it was given or as the model in memory knows it."""
-    return model if isinstance(model, str) else model.config.name_or_path
+    return model if isinstance(model, str) else model.config.name_or_path or ""
 
 
 def _load_base(
