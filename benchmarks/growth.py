@@ -32,8 +32,10 @@ from sparserm_hf import PairIndices, RepresentedTexts, RewardHeadConfig, fit_rew
 from sparserm_hf.base_models.loading import load_base_model, unpacked
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import TokenizedText
-from sparserm_hf.representations.collect import Pooling, collect_representations
-from sparserm_hf.representations.shards import Representations, StoredShard
+from sparserm_hf.representations.collect import collect_representations
+from sparserm_hf.representations.representer import Pooling
+from sparserm_hf.representations.shard_files import StoredShard
+from sparserm_hf.representations.shards import Representations
 from sparserm_hf.runtime.devices import preferred_dtype
 
 D_MODEL, D_SAE = 576, 4608  # of SmolLM2-135M and the shipped SAE

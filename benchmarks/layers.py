@@ -39,7 +39,8 @@ from sparserm_hf.conversations.marks import find_marks
 from sparserm_hf.conversations.preferences import TokenizedPreferences, tokenize_preferences
 from sparserm_hf.conversations.templates import prepare_tokenizer
 from sparserm_hf.representations.activations import encode_texts, mean_and_largest
-from sparserm_hf.representations.collect import Pooling, collect_representations, plan_shards
+from sparserm_hf.representations.collect import collect_representations, plan_shards
+from sparserm_hf.representations.representer import Pooling
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
 from sparserm_hf.runtime.cache import default_cache_dir

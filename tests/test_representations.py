@@ -14,7 +14,9 @@ from torch import nn
 from sparserm_hf.base_models import fingerprints
 from sparserm_hf.base_models.fingerprints import fingerprint_module
 from sparserm_hf.representations import collect as representations
-from sparserm_hf.representations.collect import Pooling, collect_representations
+from sparserm_hf.representations import shard_files
+from sparserm_hf.representations.collect import collect_representations
+from sparserm_hf.representations.representer import Pooling, Representer
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.runtime.batches import plan_batches
 from sparserm_hf.runtime.cache import prune_cache
@@ -119,7 +121,7 @@ def test_whatever_changes_the_result_changes_the_fingerprint(base_model, tmp_pat
 
 def test_an_interrupted_run_goes_on_where_it_stopped(base_model, tmp_path, small_shards, monkeypatch):
     expected = collect(base_model, tmp_path / "undisturbed")
-    real, calls = representations._compute_shard, []
+    real, calls = Representer.compute_shard, []
 
     def dies_at_the_third(*args):
         calls.append(1)
@@ -127,7 +129,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(base_model, tmp_path, small
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(representations, "_compute_shard", dies_at_the_third)
+    monkeypatch.setattr(Representer, "compute_shard", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         collect(base_model, tmp_path / "killed")
     resumed = collect(base_model, tmp_path / "killed")
@@ -162,7 +164,7 @@ def test_a_shard_with_a_flipped_bit_is_computed_again(place, base_model, tmp_pat
 
 
 def test_a_full_disk_leaves_nothing_half_written(base_model, tmp_path, small_shards, monkeypatch):
-    real = representations.save_file
+    real = shard_files.save_file
 
     def full_disk(tensors, path, metadata):
         if "00002" in path.name:
@@ -170,7 +172,7 @@ def test_a_full_disk_leaves_nothing_half_written(base_model, tmp_path, small_sha
             raise OSError(28, "No space left on device", str(path))
         real(tensors, path, metadata)
 
-    monkeypatch.setattr(representations, "save_file", full_disk)
+    monkeypatch.setattr(shard_files, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         collect(base_model, tmp_path)
     (folder,) = tmp_path.iterdir()

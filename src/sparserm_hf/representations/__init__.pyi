@@ -1,5 +1,5 @@
 from .activations import TokenActivations as TokenActivations
-from .collect import Pooling as Pooling
 from .collect import collect_representations as collect_representations
+from .representer import Pooling as Pooling
 from .shards import Representations as Representations
 from .shards import Shard as Shard
