@@ -147,14 +147,11 @@ def measure(shape: Shape) -> list[dict]:
     cut_base_model(model, shape.layer)
     work = flops_a_token(model, LENGTH)
     both("cut base model", model, bare, work)
-    latents = list(range(256))
     described = SparseRMConfig(
         base_config=model.config,
         layer=shape.layer,
         pooling="mean",
-        latents=latents,
-        latent_sides=["chosen"] * 256,
-        latent_separations=[0.0] * 256,
+        latents=[{"id": latent} for latent in range(256)],
     )
     reward_model = SparseRMForSequenceClassification(described, model).to(DEVICE).eval()
     both("scoring", reward_model, lambda m: m(ids, mask), work)

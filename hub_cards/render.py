@@ -45,18 +45,7 @@ def render_model_card(
         metrics=metrics,
         evaluation=evaluation,
         plot=PLOT_FILE,
-        latents=[
-            {
-                "id": latent,
-                "name": config.latent_name(i),
-                "f1": config.latent_name_f1(i),
-                "side": config.latent_sides[i],
-                "separation": config.latent_separations[i],
-                "purity": config.latent_purities[i],
-                "stability": config.latent_stabilities[i],
-            }
-            for i, latent in enumerate(config.latents)
-        ],
+        latents=config.latents,
     )
     return str(card)
 

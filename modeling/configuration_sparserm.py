@@ -5,10 +5,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, __version__
 
-from .fields_sparserm import check_base_fields, check_fields, short, why
+from .fields_sparserm import OLD_LATENT_KINDS, check_base_fields, check_fields, short, why
+from .latents_sparserm import as_latents, as_records, changed_latents
 from .response_sparserm import MARKS
-
-CLEAR_F1, CLEAR_PRECISION = 0.1, 0.2  # below, a name says hardly anything of where its latent fires
 
 AUTO_MAP = {
     "AutoConfig": "configuration_sparserm.SparseRMConfig",
@@ -16,6 +15,35 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_sparserm.SparseRMForSequenceClassification",
 }
 
+
+DEFAULTS: dict[str, Any] = {
+    "base_model_name_or_path": "",
+    "base_model_revision": None,
+    "layer": 0,
+    "pooling": "response_mean",
+    "response_marks": None,
+    "response_marker_ids": [],
+    "representation_norm": "rms",
+    "directions": "raw",
+    "k_accuracies": {},
+    "head_type": "linear",
+    "head_hidden_size": 512,
+    "sae": None,
+    "sae_source": {},
+    "reward_mean": 0.0,
+    "reward_std": 1.0,
+    "reward_temperature": 1.0,
+    "slim": False,
+    "run_dtype": None,
+    "weights_digest": None,
+}
+INHERITED_DEFAULTS: dict[str, Any] = {
+    "num_labels": 1,
+    "id2label": {0: "reward"},
+    "label2id": {"reward": 0},
+    "problem_type": "regression",  # otherwise the text-classification pipeline puts the reward through a sigmoid
+    "auto_map": AUTO_MAP,
+}
 
 BEFORE_TRANSFORMERS_5 = int(__version__.split(".")[0]) < 5
 LEGACY_ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_local_base_freq")
@@ -80,54 +108,69 @@ def base_config_from(fields: dict[str, Any]) -> PretrainedConfig:
         raise ValueError(f"base_config is not the configuration of a {kind} model: {why(error)}") from error
 
 
+def refuse_other_features(readings: list[str] | None) -> None:
+    """Refuse a checkpoint whose features are no projections: `readings` was a field until version 0.3.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if readings and readings != ["mean_projection"]:
+        raise ValueError(
+            f"This checkpoint was trained before version 0.3 to read {', '.join(readings)} of its latents; since "
+            "then a feature is a projection. Load it with sparserm-hf 0.2, or train it anew."
+        )
+
+
+def inherited_from(base_config: PretrainedConfig, slim: bool) -> dict[str, Any]:
+    """Collect the fields of a base model's configuration that trainers look for at the top."""
+    names = ("hidden_size", "vocab_size", "tie_word_embeddings", "max_position_embeddings")
+    names += ("pad_token_id", "bos_token_id", "eos_token_id")
+    inherited = {name: getattr(base_config, name, None) for name in names}
+    if not slim and hasattr(base_config, "quantization_config"):  # where transformers looks for it
+        inherited["quantization_config"] = base_config.quantization_config
+    return inherited
+
+
 class SparseRMConfig(PretrainedConfig):
-    """Everything that a SparseRM model is, but its weights.
+    """Configuration of a SparseRM reward model.
 
     Args:
         base_config: Configuration of the base model, already cut after `layer`. Not named `text_config`: trainers
             write `pad_token_id` through `get_text_config()`, and it must land here, at the top.
+        latents: The selected latents, those for the chosen side first: `Latent` objects, or their records.
         base_model_name_or_path: Hub id or folder of the base model.
-        base_model_revision: Commit of the base model on the Hub that the model was trained on.
-        layer: Decoder layers that are kept; the residual stream after the last of them is read.
+        base_model_revision: Commit of the base model on the Hub.
+        layer: Number of decoder layers that are kept. The residual stream after the last of them is pooled.
         pooling: `last`, `mean` or `response_mean`.
-        response_marks: What the chat template writes around responses, as token ids: one entry for each of
+        response_marks: Token ids that the chat template writes around responses, an entry for each of
             ``response_sparserm.MARKS``. None in a checkpoint of version 0.1, which has `response_marker_ids`.
         response_marker_ids: Token ids of the chat template's assistant header, in a checkpoint of version 0.1.
         representation_norm: `rms` divides each token by its root mean square before pooling; `none` does not.
-        latents: Ids, in the SAE, of the selected latents, those that fire more on chosen responses first.
-        directions: What the features are projections on. `orthogonal`: the orthonormal directions that are closest to
-            the decoder directions of the selected latents. `raw`: these decoder directions themselves, as in the
-            paper and in every checkpoint before version 0.3.
-        latent_sides: For each selected latent, `chosen` or `rejected`: the side that it was selected for.
-        latent_separations: For each selected latent, its share of chosen minus its share of rejected responses.
-        latent_stabilities: For each selected latent, the share of cross-validation folds that select it for its side,
-            or None where that is not known.
-        latent_purities: For each selected latent, the cosine between its direction and its decoder direction.
-        latent_names: For each selected latent, a name made from what it fires on, with how well the name predicts the
-            firing on held-out responses: `name`, `precision`, `recall`, `f1`; None where there is none.
-        latent_descriptions: What the SAE's publisher says of a latent, by its id as a string.
+        directions: `orthogonal` projects on the orthonormal directions that are closest to the decoder directions of
+            the selected latents. `raw` projects on these decoder directions, as the paper does and every checkpoint
+            before version 0.3.
         k_accuracies: Cross-validated accuracy by number of latents on either side, where that number was chosen.
         head_type: `linear` or `mlp`.
         head_hidden_size: Width of the hidden layer of the `mlp` head.
-        sae: Shape of the embedded SAE: the arguments of `SparseAutoencoder`. None where it holds none.
-        sae_source: Where the SAE came from: source, release, sae_id, repo, revision, hook_name, neuronpedia_id.
+        sae: Shape of the embedded SAE, the arguments of `SparseAutoencoder`. None in a slim checkpoint.
+        sae_source: Origin of the SAE: source, release, sae_id, repo, revision, hook_name, neuronpedia_id.
         reward_mean: Mean reward of the training responses.
-        reward_std: Standard deviation of the reward over the training responses.
+        reward_std: Standard deviation of the rewards of the training responses.
         reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is
             preferred. Not named `temperature`: transformers takes that for a setting of generation.
-        latent_promotes: For each selected latent, words that its direction promotes, by the base model's unembedding.
-        latent_suppresses: Words that it suppresses.
-        latent_labels: What the user calls a latent, by its id as a string.
-        steering: Factor for each steered latent, by its id as a string: the distance of its features from their
-            training mean is multiplied by it. 0 drops the latent.
-        slim: Whether the checkpoint leaves out the base model, to be loaded from `base_model_name_or_path`.
+        slim: Whether the checkpoint leaves the base model out, to be loaded from `base_model_name_or_path`.
         run_dtype: Type that the base model ran in when the head was trained, `float32` or `bfloat16`; its weights may
-            be saved in another one, without loss.
-        weights_digest: Sums of the weights that were saved with it, see ``weights_sparserm.digest_of``.
+            be saved in another type, without loss.
+        weights_digest: Sums of the weights that were saved with the configuration, see ``weights_sparserm.digest_of``.
 
     Raises:
-        ValueError: A field is of another kind than ``fields_sparserm.FIELDS`` says, marks that are not those of
-            ``MARKS``, a `base_config` that is none, or a checkpoint whose features are not projections alone.
+        ValueError: A field is of another kind than ``fields_sparserm.FIELDS`` says, `response_marks` lacks an entry,
+            `base_config` is no configuration, or the features of the checkpoint are no projections.
+
+    Example:
+        >>> config = SparseRMConfig(layer=18, latents=[{"id": 7, "side": "chosen"}, {"id": 3, "side": "rejected"}])
+        >>> config.latent_ids, config.latents[1].side
+        ([7, 3], 'rejected')
     """
 
     model_type = "sparserm"
@@ -137,128 +180,63 @@ class SparseRMConfig(PretrainedConfig):
     def __init__(
         self,
         base_config: PretrainedConfig | dict[str, Any] | None = None,
-        base_model_name_or_path: str = "",
-        base_model_revision: str | None = None,
-        layer: int = 0,
-        pooling: str = "response_mean",
-        response_marks: dict[str, Any] | None = None,
-        response_marker_ids: list[int] | None = None,
-        representation_norm: str = "rms",
-        latents: list[int] | None = None,
-        directions: str = "raw",
-        latent_sides: list[str] | None = None,
-        latent_separations: list[float] | None = None,
-        latent_stabilities: list[float | None] | None = None,
-        latent_purities: list[float] | None = None,
-        latent_names: list[dict[str, Any] | None] | None = None,
-        latent_descriptions: dict[str, str] | None = None,
-        k_accuracies: dict[str, float] | None = None,
-        head_type: str = "linear",
-        head_hidden_size: int = 512,
-        sae: dict[str, Any] | None = None,
-        sae_source: dict[str, Any] | None = None,
-        reward_mean: float = 0.0,
-        reward_std: float = 1.0,
-        reward_temperature: float = 1.0,
-        latent_promotes: list[list[str]] | None = None,
-        latent_suppresses: list[list[str]] | None = None,
-        latent_labels: dict[str, str] | None = None,
-        steering: dict[str, float] | None = None,
-        slim: bool = False,
-        run_dtype: str | None = None,
-        weights_digest: dict[str, dict[str, str]] | None = None,
+        latents: list[Any] | None = None,
         **kwargs: Any,
     ):
-        check_fields({**locals(), **kwargs})
-        readings = kwargs.pop("readings", None) or ["mean_projection"]  # a field until version 0.3
-        if readings != ["mean_projection"]:
-            raise ValueError(
-                f"This checkpoint was trained before version 0.3 to read {', '.join(readings)} of its latents; since "
-                "then a feature is a projection. Load it with sparserm-hf 0.2, or train it anew."
-            )
-        if response_marks is not None and set(response_marks) != set(MARKS):
-            raise ValueError(f"response_marks has {sorted(response_marks)}, but must have {', '.join(MARKS)}.")
+        check_fields(kwargs)
+        refuse_other_features(kwargs.pop("readings", None))
+        marks = kwargs.get("response_marks")
+        if marks is not None and set(marks) != set(MARKS):
+            raise ValueError(f"response_marks has {sorted(marks)}, but must have {', '.join(MARKS)}.")
+        self.latents = as_latents(latents, {name: kwargs.pop(name, None) for name in OLD_LATENT_KINDS})
         if base_config is not None and not isinstance(base_config, PretrainedConfig):
             base_config = base_config_from(base_config)
-        if base_config is not None:
-            # A copy: setting this configuration's attention implementation sets that of `base_config` too, and a
-            # running base model whose own configuration changed under it would mask its padding no longer.
-            base_config = copy.deepcopy(base_config)
-            for name in ("hidden_size", "vocab_size", "tie_word_embeddings", "max_position_embeddings"):
-                kwargs.setdefault(name, getattr(base_config, name, None))
-            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-                kwargs.setdefault(name, getattr(base_config, name, None))
-            if not slim and hasattr(base_config, "quantization_config"):  # where transformers looks for it
-                kwargs.setdefault("quantization_config", base_config.quantization_config)
-        kwargs.setdefault("num_labels", 1)
-        kwargs.setdefault("id2label", {0: "reward"})
-        kwargs.setdefault("label2id", {"reward": 0})
-        # Otherwise the text-classification pipeline puts the reward through a sigmoid.
-        kwargs.setdefault("problem_type", "regression")
-        kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        self.base_config = base_config
-        self.base_model_name_or_path = base_model_name_or_path
-        self.base_model_revision = base_model_revision
-        self.layer = layer
-        self.pooling = pooling
-        self.response_marks = response_marks
-        self.response_marker_ids = response_marker_ids or []
-        self.representation_norm = representation_norm
-        self.latents = latents or []
-        self.directions = directions
-        self.latent_sides = latent_sides or []
-        self.latent_separations = latent_separations or []
-        self.latent_stabilities = latent_stabilities or [None for _ in self.latents]
-        self.latent_purities = latent_purities or [1.0 for _ in self.latents]
-        self.latent_names = latent_names or [None for _ in self.latents]
-        self.latent_descriptions = latent_descriptions or {}
-        self.k_accuracies = dict(sorted((k_accuracies or {}).items(), key=lambda item: int(item[0])))
-        self.head_type = head_type
-        self.head_hidden_size = head_hidden_size
-        self.sae = sae
-        self.sae_source = sae_source or {}
-        self.reward_mean = reward_mean
-        self.reward_std = reward_std
-        self.reward_temperature = reward_temperature
-        self.latent_promotes = latent_promotes or [[] for _ in self.latents]
-        self.latent_suppresses = latent_suppresses or [[] for _ in self.latents]
-        self.latent_labels = latent_labels or {}
-        self.steering = steering or {}
-        self.slim = slim
-        self.run_dtype = run_dtype
-        self.weights_digest = weights_digest
-        super().__init__(**kwargs)
+        # A copy: setting this configuration's attention implementation sets that of `base_config` too, and a
+        # running base model whose own configuration changed under it would mask its padding no longer.
+        self.base_config = copy.deepcopy(base_config)
+        for name, default in DEFAULTS.items():
+            given = kwargs.pop(name, None)
+            setattr(self, name, copy.copy(default) if given is None else given)
+        self.k_accuracies = dict(sorted(self.k_accuracies.items(), key=lambda item: int(item[0])))
+        inherited = inherited_from(base_config, self.slim) if base_config is not None else {}
+        super().__init__(**(INHERITED_DEFAULTS | inherited | kwargs))
 
-    def latent_name(self, i: int) -> str:
-        """The name of the i-th selected latent.
+    @property
+    def latent_ids(self) -> list[int]:
+        """Ids of the selected latents in the SAE, in the order of the features."""
+        return [latent.id for latent in self.latents]
 
-        It is the user's label, or else the description of the SAE's publisher, the tested name, the words that its
-        direction promotes, or nothing.
+    @property
+    def steering(self) -> dict[int, float]:
+        """Factors of the steered latents, by id."""
+        return {latent.id: latent.steering for latent in self.latents if latent.steering != 1.0}
+
+    def change_latents(self, **changes: dict[int, Any]) -> None:
+        """Change a field of some latents, in place.
+
+        Args:
+            changes: New values by the latent's id, for each field.
+
+        Raises:
+            ValueError: A latent is not selected, or a value is of another kind.
+
+        Example:
+            >>> config = SparseRMConfig(latents=[{"id": 7}])
+            >>> config.change_latents(label={7: "starts with Sure"}, steering={7: 0.0})
+            >>> config.latents[0].title, config.steering
+            ('starts with Sure', {7: 0.0})
         """
-        given, tested, words = self._given_name(i), self.latent_names[i], self.latent_promotes[i][:3]
-        if given or not tested:
-            return given or (f"promotes {', '.join(words)}" if words else "")
-        clear = tested["f1"] >= CLEAR_F1 and tested["precision"] >= CLEAR_PRECISION
-        return tested["name"] if clear else f"unclear: {tested['name']}"
-
-    def latent_name_f1(self, i: int) -> float | None:
-        """How well the name of the i-th selected latent predicts its firing (F1); None if it was not tested."""
-        tested = self.latent_names[i]
-        return tested["f1"] if tested and not self._given_name(i) else None
-
-    def _given_name(self, i: int) -> str | None:
-        """What its user or the SAE's publisher calls the i-th selected latent."""
-        latent = str(self.latents[i])
-        return self.latent_labels.get(latent) or self.latent_descriptions.get(latent)
+        self.latents = changed_latents(self.latents, changes)
 
     def latent_link(self, latent: int) -> str | None:
-        """A latent's page on Neuronpedia, where the SAE is there."""
+        """Link to the latent's page on Neuronpedia; None where the SAE is not published there."""
         known = self.sae_source.get("neuronpedia_id")
         return f"https://www.neuronpedia.org/{known}/{latent}" if known else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as transformers 4 and 5 both read it."""
+        """Turn the configuration into a dictionary that transformers 4 and 5 both read."""
         output = super().to_dict()
+        output["latents"] = as_records(self.latents)
         if isinstance(output.get("base_config"), dict):
             base = output["base_config"]
             base |= legacy_rope_fields(base)

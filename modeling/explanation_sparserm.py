@@ -147,7 +147,7 @@ def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTex
         if model.config.representation_norm == "rms":
             size = root_mean_square(hidden)
         for latent in latents:
-            number = model.config.latents.index(latent)
+            number = model.config.latent_ids.index(latent)
             direction = model.directions[number].to(hidden)
             average = model.feature_mean[number].to(hidden) / direction.norm()
             direction = nn.functional.normalize(direction, dim=0)

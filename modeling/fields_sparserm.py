@@ -103,15 +103,34 @@ ORIGIN = Kind("a string, a number, or null", lambda value: value is None or TEXT
 MARK_KINDS = {name: list_of(IDS) for name in MARKS}
 MARK_KINDS |= {"specials": IDS, "whitespace": IDS, "bos_in_conversation": whole(0, 100), "bos_in_text": whole(0, 100)}
 SAE_KINDS = {"d_in": whole(1), "d_sae": whole(1), "architecture": TEXT, "k": optional(whole(1)), "normalization": TEXT}
-NAME_KINDS = {"name": TEXT, "precision": FINITE, "recall": FINITE, "f1": FINITE}
-PER_LATENT = {
-    "latent_sides": one_of("chosen", "rejected"),
-    "latent_separations": FINITE,
-    "latent_stabilities": optional(FINITE),
-    "latent_purities": FINITE,
-    "latent_names": optional(object_with(NAME_KINDS, "name", "precision", "f1")),
-    "latent_promotes": list_of(TEXT),
-    "latent_suppresses": list_of(TEXT),
+SCORE_KINDS = {"precision": FINITE, "recall": FINITE, "f1": FINITE}
+NAME_KINDS = {"name": TEXT} | SCORE_KINDS
+LATENT_KINDS = {
+    "id": whole(0),
+    "side": one_of("chosen", "rejected"),
+    "separation": FINITE,
+    "stability": optional(FINITE),
+    "purity": FINITE,
+    "name": optional(TEXT),
+    "name_score": optional(object_with(SCORE_KINDS, "precision", "f1")),
+    "description": optional(TEXT),
+    "promotes": list_of(TEXT),
+    "suppresses": list_of(TEXT),
+    "label": optional(TEXT),
+    "steering": FINITE,
+}
+# Up to version 0.3 the records were lists beside `latents`, and objects by the latents' ids.
+OLD_LATENT_KINDS = {
+    "latent_sides": optional(list_of(LATENT_KINDS["side"])),
+    "latent_separations": optional(list_of(FINITE)),
+    "latent_stabilities": optional(list_of(optional(FINITE))),
+    "latent_purities": optional(list_of(FINITE)),
+    "latent_names": optional(list_of(optional(object_with(NAME_KINDS, "name", "precision", "f1")))),
+    "latent_promotes": optional(list_of(list_of(TEXT))),
+    "latent_suppresses": optional(list_of(list_of(TEXT))),
+    "latent_descriptions": optional(dict_of(TEXT)),
+    "latent_labels": optional(dict_of(TEXT)),
+    "steering": optional(dict_of(FINITE)),
 }
 FIELDS = {
     "base_model_name_or_path": TEXT,
@@ -124,12 +143,7 @@ FIELDS = {
     "head_hidden_size": whole(1),
     "response_marks": optional(object_with(MARK_KINDS)),
     "response_marker_ids": optional(IDS),
-    "latents": optional(IDS),
-    **{name: optional(list_of(kind)) for name, kind in PER_LATENT.items()},
-    "latent_descriptions": optional(dict_of(TEXT)),
-    "latent_labels": optional(dict_of(TEXT)),
     "k_accuracies": optional(dict_of(FINITE, of_digits=True)),
-    "steering": optional(dict_of(FINITE)),
     "sae": optional(object_with(SAE_KINDS, "d_in", "d_sae")),
     "sae_source": optional(dict_of(ORIGIN)),
     "reward_mean": FINITE,
@@ -164,15 +178,11 @@ def check_fields(given: dict[str, Any]) -> None:
         given: Values by name; a name that is not in ``FIELDS`` is not checked.
 
     Raises:
-        ValueError: A value is of another kind, or a list has another length than there are latents.
+        ValueError: A value is of another kind.
     """
     for name, kind in FIELDS.items():
         if name in given and not kind.holds(given[name]):
             raise ValueError(f"{name} is {short(given[name])}, but must be {kind.needed}.")
-    latents = len(given.get("latents") or [])
-    for name in PER_LATENT:
-        if given.get(name) and len(given[name]) != latents:
-            raise ValueError(f"{name} has {len(given[name])} items, but must have one for each of {latents} latents.")
 
 
 def check_base_fields(fields: Any, what: str = "base_config") -> None:

@@ -12,8 +12,9 @@ from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import backbone_from_config, check_layers, pool_representations, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
-from .fields_sparserm import FINITE
+from .fields_sparserm import FIELDS  # noqa: F401
 from .head_sparserm import HEADS
+from .latents_sparserm import Latent  # noqa: F401
 from .quantized_sparserm import adopt_quantizer, drop_quantizer, keep_packing
 from .response_sparserm import align_bos, find_responses, mask_from_padding, pooled_tokens
 from .slim_sparserm import BASE_LOADING_ARGUMENTS, has_adapter, head_weights, load_base_of_slim, sample_weights
@@ -195,7 +196,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
 
     def steering_factors(self) -> torch.Tensor:
         """(K,) what the distance of each feature from its training mean is multiplied by."""
-        factors = [float(self.config.steering.get(str(latent), 1.0)) for latent in self.config.latents]
+        factors = [latent.steering for latent in self.config.latents]
         return torch.tensor(factors, device=self.feature_mean.device)
 
     def steer(self, factors: dict[int, float]) -> None:
@@ -209,13 +210,7 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         Raises:
             ValueError: A latent is not one of the model's, or a factor is not a number.
         """
-        for latent, factor in factors.items():
-            if int(latent) not in self.config.latents:
-                raise ValueError(f"Latent {latent} is not one of this model's {len(self.config.latents)}.")
-            if not FINITE.holds(factor):
-                raise ValueError(f"Latent {latent} has the factor {factor}, but it must be a finite number.")
-        merged = self.config.steering | {str(int(latent)): float(factor) for latent, factor in factors.items()}
-        self.config.steering = {latent: factor for latent, factor in merged.items() if factor != 1.0}
+        self.config.change_latents(steering={int(latent): factor for latent, factor in factors.items()})
 
     def reward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, K) features to (B, 1) rewards, in float32 under any autocast."""

@@ -11,7 +11,7 @@ import torch
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
-from tiny import tiny_sae, tiny_settings
+from tiny import latent_records, tiny_sae, tiny_settings
 from tokenizers import (
     AddedToken,
     Regex,
@@ -475,9 +475,7 @@ def reward_model_for(tokenizer: PreTrainedTokenizerFast, pooling: str) -> Sparse
         layer=2,
         pooling=pooling,
         response_marks=find_marks(tokenizer),
-        latents=latents,
-        latent_sides=["chosen"] * 3 + ["rejected"] * 3,
-        latent_separations=[0.3, 0.2, 0.1, -0.1, -0.2, -0.3],
+        latents=latent_records(latents),
         sae=sae.spec(),
     )
     model = SparseRMForSequenceClassification(config, base_model=base)

@@ -58,7 +58,7 @@ def test_every_command_runs_there_and_scores_as_on_the_cpu(trained, tmp_path):
         lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
         given.append([json.loads(line)["chosen_reward"] for line in lines])
     assert given[0] == pytest.approx(given[1], abs=1e-3) and len(given[0]) == 8
-    latent = json.loads((trained / "gpu" / "config.json").read_text())["latents"][0]
+    latent = json.loads((trained / "gpu" / "config.json").read_text())["latents"][0]["id"]
     run_on_gpu("explain", trained / "gpu", rows)
     run_on_gpu("evaluate", trained / "gpu", rows)
     run_on_gpu("latents", trained / "gpu", rows)

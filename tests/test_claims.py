@@ -124,12 +124,12 @@ def planted(tmp_path_factory):
 
 def test_planted_directions_are_found_named_and_weighted(planted):
     config, weight = planted.model.config, planted.model.score.weight[0]
-    assert config.latents[:2] == [0, 1] and config.latents[3] == 2
+    assert config.latent_ids[:2] == [0, 1] and config.latent_ids[3] == 2
     for i, word in ((0, "w1"), (1, "w2"), (3, "w3")):
-        assert config.latent_name(i) == f'"{word}"'
-        assert config.latent_names[i] == {"name": f'"{word}"', "precision": 1.0, "recall": 1.0, "f1": 1.0}
+        assert config.latents[i].title == f'"{word}"'
+        assert config.latents[i].name_score == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
         assert (weight[i] > 0) == (word in GOOD)
-        assert config.latent_stabilities[i] == 1.0 and config.latent_purities[i] > 0.9
+        assert config.latents[i].stability == 1.0 and config.latents[i].purity > 0.9
     assert planted.evaluation.metrics["SparseRM"].accuracy == 1.0
 
 
@@ -201,7 +201,7 @@ def test_a_hook_of_ones_own_finds_the_same_effects(world, tmp_path, norm, direct
     assert len(tried) == 10
     handle = model.model.layers[-1].register_forward_hook(hook)
     for latent in tried:
-        i = model.config.latents.index(latent["latent"])
+        i = model.config.latent_ids.index(latent["latent"])
         changed |= {"direction": model.directions[i], "average": model.feature_mean[i]}
         with torch.no_grad():
             effect = model(**inputs).logits.item() - plain

@@ -68,7 +68,7 @@ def train(planted, folder, **settings):
 
 
 def weights(model):
-    return dict(zip(model.config.latents, model.score.weight[0].tolist(), strict=True))
+    return dict(zip(model.config.latent_ids, model.score.weight[0].tolist(), strict=True))
 
 
 @pytest.mark.parametrize("loss", ["margin", "bradley_terry", "bce"])

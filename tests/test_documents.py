@@ -57,8 +57,7 @@ def here(documented, tmp_path, monkeypatch):
 
 def known_to(folder, text):
     """An example with what a tiny model has in the place of what the document names."""
-    latent = json.loads((folder / "my-reward-model" / "config.json").read_text())["latents"][0]
-    latent = latent["id"] if isinstance(latent, dict) else latent
+    latent = json.loads((folder / "my-reward-model" / "config.json").read_text())["latents"][0]["id"]
     return text.replace("1646", str(latent)).replace("--layer 12", "--layer 2 --total_tokens 4096 --d_sae 64 --k 8")
 
 

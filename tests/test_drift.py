@@ -42,7 +42,7 @@ def test_what_was_trained_on_is_the_reference_and_steering_does_not_count(world,
     np.testing.assert_allclose(scored.rewards, score_texts(saved.model, texts).rewards, atol=1e-4)
     drift = measure_drift(reference, scored)
     assert drift.outside_share < 0.03 and drift.disagreement < 0.03 and np.abs(drift.shift).max() < 1e-2
-    saved.model.steer({saved.model.config.latents[0]: 5.0})
+    saved.model.steer({saved.model.config.latents[0].id: 5.0})
     np.testing.assert_array_equal(score_for_drift(saved.model, saved.controls, texts).features, scored.features)
 
 
@@ -50,7 +50,7 @@ def test_monitoring_in_python_names_the_latents(trained):
     drift = monitor(str(trained), make_rows(30, seed=4))
     config = SparseRMConfig.from_pretrained(trained)
     assert drift.responses == 60 and len(drift.latents) == len(drift.shift) == len(drift.outside)
-    assert list(drift.latents.values()) == [config.latent_name(i) for i in range(len(drift.latents))]
+    assert list(drift.latents.values()) == [latent.title for latent in config.latents]
     assert repr(drift).startswith("Drift of 60 responses: ")
     with pytest.raises(SparseRMError, match="no response in the rows"):
         monitor(str(trained), [])

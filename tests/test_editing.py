@@ -18,7 +18,7 @@ def rewards(folder):
 
 def test_an_edited_copy_shows_its_effect_keeps_what_was_there_and_can_be_undone(world, trained, tmp_path, capsys):
     config = load_reward_model(str(trained), torch.device("cpu"))[0].config
-    dropped, damped = config.latents[0], config.latents[-1]
+    dropped, damped = config.latent_ids[0], config.latent_ids[-1]
     arguments = ["--steer", f"{dropped}=0", "--steer", f"{damped}=0.5", "--label", f"{dropped}=the good words"]
     pairs = ["--dataset", str(world / "test.jsonl"), "--cache_dir", str(tmp_path / "cache")]
     edited = tmp_path / "edited"
@@ -27,8 +27,8 @@ def test_an_edited_copy_shows_its_effect_keeps_what_was_there_and_can_be_undone(
     assert "before" in printed and "after" in printed and "60 pairs" in printed
     assert rewards(edited) != pytest.approx(rewards(trained), abs=1e-3)
     kept = load_reward_model(str(edited), torch.device("cpu"))[0].config
-    assert kept.steering == {str(dropped): 0.0, str(damped): 0.5}
-    assert kept.latent_labels == {str(dropped): "the good words"}
+    assert kept.steering == {dropped: 0.0, damped: 0.5}
+    assert [latent.label for latent in kept.latents] == ["the good words"] + [None] * (len(kept.latents) - 1)
     assert (edited / CONTROLS_FILE).read_bytes() == (trained / CONTROLS_FILE).read_bytes()
     assert (edited / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     card = (edited / "README.md").read_text()
@@ -43,7 +43,7 @@ def test_an_edited_copy_shows_its_effect_keeps_what_was_there_and_can_be_undone(
     assert main(["edit", str(edited), *back, "--output_dir", str(undone)]) == 0
     assert "not measured" in capsys.readouterr().out
     assert rewards(undone) == rewards(trained)
-    assert load_reward_model(str(undone), torch.device("cpu"))[0].config.latent_labels == {}
+    assert load_reward_model(str(undone), torch.device("cpu"))[0].config.latents[0].label is None
     card = (undone / "README.md").read_text()
     assert "## Steering" not in card and "## Contact" in card
 
@@ -59,7 +59,7 @@ def test_an_edited_copy_shows_its_effect_keeps_what_was_there_and_can_be_undone(
     ],
 )
 def test_what_cannot_be_edited_is_told_and_nothing_is_written(arguments, sentence, trained, tmp_path, capsys):
-    latent = load_reward_model(str(trained), torch.device("cpu"))[0].config.latents[0]
+    latent = load_reward_model(str(trained), torch.device("cpu"))[0].config.latents[0].id
     arguments = [argument.format(latent=latent) for argument in arguments]
     assert main(["edit", str(trained), *arguments, "--output_dir", str(tmp_path / "out")]) == 2
     assert sentence in capsys.readouterr().err

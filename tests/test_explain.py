@@ -77,7 +77,7 @@ def test_a_model_in_bfloat16_throughout_explains_itself():
     found = model.explain(ids, mask)
     with torch.no_grad():
         torch.testing.assert_close(found.reward, model(ids, mask).logits[:, 0])
-    assert model.rewards_without(model.config.latents[:2], ids, mask).shape == (6, 2)
+    assert model.rewards_without(model.config.latent_ids[:2], ids, mask).shape == (6, 2)
 
 
 def test_padding_on_either_side_changes_no_explanation():
@@ -126,7 +126,7 @@ def test_a_pair_is_explained_by_what_differs(trained):
     difference = contrast(chosen, rejected)
     assert sum(difference.values()) == pytest.approx(chosen.reward - rejected.reward, abs=1e-4)
     sizes = [abs(value) for value in difference.values()]
-    assert sizes == sorted(sizes, reverse=True) and set(difference) == set(model.config.latents)
+    assert sizes == sorted(sizes, reverse=True) and set(difference) == set(model.config.latent_ids)
 
 
 def test_an_mlp_is_attributed_by_integrated_gradients():
@@ -179,7 +179,7 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained({reward_model!r}, trust_remote_code=True)
 found = model.explain(torch.tensor([[1, 9, 3, 4, 5, 12, 7, 30]]))
 assert abs(found.base + found.contributions.sum() - found.reward).item() < 1e-3
-print(model.rewards_without([model.config.latents[0]], torch.tensor([[1, 9, 3, 4, 5, 12]])).shape)
+print(model.rewards_without([model.config.latents[0].id], torch.tensor([[1, 9, 3, 4, 5, 12]])).shape)
 """
     run = without_package(code)
     assert run.returncode == 0 and "torch.Size([1, 1])" in run.stdout, run.stderr
@@ -225,7 +225,7 @@ def test_steering_refuses_what_it_cannot_do(factors, sentence):
 
 def test_explanations_name_what_the_user_named(reward_model, tmp_path, capsys):
     model = AutoModelForSequenceClassification.from_pretrained(reward_model)
-    model.config.latent_labels = {"8": "politeness", "3": "[/INST] [b]"}
+    model.config.change_latents(label={8: "politeness", 3: "[/INST] [b]"})
     model.save_pretrained(reward_model)
     model, tokenizer = load_reward_model(reward_model, torch.device("cpu"))
     names = {effect.latent: effect.name for effect in explain(model, tokenizer, MESSAGES).latents}
@@ -247,7 +247,7 @@ def test_latents_are_shown_with_the_passages_they_fire_on(world, trained, tmp_pa
     assert main(["latents", *arguments]) == 0
     reports = [json.loads(line) for line in out.read_text().splitlines()]
     model, tokenizer = load_reward_model(str(trained), torch.device("cpu"))
-    assert {report["latent"] for report in reports} == set(model.config.latents)
+    assert {report["latent"] for report in reports} == set(model.config.latent_ids)
     importances = [report["importance"] for report in reports]
     assert importances == sorted(importances, reverse=True) and importances[0] > 0
     for report in reports:

@@ -96,9 +96,10 @@ def test_no_configuration_of_transformers_is_taken_for_an_attack():
     ("path", "value", "said"),
     [
         (("layer",), -1, "layer is -1, but must be a whole number from 0 to 1000"),
-        (("latent_sides",), ["chosen"], "latent_sides has 1 items, but must have one for each of"),
+        (("latents",), [{"side": "chosen"}], "latents is [{'side': 'chosen'}], but must be a list of records"),
+        (("latents", 0, "side"), "best", "A latent has side = 'best', but it must be one of chosen, rejected"),
         (("reward_std",), float("nan"), "reward_std is nan, but must be a finite number, 0 or more"),
-        (("steering",), {"3": "x"}, "steering is {'3': 'x'}, but must be an object"),
+        (("latents", 0, "steering"), "x", "A latent has steering = 'x', but it must be a finite number"),
         (("base_config", "num_hidden_layers"), 10**9, "base_config has 1000000000 layers"),
         (("base_config", "model_type"), "theirs", "base_config has the model_type 'theirs'"),
         (("base_config", "num_attention_heads"), 0, "cannot be loaded"),

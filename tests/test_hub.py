@@ -152,7 +152,7 @@ def test_the_command_line_takes_a_model_from_the_hub(hub, world, tmp_path):
 
 
 def test_a_steered_copy_scores_the_same_after_a_push_and_a_pull(hub, trained, tmp_path):
-    latent = load_reward_model(str(trained), torch.device("cpu"))[0].config.latents[0]
+    latent = load_reward_model(str(trained), torch.device("cpu"))[0].config.latents[0].id
     steered = tmp_path / "steered"
     assert main(["edit", str(trained), "--steer", f"{latent}=0", "--output_dir", str(steered)]) == 0
     assert reward_of(steered) != reward_of(trained).expected

@@ -57,7 +57,7 @@ def test_variants_of_a_word_count_once_and_pieces_of_words_not_at_all():
 
 def test_training_keeps_the_words_with_the_model(trained):
     config = load_reward_model(str(trained), torch.device("cpu"))[0].config
-    assert len(config.latent_promotes) == len(config.latent_suppresses) == len(config.latents)
-    assert all(word.startswith(("w", "<")) for words in config.latent_promotes for word in words)
+    assert all(latent.promotes and latent.suppresses for latent in config.latents)
+    assert all(word.startswith(("w", "<")) for latent in config.latents for word in latent.promotes)
     card = (trained / "README.md").read_text()
-    assert f"| {config.latents[0]} | " in card and config.latent_name(0).replace("|", r"\|") in card
+    assert f"| {config.latents[0].id} | " in card and config.latents[0].title.replace("|", r"\|") in card

@@ -116,7 +116,7 @@ def test_steering_moves_a_latent_towards_its_mean_and_survives_a_reload(tmp_path
     model = tiny_reward_model()
     ids = torch.tensor([tiny_texts()[0]])
     plain = model.extract_features(ids, torch.ones_like(ids))
-    model.config.steering = {"8": 0.0, "40": 2.0}  # the third and fourth of the six selected latents
+    model.steer({8: 0.0, 40: 2.0})  # the third and fourth of the six selected latents
     model.save_pretrained(tmp_path)
     for candidate in (model, type(model).from_pretrained(tmp_path)):
         steered = candidate.extract_features(ids, torch.ones_like(ids))

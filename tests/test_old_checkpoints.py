@@ -1,7 +1,11 @@
 """Checkpoints of version 0.1, which pooled all that follows the last assistant header, keep their rewards."""
 
+import json
+import re
+
 import pytest
 import torch
+from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from tiny import tiny_reward_model, tiny_tokenizer
 
 from sparserm_hf.runtime.checkpoints import save_tokenizer
@@ -42,3 +46,55 @@ def test_their_rewards_are_those_of_version_0_1(pooling, tmp_path):
     ids = [tokenizer.apply_chat_template(row["messages"])["input_ids"] for row in ROWS[:2]]
     by_forward = [loaded(torch.tensor([i]), torch.ones(1, len(i))).logits.item() for i in ids]
     assert by_forward == pytest.approx(REWARDS[pooling][:2], abs=1e-4)
+
+
+OLD_FIELDS = {
+    "latent_sides": ["chosen"] * 3 + ["rejected"] * 3,
+    "latent_separations": [0.3, 0.2, 0.1, -0.1, -0.2, -0.3],
+    "latent_stabilities": [1.0, 0.8, 0.6, None, 0.4, 1.0],
+    "latent_purities": [0.9] * 6,
+    "latent_names": [{"name": '"no"', "precision": 0.9, "recall": 0.5, "f1": 0.64}, *[None] * 5],
+    "latent_promotes": [[f"w{i}"] for i in range(6)],
+    "latent_suppresses": [[] for _ in range(6)],
+    "latent_descriptions": {"11": "sport"},
+    "latent_labels": {"40": "mine"},
+    "steering": {"8": 0.0},
+}
+
+
+def test_the_lists_of_version_0_3_become_records(tmp_path):
+    model = tiny_reward_model()
+    model.steer({8: 0.0})
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tiny_tokenizer(), tmp_path)
+    expected = [row["reward"] for row in score_rows(*load_reward_model(str(tmp_path), torch.device("cpu")), ROWS)]
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"latents": [latent["id"] for latent in config["latents"]], **OLD_FIELDS}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded, tokenizer = load_reward_model(str(tmp_path), torch.device("cpu"))
+    assert [row["reward"] for row in score_rows(loaded, tokenizer, ROWS)] == expected
+    latents = loaded.config.latents
+    assert [latent.title for latent in latents] == [
+        '"no"',
+        "sport",
+        "promotes w2",
+        "mine",
+        "promotes w4",
+        "promotes w5",
+    ]
+    assert [latent.title_f1 for latent in latents] == [0.64, *[None] * 5]
+    assert [latent.stability for latent in latents] == OLD_FIELDS["latent_stabilities"]
+    assert [latent.side for latent in latents] == OLD_FIELDS["latent_sides"] and loaded.config.steering == {8: 0.0}
+    loaded.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert not set(OLD_FIELDS) & set(again) and again["latents"][1]["description"] == "sport"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("latent_sides", ["chosen"], "latent_sides has 1 items, but must have one for each of 6 latents"),
+     ("steering", {"3": "x"}, "steering is {'3': 'x'}, but must be an object")],
+)  # fmt: skip
+def test_their_fields_are_checked(field, value, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        SparseRMConfig(latents=[3, 11, 8, 40, 5, 21], **{field: value})

@@ -53,7 +53,7 @@ def test_the_trainer_and_the_function_fit_the_same_head_to_the_bit(world, tmp_pa
     texts = RepresentedTexts(vectors, activations, trainer.sae.autoencoder.W_dec.double().numpy())
     chosen, rejected, groups = (np.array(getattr(trainer.train_pairs, x)) for x in ("chosen", "rejected", "groups"))
     fitted = fit_reward_head(texts, PairIndices(chosen, rejected, groups), RewardHeadConfig(**settings))
-    assert fitted.selected.latents.tolist() == trainer.model.config.latents
+    assert fitted.selected.latents.tolist() == trainer.model.config.latent_ids
     assert fitted.head.validation_accuracy == trainer.metrics["validation_accuracy"]
     np.testing.assert_array_equal(
         fitted.projection.directions.rows.astype(np.float32), trainer.model.directions.numpy()

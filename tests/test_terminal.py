@@ -1,5 +1,6 @@
 """Whatever a label, a name, a column or a text holds, it reaches the terminal as text."""
 
+import ast
 import json
 import logging
 import re
@@ -38,11 +39,10 @@ def hostile(world, trained, tmp_path_factory):
     shutil.copytree(trained, model)
     config = json.loads((model / "config.json").read_text())
     latents = config["latents"]
+    named = {"name": LABEL, "name_score": {"precision": 1.0, "recall": 1.0, "f1": 1.0}, "promotes": [LABEL]}
+    latents[0]["label"] = latents[1]["description"] = LABEL
     config |= {
-        "latent_labels": {str(latents[0]): LABEL},
-        "latent_descriptions": {str(latents[1]): LABEL},
-        "latent_names": [{"name": LABEL, "precision": 1.0, "recall": 1.0, "f1": 1.0} for _ in latents],
-        "latent_promotes": [[LABEL] for _ in latents],
+        "latents": [latent | named for latent in latents],
         "sae_source": {"neuronpedia_id": LABEL, "source": LABEL},
     }
     (model / "config.json").write_text(json.dumps(config))
@@ -98,7 +98,7 @@ def test_no_command_lets_a_name_steer_the_terminal(command, hostile, world, tmp_
     """A label cleared the screen, and a file's name wrote a line that looked like ours."""
     (tmp_path / "wrong.jsonl").write_text(json.dumps({HOSTILE: 1}) + "\n")
     (tmp_path / "broken.jsonl").write_text(f'{{"text": "{NAME}\n')
-    latent = json.loads((hostile / NAME / "config.json").read_text())["latents"][2]
+    latent = json.loads((hostile / NAME / "config.json").read_text())["latents"][2]["id"]
     places = {
         "MODEL": hostile / NAME,
         "ROWS": hostile / f"{NAME}.jsonl",
@@ -148,7 +148,7 @@ def test_html_is_escaped(trained, tmp_path):
     shutil.copytree(trained, model)
     config = json.loads((model / "config.json").read_text())
     script = "<img src=x onerror=alert(1)>\"'"
-    config["latent_labels"] = {str(latent): script for latent in config["latents"]}
+    config["latents"] = [latent | {"label": script} for latent in config["latents"]]
     config["sae_source"] = {"neuronpedia_id": script, "source": script}
     config["base_model_name_or_path"] = script
     (model / "config.json").write_text(json.dumps(config))
@@ -182,5 +182,6 @@ def test_all_text_goes_through_one_module():
         if path.name not in ("terminal.py", "render_process.py"):
             text = path.read_text()
             assert "from rich.console import" not in text, path
-            printed = [line.strip() for line in text.splitlines() if re.match(r"\s*print\(", line)]
-            assert all("json.dumps" in line or line == "print(" for line in printed), (path, printed)
+            calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+            printed = [ast.unparse(call) for call in calls if ast.unparse(call.func) == "print"]
+            assert all("json.dumps" in call or call.startswith("print('sparserm: ") for call in printed), path

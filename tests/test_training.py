@@ -191,7 +191,7 @@ def test_what_was_run_is_what_is_saved(published, run, saved, tmp_path):
     # Scoring runs as training ran: trained in float32, it was scored in bfloat16 where the CPU lacks it.
     scoring, _ = load_reward_model(str(tmp_path / "out"), torch.device("cpu"))
     assert scoring.model.dtype == getattr(torch, run) and scoring.config.run_dtype == run
-    label = f"{loaded.config.latents[0]}=mine"
+    label = f"{loaded.config.latents[0].id}=mine"
     assert main(["edit", str(tmp_path / "out"), "--label", label, "--output_dir", str(tmp_path / "edited")]) == 0
     edited = AutoModelForSequenceClassification.from_pretrained(tmp_path / "edited", dtype="auto")
     assert edited.model.dtype == saved
@@ -492,10 +492,11 @@ def test_what_is_given_stays_as_it_was_and_no_path_is_published(world, tmp_path)
 
 
 def test_stability_counts_the_folds_that_select_a_latent_and_is_not_made_up(world, trained, tmp_path):
-    stabilities = load_reward_model(str(trained), torch.device("cpu"))[0].config.latent_stabilities
+    latents = load_reward_model(str(trained), torch.device("cpu"))[0].config.latents
+    stabilities = [latent.stability for latent in latents]
     assert len(stabilities) == 16 and set(stabilities) <= {0.0, 0.2, 0.4, 0.6, 0.8, 1.0} and max(stabilities) == 1.0
     one_prompt = [row | {"prompt": make_rows(1)[0]["prompt"]} for row in make_rows(30)]
     dataset = write_jsonl(tmp_path / "one.jsonl", one_prompt)
     assert main(train_arguments(world, tmp_path / "out", dataset=dataset)) == 0
     config = load_reward_model(str(tmp_path / "out"), torch.device("cpu"))[0].config
-    assert config.latent_stabilities == [None] * 16
+    assert [latent.stability for latent in config.latents] == [None] * 16

@@ -83,6 +83,15 @@ def tiny_causal_lm(architecture: str = "llama", seed: int = 0) -> PreTrainedMode
     return model
 
 
+def latent_records(latents):
+    """Records of six latents, three of either side."""
+    separations = [0.3, 0.2, 0.1, -0.1, -0.2, -0.3]
+    return [
+        {"id": latent, "side": "chosen" if separation > 0 else "rejected", "separation": separation}
+        for latent, separation in zip(latents, separations, strict=True)
+    ]
+
+
 def tiny_sae(
     architecture: str = "topk", d_in: int = D_MODEL, d_sae: int = D_SAE, seed: int = 1, **kwargs
 ) -> SparseAutoencoder:
@@ -115,9 +124,7 @@ def reward_model_on(
     settings = {
         "base_model_name_or_path": "tiny",
         "response_marks": find_marks(tiny_tokenizer()),
-        "latents": latents,
-        "latent_sides": ["chosen"] * 3 + ["rejected"] * 3,
-        "latent_separations": [0.3, 0.2, 0.1, -0.1, -0.2, -0.3],
+        "latents": latent_records(latents),
         "sae": sae.spec(),
         "layer": layer,
     } | config

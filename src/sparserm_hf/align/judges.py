@@ -44,8 +44,10 @@ class SparseJudge:
 
     @property
     def fingerprint(self) -> list[Any]:
-        """What tells a reward model from another at the same place: its head, and how it is steered."""
-        return [fingerprint_module(self.saved.model.score), self.saved.model.config.steering]
+        """The head and the steering, by which one reward model is told from another in the same folder."""
+        config = self.saved.model.config
+        steering = {str(latent): factor for latent, factor in config.steering.items()}
+        return [fingerprint_module(self.saved.model.score), steering]
 
     def score(self, texts: Sequence[Messages]) -> ScoredResponses:
         """Score conversations by the reward model and its dense twin; the last answer is remembered."""

@@ -83,7 +83,7 @@ class SavedRewardModel:
     @property
     def columns(self) -> Sequence[int]:
         """Columns of the selected latents in stored activations; empty for a slim checkpoint, which has no SAE."""
-        return self.model.config.latents if self.model.sae else []
+        return self.model.config.latent_ids if self.model.sae else []
 
 
 def evaluate(

@@ -68,11 +68,11 @@ def explain_tokens(
     parts = found.token_contributions[0, response]  # (tokens, K)
     latents = [
         LatentEffect(
-            latent=config.latents[i],
-            side=config.latent_sides[i],
-            name=config.latent_name(i),
-            name_f1=config.latent_name_f1(i),
-            purity=config.latent_purities[i],
+            latent=config.latents[i].id,
+            side=config.latents[i].side,
+            name=config.latents[i].title,
+            name_f1=config.latents[i].title_f1,
+            purity=config.latents[i].purity,
             value=float(found.features[0, i]),
             average=float(model.feature_mean[i]),
             contribution=float(contributions[i]),
@@ -96,7 +96,7 @@ def _measure_removals(
     """Measure the change of the reward when a latent's part of the tokens is set to its average, by column."""
     if not texts.pooled.any():  # an empty response has no token to change
         return {}
-    changed = rewards_at_average(model, [model.config.latents[i] for i in columns], texts)[0]
+    changed = rewards_at_average(model, [model.config.latents[i].id for i in columns], texts)[0]
     return {i: float(of_latent - reward) for i, of_latent in zip(columns, changed, strict=True)}
 
 
@@ -129,5 +129,5 @@ def group_contributions(model: SparseRMForSequenceClassification, features: np.n
         return {}
     weight = as_numpy(model.score.weight[0])
     parts = weight * (features - as_numpy(model.feature_mean))
-    sides = np.array(config.latent_sides)
+    sides = np.array([latent.side for latent in config.latents])
     return {side: parts[:, sides == side].sum(1) for side in ("chosen", "rejected")}

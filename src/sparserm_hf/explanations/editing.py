@@ -23,6 +23,7 @@ from ..evaluation import (
     reward_represented,
 )
 from ..hub_cards.render import PLOT_FILE
+from ..modeling.latents_sparserm import Latent
 from ..runtime import SparseRMError, check_output_dir, find_file, process_state, replacing_folder, save_tokenizer
 from ..scoring import check_reload
 
@@ -92,7 +93,7 @@ def edit_model(
     folder = Path(output_dir)
     check_output_dir(folder)
     saved = SavedRewardModel.load(model, "saved", revision)
-    before = dict(saved.model.config.steering)
+    before = saved.model.config.latents
     apply_edit(saved, steering or {}, labels or {})
     effect = _measure_effect(saved, before, saved.tokenize(rows), cache_dir) if rows is not None else None
     if process_state().is_main_process:
@@ -106,31 +107,27 @@ def apply_edit(saved: SavedRewardModel, steering: Mapping[int, float], labels: M
     Raises:
         SparseRMError: A latent is not one of the model's, or a factor is not a number.
     """
-    config = saved.model.config
-    unknown = [latent for latent in labels if latent not in config.latents]
-    if unknown:
-        raise SparseRMError(f"Latent {unknown[0]} is not one of this model's {len(config.latents)}.")
     try:
-        saved.model.steer(dict(steering))
+        saved.model.config.change_latents(
+            steering=dict(steering), label={latent: label or None for latent, label in labels.items()}
+        )
     except ValueError as error:
         raise SparseRMError(str(error)) from error
-    named = config.latent_labels | {str(latent): label for latent, label in labels.items()}
-    config.latent_labels = {latent: label for latent, label in named.items() if label}
 
 
 def _measure_effect(
-    saved: SavedRewardModel, before: dict[str, float], pairs: TokenizedPreferences, cache_dir: Path | None
+    saved: SavedRewardModel, before: list[Latent], pairs: TokenizedPreferences, cache_dir: Path | None
 ) -> EditEffect:
     """Compare the rewards under the steering before with the rewards under the model's steering."""
     config, representations = saved.model.config, saved.represent(pairs.texts, cache_dir)
 
-    def summarise(steering: dict[str, float]) -> RewardSummary:
-        config.steering = steering
+    def summarise(latents: list[Latent]) -> RewardSummary:
+        config.latents = latents
         rewards = reward_represented(saved.model, representations)
         sides = rewards[pairs.chosen], rewards[pairs.rejected]
         return RewardSummary(pair_metrics(sides[0] - sides[1]), float(np.mean(sides)), float(np.std(sides)))
 
-    after = config.steering
+    after = config.latents
     return EditEffect(summarise(before), summarise(after))
 
 
@@ -176,8 +173,9 @@ def _steering_section(saved: SavedRewardModel) -> str:
     if not config.steering:
         return ""
     rows = [
-        f"| {latent} | {config.latent_labels.get(latent, '')} | {factor:g} |"
-        for latent, factor in config.steering.items()
+        f"| {latent.id} | {latent.label or ''} | {latent.steering:g} |"
+        for latent in config.latents
+        if latent.steering != 1.0
     ]
     return "\n".join(
         [

@@ -27,7 +27,7 @@ class LatentReport:
     Attributes:
         latent: Id of the latent in the SAE.
         side: `chosen` or `rejected`: the side that the latent was selected for.
-        name: Name of the latent, see `SparseRMConfig.latent_name`; empty where it has none.
+        name: Name of the latent, see `Latent.title`; empty where it has none.
         name_f1: F1 of the name as a predictor of the latent's firing on held-out responses; None if it is not tested.
         promotes: Words that the latent's direction promotes through the unembedding.
         suppresses: Words that the direction suppresses.
@@ -86,7 +86,7 @@ def known_latents(saved: SavedRewardModel, top: int | None = None) -> list[Laten
         top: Number of latents; by default all.
     """
     config = saved.model.config
-    order = np.argsort(-np.abs(config.latent_separations), kind="stable")[:top]
+    order = np.argsort([-abs(latent.separation) for latent in config.latents], kind="stable")[:top]
     weights = _weights(saved)
     return [LatentReport(**_known(config, weights, i)) for i in order.tolist()]
 
@@ -97,17 +97,18 @@ def _weights(saved: SavedRewardModel) -> np.ndarray | None:
 
 
 def _known(config: SparseRMConfig, weights: np.ndarray | None, i: int) -> dict[str, Any]:
+    latent = config.latents[i]
     return {
-        "latent": config.latents[i],
-        "side": config.latent_sides[i],
-        "name": config.latent_name(i),
-        "name_f1": config.latent_name_f1(i),
-        "promotes": config.latent_promotes[i],
-        "suppresses": config.latent_suppresses[i],
-        "link": config.latent_link(config.latents[i]),
-        "purity": config.latent_purities[i],
-        "stability": config.latent_stabilities[i],
-        "separation": config.latent_separations[i],
+        "latent": latent.id,
+        "side": latent.side,
+        "name": latent.title,
+        "name_f1": latent.title_f1,
+        "promotes": latent.promotes,
+        "suppresses": latent.suppresses,
+        "link": config.latent_link(latent.id),
+        "purity": latent.purity,
+        "stability": latent.stability,
+        "separation": latent.separation,
         "weight": None if weights is None else float(weights[i]),
     }
 
@@ -159,7 +160,8 @@ class MeasuredLatents:
 
     def most_important(self, top: int | None) -> list[int]:
         """List the columns of the latents, the most important first; by separation for an MLP head."""
-        key = self.saved.model.config.latent_separations if self.importance is None else self.importance
+        separations = [latent.separation for latent in self.saved.model.config.latents]
+        key = separations if self.importance is None else self.importance
         return np.argsort(-np.abs(key), kind="stable")[:top].tolist()
 
     def report(self, i: int, examples: int) -> LatentReport:

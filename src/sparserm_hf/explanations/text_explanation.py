@@ -21,7 +21,7 @@ class LatentEffect:
     Attributes:
         latent: Id of the latent in the SAE.
         side: `chosen` or `rejected`: the side that the latent was selected for.
-        name: Name of the latent, see `SparseRMConfig.latent_name`; empty where it has none.
+        name: Name of the latent, see `Latent.title`; empty where it has none.
         name_f1: F1 of the name as a predictor of the latent's firing on held-out responses; None if it is not tested.
         purity: Cosine of the latent's direction with the SAE's own decoder direction.
         value: Feature of the latent: the projection of the average token on its direction.

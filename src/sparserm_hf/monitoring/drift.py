@@ -156,4 +156,4 @@ def monitor(
         raise SparseRMError(f"There is no response in {source or 'the rows'}.")
     drift = measure_drift(reference, score_for_drift(saved.model, saved.controls, texts))
     config = saved.model.config
-    return replace(drift, latents={latent: config.latent_name(i) for i, latent in enumerate(config.latents)})
+    return replace(drift, latents={latent.id: latent.title for latent in config.latents})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 
 from ..base_models import cast_weights
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.head_sparserm import Affine
+from ..modeling.latents_sparserm import Latent
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .calibration import fit_temperature
 from .config import SparseRMTrainingConfig
@@ -18,7 +18,7 @@ from .reward_head import FittedRewardHead
 
 
 def assemble_model(
-    parts: FrozenParts, fitted: FittedRewardHead, args: SparseRMTrainingConfig, latents: dict[str, Any]
+    parts: FrozenParts, fitted: FittedRewardHead, args: SparseRMTrainingConfig, latents: list[Latent]
 ) -> SparseRMForSequenceClassification:
     """Assemble a reward model, frozen except for its head, in eval mode; the parts are not changed.
 
@@ -26,7 +26,7 @@ def assemble_model(
         parts: Cut base model, SAE and tokenizer.
         fitted: Head, directions and features of the training texts.
         args: Settings of the training run.
-        latents: Fields of `SparseRMConfig` that describe the selected latents.
+        latents: Records of the selected latents.
     """
     config, base_model = _make_config(parts, fitted, args, latents), parts.base_model
     if base_model.dtype != parts.saved_dtype:  # a copy, as the given model goes on running in its fastest type
@@ -51,7 +51,7 @@ def assemble_model(
 
 
 def _make_config(
-    parts: FrozenParts, fitted: FittedRewardHead, args: SparseRMTrainingConfig, latents: dict[str, Any]
+    parts: FrozenParts, fitted: FittedRewardHead, args: SparseRMTrainingConfig, latents: list[Latent]
 ) -> SparseRMConfig:
     tokenizer, accuracies = parts.tokenizer, fitted.selected.k_accuracies
     config = SparseRMConfig(
@@ -72,7 +72,7 @@ def _make_config(
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
         run_dtype=str(parts.base_model.dtype).removeprefix("torch."),
-        **latents,
+        latents=latents,
     )
     config.name_or_path = args.output_dir  # trainers load the tokenizer from it
     if fitted.head.held_out_margins is not None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..conversations import TokenizedPreferences, TokenizedText, pooled_pieces
+from ..modeling.latents_sparserm import Latent
 from ..representations import Representations
 from ..runtime import as_numpy
 from ..sae import Name, descriptions, name_latents
@@ -24,15 +23,15 @@ from .reward_head import FittedRewardHead
 logger = logging.getLogger(__name__)
 
 
-def latent_fields(
+def latent_records(
     parts: FrozenParts,
     fitted: FittedRewardHead,
     pairs: TokenizedPreferences,
     texts: Representations,
     pooling: str,
     cache_dir: Path,
-) -> dict[str, Any]:
-    """Describe the selected latents, as fields of `SparseRMConfig`.
+) -> list[Latent]:
+    """Describe the selected latents, in the order of the features.
 
     Args:
         parts: SAE, tokenizer and logit lens.
@@ -47,19 +46,26 @@ def latent_fields(
     decoder = torch.from_numpy(as_numpy(parts.sae.autoencoder.W_dec)[latents])  # (2K, d_model)
     promotes, suppresses = parts.lens.words(decoder, parts.tokenizer, known_words(pairs.texts, parts.tokenizer))
     names = name_selected(latents, pairs, texts, pooling, parts.tokenizer)
-    return {
-        "latents": latents,
-        "latent_sides": selection.sides,
-        "latent_separations": [round(float(s), 6) for s in selection.separations],
-        "latent_stabilities": selected.firing.stabilities(selected.k),
-        "latent_purities": [round(float(purity), 6) for purity in fitted.projection.directions.purities],
-        "latent_names": [
-            name and {k: v if k == "name" else round(v, 4) for k, v in asdict(name).items()} for name in names
-        ],
-        "latent_descriptions": descriptions(site, latents, cache_dir) if site else {},
-        "latent_promotes": promotes,
-        "latent_suppresses": suppresses,
-    }
+    known = descriptions(site, latents, cache_dir) if site else {}
+    stabilities = selected.firing.stabilities(selected.k)
+    records = []
+    for i, (number, name) in enumerate(zip(latents, names, strict=True)):
+        score = name and {"precision": name.precision, "recall": name.recall, "f1": name.f1}
+        records.append(
+            Latent(
+                id=number,
+                side=selection.sides[i],
+                separation=round(float(selection.separations[i]), 6),
+                stability=stabilities[i],
+                purity=round(float(fitted.projection.directions.purities[i]), 6),
+                name=name and name.name,
+                name_score=score and {measure: round(value, 4) for measure, value in score.items()},
+                description=known.get(str(number)),
+                promotes=promotes[i] if promotes else [],
+                suppresses=suppresses[i] if suppresses else [],
+            )
+        )
+    return records
 
 
 def known_words(texts: Iterable[TokenizedText], tokenizer: PreTrainedTokenizerBase) -> set[str]:

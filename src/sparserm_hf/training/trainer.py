@@ -48,7 +48,7 @@ from .assembly import assemble_model
 from .config import SparseRMTrainingConfig
 from .control_fitting import fit_controls
 from .debiasing import avoided_styles
-from .latent_records import latent_fields, warn_of_purity
+from .latent_records import latent_records, warn_of_purity
 from .parts import load_parts, name_of
 from .represented_texts import PairIndices, RepresentedTexts
 from .reward_head import FittedRewardHead, fit, project, select
@@ -190,7 +190,7 @@ class SparseRMTrainer:
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
             raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
-        model, latents = self.model, self.model.config.latents
+        model, latents = self.model, self.model.config.latent_ids
         styles = measure_styles(pairs, self.processing_class)
         represented = self.represent(pairs.texts)
         evaluation = evaluate_representations(model, self.controls, represented, pairs, styles, latents)
@@ -221,7 +221,7 @@ class SparseRMTrainer:
         """
         if self.state.is_main_process:
             warn_of_purity(fitted.selected.latents, fitted.projection.directions.purities)
-        latents = latent_fields(self.parts, fitted, self.train_pairs, texts, self.args.pooling, self.cache_dir)
+        latents = latent_records(self.parts, fitted, self.train_pairs, texts, self.args.pooling, self.cache_dir)
         return move(assemble_model(self.parts, fitted, self.args, latents), self.state.device)
 
     def measure_reference(self, fitted: FittedRewardHead, texts: Representations) -> DriftReference:
