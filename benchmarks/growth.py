@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sparserm_hf import PairIndices, RepresentedTexts, RewardHeadConfig, fit_reward_head
-from sparserm_hf.base_models.loading import load_base_model, unpacked
+from sparserm_hf.base_models.gguf import unpacked
+from sparserm_hf.base_models.loading import load_base_model
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import TokenizedText
 from sparserm_hf.representations.collect import collect_representations

@@ -32,7 +32,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from sparserm_hf import load_preferences
 from sparserm_hf.base_models.fingerprints import fingerprint_module
-from sparserm_hf.base_models.loading import load_base_model, unpacked
+from sparserm_hf.base_models.gguf import unpacked
+from sparserm_hf.base_models.loading import load_base_model
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
 from sparserm_hf.conversations.marks import find_marks

@@ -25,7 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from sparserm_hf.base_models.loading import load_base_model, unpacked
+from sparserm_hf.base_models.gguf import unpacked
+from sparserm_hf.base_models.loading import load_base_model
 from sparserm_hf.base_models.packing import find_families, run_packed
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import TokenizedText

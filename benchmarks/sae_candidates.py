@@ -32,7 +32,8 @@ from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from sparserm_hf.base_models.loading import load_base_model, unpacked
+from sparserm_hf.base_models.gguf import unpacked
+from sparserm_hf.base_models.loading import load_base_model
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.data_files import iterate_json, load_preferences
 from sparserm_hf.conversations.encoding import ChatEncoder

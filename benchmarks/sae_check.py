@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparserm_hf.base_models.loading import unpacked
+from sparserm_hf.base_models.gguf import unpacked
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.cli.main import main as sparserm
 from sparserm_hf.sae.loading.presets import SHIPPED_SAE

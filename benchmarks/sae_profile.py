@@ -15,7 +15,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sparserm_hf.base_models.cutting import prepare_base_model
-from sparserm_hf.base_models.loading import load_base_model, load_tokenizer, unpacked
+from sparserm_hf.base_models.gguf import unpacked
+from sparserm_hf.base_models.loading import load_base_model, load_tokenizer
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.templates import prepare_tokenizer
 from sparserm_hf.conversations.texts import load_texts

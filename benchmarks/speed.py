@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_reward import Clock, as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
-from sparserm_hf.base_models.loading import unpacked
+from sparserm_hf.base_models.gguf import unpacked
 from sparserm_hf.base_models.packing import find_families, run_packed
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.runtime.batches import batch_tokens, pad_texts, plan_batches

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
 from sparserm_hf.align.dpo import last_whole_checkpoint
-from sparserm_hf.base_models.loading import unpacked
+from sparserm_hf.base_models.gguf import unpacked
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.preferences import TokenizedPreferences
 from sparserm_hf.conversations.templates import prepare_tokenizer

@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from world import HOOK, TWO_PROCESSES, make_rows, save_sae, train_arguments, write_jsonl
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
-from sparserm_hf.base_models.cutting import cast_weights
-from sparserm_hf.base_models.loading import unpacked_folder
+from sparserm_hf.base_models.gguf import unpacked_folder
+from sparserm_hf.base_models.placement import cast_weights
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError

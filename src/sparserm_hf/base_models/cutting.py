@@ -1,63 +1,16 @@
-"""Base models: from the Hub, a folder, or a GGUF file."""
+"""Cut a base model after one of its layers."""
 
 from __future__ import annotations
 
-import inspect
-from typing import TypeVar
-
 import torch
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ..modeling.backbone_sparserm import (
-    backbone_from_config,
-    check_layer,
-    cut_base_model,
-    decoder_layers,
-    decoder_of,
-    residual_stream,
-    use_exact_attention,
-)
-from ..modeling.quantized_sparserm import is_quantized, keep_packing
+from ..modeling.backbone_sparserm import backbone_from_config, cut_base_model, decoder_of
+from ..modeling.quantized_sparserm import keep_packing
 from ..modeling.slim_sparserm import has_adapter
 from ..runtime import SparseRMError, reason
-
-Model = TypeVar("Model", bound=PreTrainedModel)
-PROBE = 4  # tokens that a base model is tried with before it is cut
-
-
-def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast a model's parameters, in place.
-
-    Not `model.to(dtype)`: that rounds the frequencies of the rotary embedding too, which `from_pretrained(dtype=...)`
-    leaves in float32, and so the saved model would score otherwise than the one that was trained. A quantised model
-    stays as it is.
-    """
-    if is_quantized(model):
-        return model
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
-
-
-def move(model: Model, device: torch.device) -> Model:
-    """Move a model to a device, in place, if it is not there: transformers 4 refuses to move 8-bit weights at all."""
-    there = torch.empty(0, device=device).device  # with a number where `device` has none
-    if any(tensor.device != there for tensor in (*model.parameters(), *model.buffers())):
-        model.to(device)  # type: ignore[arg-type]
-    return model
-
-
-def saved_dtype(model: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
-    """Type of a base model's weights in a checkpoint, where it runs in `dtype`.
-
-    They are saved as they run, but a 16-bit model that runs in float32 goes back to 16 bits without loss, and a
-    quantised one stays as it was loaded.
-    """
-    as_loaded = is_quantized(model) or (dtype == torch.float32 and model.dtype.itemsize == 2)
-    return model.dtype if as_loaded else dtype
+from .architecture_check import check_backbone, check_kind, stream_of_probe
+from .placement import cast_weights, move
 
 
 def prepare_base_model(
@@ -80,91 +33,6 @@ def prepare_base_model(
         raise SparseRMError(f"{type(model).__name__} cannot be cut: {reason(error)}") from error
     check_backbone(model, expected)
     return cast_weights(move(model, device), dtype).eval().requires_grad_(False)
-
-
-def check_kind(decoder: PreTrainedModel) -> None:
-    """Refuse what is no causal language model.
-
-    Raises:
-        SparseRMError: It belongs to an encoder-decoder model, reads texts in both directions, or has no layers.
-    """
-    kind, fields = type(decoder).__name__, inspect.signature(type(decoder.config)).parameters
-    if "is_encoder_decoder" in fields and fields["is_encoder_decoder"].default is True:
-        raise SparseRMError(f"{kind} is half of an encoder-decoder model, but SparseRM reads causal language models.")
-    try:
-        decoder_layers(decoder)
-    except ValueError:
-        check_causal(decoder, run_probe(decoder))  # it says more
-        raise
-
-
-def check_causal(decoder: PreTrainedModel, stream: torch.Tensor) -> None:
-    """Refuse a decoder, cut or not, whose tokens depend on later ones.
-
-    Args:
-        decoder: Cut or not.
-        stream: What `run_probe` gave.
-
-    Raises:
-        SparseRMError: They do.
-    """
-    one, other = stream[0, :-1].float(), run_probe(decoder, last=PROBE)[0, :-1].float()
-    apart = (one - other).norm(dim=-1) / one.norm(dim=-1)
-    # With experts, and with weights in 8 bits, rounding depends on the other tokens.
-    rounding = 2**-8 if is_quantized(decoder) else torch.finfo(decoder.dtype).eps
-    if (apart > rounding**0.5).any():
-        raise SparseRMError(
-            f"{type(decoder).__name__} reads texts in both directions, as BERT does, but SparseRM reads causal "
-            "language models: those in which no token depends on later ones."
-        )
-
-
-def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
-    """Run a few tokens through a whole decoder: the (1, T, d_model) residual stream after `layer` layers.
-
-    Raises:
-        ValueError: The layers are not found, or `layer` is out of range.
-    """
-    layers, seen = decoder_layers(use_exact_attention(decoder)), []
-    check_layer(layer, len(layers))
-    hook = layers[layer - 1].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    try:
-        run_probe(decoder)
-    finally:
-        hook.remove()
-    if not seen:
-        raise ValueError(f"Layer {layer} of {type(decoder).__name__} is for images alone: take a layer beside it.")
-    return seen[-1] if torch.is_tensor(seen[-1]) else seen[-1][0]
-
-
-@torch.no_grad()
-def run_probe(decoder: PreTrainedModel, last: int = PROBE - 1) -> torch.Tensor:
-    """Run a few tokens through a decoder, the last of them given: what it puts out, (1, T, d_model)."""
-    ids = torch.tensor([[*range(PROBE - 1), last]], device=decoder.device) % decoder.config.vocab_size
-    return residual_stream(decoder.eval(), ids, torch.ones_like(ids))
-
-
-def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
-    """Refuse a cut decoder whose output is something else than the residual stream, before anything is computed.
-
-    Args:
-        decoder: Cut.
-        expected: What `stream_of_probe` gave before.
-
-    Raises:
-        SparseRMError: It is something else, or the decoder does not run.
-    """
-    kind = type(decoder).__name__
-    try:
-        stream = run_probe(decoder)
-    except Exception as error:  # whatever an architecture does with fewer layers
-        raise SparseRMError(f"{kind} does not run once it is cut: {reason(error)}") from error
-    alike = stream.shape == expected.shape and torch.allclose(stream, expected, rtol=0, atol=0, equal_nan=True)
-    if expected.ndim != 3:
-        raise SparseRMError(f"{kind} has more than one residual stream a token, and an SAE reads one.")
-    if not alike:
-        raise SparseRMError(f"{kind} cannot be cut: its output is then not the residual stream of its last layer.")
-    check_causal(decoder, stream)
 
 
 def count_parameters(config: PretrainedConfig) -> int:
