@@ -1,4 +1,4 @@
-"""Base models: load, cut after a layer, run several texts in one sequence, read directions as words."""
+"""Base models: load, cut after a layer, pack texts that begin alike, and put directions into words."""
 
 import lazy_loader
 

@@ -15,10 +15,14 @@ PROBE = 4  # tokens of a probe
 
 
 def check_kind(decoder: PreTrainedModel) -> None:
-    """Refuse what is no causal language model.
+    """Refuse a decoder that is not a causal language model.
+
+    Args:
+        decoder: The whole decoder.
 
     Raises:
-        SparseRMError: It belongs to an encoder-decoder model, reads texts in both directions, or has no layers.
+        SparseRMError: The decoder belongs to an encoder-decoder model, or its tokens depend on later ones.
+        ValueError: The decoder has no layers that are found.
     """
     kind, fields = type(decoder).__name__, inspect.signature(type(decoder.config)).parameters
     if "is_encoder_decoder" in fields and fields["is_encoder_decoder"].default is True:
@@ -26,23 +30,23 @@ def check_kind(decoder: PreTrainedModel) -> None:
     try:
         decoder_layers(decoder)
     except ValueError:
-        check_causal(decoder, run_probe(decoder))  # it says more
+        check_causal(decoder, run_probe(decoder))  # its error says more
         raise
 
 
 def check_causal(decoder: PreTrainedModel, stream: torch.Tensor) -> None:
-    """Refuse a decoder, cut or not, whose tokens depend on later ones.
+    """Refuse a decoder whose tokens depend on later tokens.
 
     Args:
-        decoder: Cut or not.
-        stream: What `run_probe` gave.
+        decoder: The decoder, cut or whole.
+        stream: (1, T, d_model) output of `run_probe`.
 
     Raises:
-        SparseRMError: They do.
+        SparseRMError: A token depends on a later one.
     """
     one, other = stream[0, :-1].float(), run_probe(decoder, last=PROBE)[0, :-1].float()
     apart = (one - other).norm(dim=-1) / one.norm(dim=-1)
-    # With experts, and with weights in 8 bits, rounding depends on the other tokens.
+    # Rounding depends on the other tokens where a model has experts or weights in 8 bits.
     rounding = 2**-8 if is_quantized(decoder) else torch.finfo(decoder.dtype).eps
     if (apart > rounding**0.5).any():
         raise SparseRMError(
@@ -52,7 +56,14 @@ def check_causal(decoder: PreTrainedModel, stream: torch.Tensor) -> None:
 
 
 def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
-    """Run a few tokens through a whole decoder: the (1, T, d_model) residual stream after `layer` layers.
+    """Run a few tokens through a whole decoder, and take the residual stream in its middle.
+
+    Args:
+        decoder: The whole decoder.
+        layer: Number of layers before the residual stream.
+
+    Returns:
+        (1, T, d_model) residual stream after `layer` layers.
 
     Raises:
         ValueError: The layers are not found, or `layer` is out of range.
@@ -71,25 +82,33 @@ def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
 
 @torch.no_grad()
 def run_probe(decoder: PreTrainedModel, last: int = PROBE - 1) -> torch.Tensor:
-    """Run a few tokens through a decoder, the last of them given: what it puts out, (1, T, d_model)."""
+    """Run a few tokens through a decoder, in eval mode.
+
+    Args:
+        decoder: The decoder, cut or whole.
+        last: Id of the last token.
+
+    Returns:
+        (1, T, d_model) output of the decoder.
+    """
     ids = torch.tensor([[*range(PROBE - 1), last]], device=decoder.device) % decoder.config.vocab_size
     return residual_stream(decoder.eval(), ids, torch.ones_like(ids))
 
 
 def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
-    """Refuse a cut decoder whose output is something else than the residual stream, before anything is computed.
+    """Refuse a cut decoder whose output is not the residual stream.
 
     Args:
-        decoder: Cut.
-        expected: What `stream_of_probe` gave before.
+        decoder: The cut decoder.
+        expected: Output of `stream_of_probe` before the cut.
 
     Raises:
-        SparseRMError: It is something else, or the decoder does not run.
+        SparseRMError: The output differs, or the decoder does not run.
     """
     kind = type(decoder).__name__
     try:
         stream = run_probe(decoder)
-    except Exception as error:  # whatever an architecture does with fewer layers
+    except Exception as error:  # an architecture may raise anything with fewer layers
         raise SparseRMError(f"{kind} does not run once it is cut: {reason(error)}") from error
     alike = stream.shape == expected.shape and torch.allclose(stream, expected, rtol=0, atol=0, equal_nan=True)
     if expected.ndim != 3:

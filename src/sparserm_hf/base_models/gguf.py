@@ -22,23 +22,23 @@ logger = logging.getLogger(__name__)
 
 
 def unpacked_folder(path: Path, cache_dir: Path) -> Path:
-    """Where a GGUF file is unpacked: another file, or the same one written anew, has another place."""
+    """Name the folder that a GGUF file is unpacked into; it changes with the file's path, size and time."""
     identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
     return cache_dir / "base_models" / f"{path.stem}-{blake2b(identity.encode(), digest_size=6).hexdigest()}"
 
 
-def materialise_gguf(path: Path, cache_dir: Path) -> str:
-    """Unpack a GGUF file, once, into an ordinary model folder in the cache, in bfloat16.
+def unpack_gguf(path: Path, cache_dir: Path) -> str:
+    """Unpack a GGUF file into an ordinary model folder in the cache, in bfloat16, unless it is there already.
 
     Args:
         path: The GGUF file.
-        cache_dir: The folder is made here.
+        cache_dir: Folder of the cache.
 
     Returns:
-        The folder.
+        The model folder.
 
     Raises:
-        SparseRMError: The file is missing, or the package `gguf` is.
+        SparseRMError: The file is missing or broken, or the package `gguf` is not installed.
     """
     if not path.is_file():
         raise SparseRMError(f"There is no GGUF file {path}.")
@@ -48,7 +48,7 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
     logger.info("Unpacking %s into %s", path, folder)
     kwargs = {"gguf_file": path.name, "dtype": torch.bfloat16}
     try:
-        try:  # transformers 5 keeps the weights packed unless told otherwise; transformers 4 knows no other way
+        try:  # transformers 5 keeps the weights packed by default; transformers 4 always unpacks them
             from transformers.utils.quantization_config import GgufConfig
 
             model = AutoModelForCausalLM.from_pretrained(
@@ -59,9 +59,9 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except ImportError as error:
         raise SparseRMError(f"{path} is read with the package gguf: pip install gguf.") from error
-    except Exception as error:  # whatever its reader does with a broken file
+    except Exception as error:  # a broken file can make its reader raise anything
         raise SparseRMError(f"{path} cannot be read as a GGUF model: {kind_and_reason(error)}.") from error
-    # Unpacked by now, but still marked as quantised, which saving would refuse.
+    # The weights are unpacked, but still marked as quantised, so that saving would fail.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -72,8 +72,19 @@ def materialise_gguf(path: Path, cache_dir: Path) -> str:
 
 
 def unpacked(name: str) -> str:
-    """The name of a base model; of a GGUF file, that of the folder it is unpacked into, by one process for all."""
+    """Return the name of a base model, after unpacking it if it is a GGUF file.
+
+    Args:
+        name: Hub id, folder or GGUF file. Of several processes, one unpacks the file.
+
+    Returns:
+        The Hub id or folder that transformers loads.
+
+    Example:
+        >>> unpacked("HuggingFaceTB/SmolLM2-135M-Instruct")
+        'HuggingFaceTB/SmolLM2-135M-Instruct'
+    """
     if not name.endswith(".gguf"):
         return name
     with process_state().main_process_first():
-        return materialise_gguf(Path(name), default_cache_dir())
+        return unpack_gguf(Path(name), default_cache_dir())

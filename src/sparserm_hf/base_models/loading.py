@@ -18,16 +18,23 @@ from .quantization import quantized_loading
 def load_language_model(
     name: str, revision: str | None = None, quantization: str = "none", dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Load a whole base model, its language modelling head included, in the type it was published in.
+    """Load a whole base model, with its language modelling head.
 
     Args:
         name: Hub id or folder.
-        revision: On the Hub.
-        quantization: How its weights are packed on loading: one of ``QUANTIZATIONS``.
-        dtype: Type that it is loaded in where it is packed.
+        revision: Revision on the Hub.
+        quantization: Quantisation on loading: one of ``QUANTIZATIONS``.
+        dtype: Data type of a quantised model; any other model is loaded in the type of its files.
 
     Raises:
-        SparseRMError: It cannot be found or loaded.
+        SparseRMError: The model cannot be found or loaded.
+
+    Example:
+        ```python
+        from sparserm_hf.base_models import load_language_model
+
+        print(load_language_model("my-base-model").get_output_embeddings())
+        ```
     """
     config = Path(name) / "config.json"
     if Path(name).exists() and not config.is_file():
@@ -44,20 +51,52 @@ def load_language_model(
 
 
 def load_base_model(name: str, revision: str | None = None) -> PreTrainedModel:
-    """Load the decoder of a base model; `load_language_model` says how."""
+    """Load a base model without its language modelling head; see `load_language_model`.
+
+    Example:
+        ```python
+        from sparserm_hf.base_models import load_base_model
+
+        print(load_base_model("my-base-model").config.num_hidden_layers)
+        ```
+    """
     return decoder_of(load_language_model(name, revision))
 
 
 def longest_text(config: PretrainedConfig, max_length: int) -> int:
-    """Most tokens of a text: `max_length`, or as many positions as the base model has."""
+    """Limit the length of a text to the positions of the base model.
+
+    Args:
+        config: Configuration of the base model.
+        max_length: Length limit in tokens that the user asks for.
+
+    Returns:
+        The smaller limit, in tokens.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> longest_text(LlamaConfig(max_position_embeddings=1024), 2048)
+        1024
+    """
     return int(min(max_length, getattr(config, "max_position_embeddings", None) or sys.maxsize))
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a base model's tokenizer.
+    """Load the tokenizer of a base model.
+
+    Args:
+        name: Hub id or folder.
+        revision: Revision on the Hub.
 
     Raises:
-        SparseRMError: It cannot be found or loaded.
+        SparseRMError: The tokenizer cannot be found or loaded.
+
+    Example:
+        ```python
+        from sparserm_hf.base_models import load_tokenizer
+
+        print(load_tokenizer("my-base-model").chat_template)
+        ```
     """
     with loading(f"The tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -66,7 +105,11 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError unless the fields of a tokenizer are of their kinds, which transformers does not check."""
+    """Check the types of a tokenizer's fields, which transformers does not do.
+
+    Raises:
+        ValueError: A field has a wrong type.
+    """
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
         raise ValueError(f"its model_max_length is {shown(longest)}, but must be a number above 0")
@@ -75,4 +118,4 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ValueError(f"its model_input_names is {shown(names)}, but must be a list of strings")
     if not isinstance(tokenizer.chat_template, (str, dict, type(None))):
         raise ValueError(f"its chat_template is {shown(tokenizer.chat_template)}, but must be a string")
-    _ = tokenizer.unk_token_id  # an unknown token that is itself unknown is looked up for ever
+    _ = tokenizer.unk_token_id  # fails here, not later: an unknown token that is itself unknown is looked up for ever

@@ -1,4 +1,4 @@
-"""What a direction of the residual stream says in words."""
+"""Words that a direction of the residual stream promotes and suppresses."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..modeling.backbone_sparserm import decoder_of, final_norm_name
 from ..runtime import SparseRMError
 
-WORDS = 6  # for a direction, either way
-CANDIDATES = 400  # tokens that they are taken from: most are pieces of words, or variants of one word
+WORDS = 6  # promoted by a direction, and as many suppressed
+CANDIDATES = 400  # tokens to take the words from: most are pieces of words, or variants of one word
 
 
 class LogitLens:
-    """A base model's final norm and unembedding, kept when it is cut.
+    """The final norm and the unembedding of a base model, which cutting removes.
 
-    A direction promotes the tokens whose logits it raises most if it goes straight there (nostalgebraist, 2020, the
-    logit lens).
+    The logit lens (nostalgebraist, 2020) skips all later layers: a direction promotes the tokens whose logits it
+    raises most.
 
     Args:
-        model: A causal language model that is not cut yet.
+        model: A causal language model that is not cut.
 
     Raises:
-        SparseRMError: It is of an unknown architecture.
+        SparseRMError: The architecture is unknown.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -41,33 +41,35 @@ class LogitLens:
     def words(
         self, directions: torch.Tensor, tokenizer: PreTrainedTokenizerBase, known: Container[str]
     ) -> tuple[list[list[str]], list[list[str]]]:
-        """The words that each of (K, d_model) directions promotes most, and those that it suppresses most.
+        """Find the words that each direction promotes most, and the words that it suppresses most.
 
         Args:
             directions: (K, d_model) decoder directions.
-            tokenizer: The model's.
-            known: Words in lower case. A token that is none of them is a piece of a word, and left out.
+            tokenizer: Tokenizer of the base model.
+            known: All words, in lower case. Other tokens are pieces of words, and left out.
+
+        Returns:
+            K lists of promoted words and K lists of suppressed words; both empty for a model without an unembedding.
         """
         if self.unembedding is None:
             return [], []
         weight = self.unembedding.weight  # (vocabulary, d_model)
         norm = self.norm.to(weight.device, torch.float32)
-        # As long as a token of the residual stream after the norm, or the norm's epsilon would count.
+        # With a norm of sqrt(d_model), as a token has, so that the epsilon of the final norm does not matter.
         unit = torch.nn.functional.normalize(directions.to(weight.device, torch.float32), dim=-1)
         z = norm(unit * unit.shape[1] ** 0.5)
-        z = z - norm(torch.zeros_like(unit))  # a LayerNorm's bias says nothing of the direction
+        z = z - norm(torch.zeros_like(unit))  # the bias of a LayerNorm does not depend on the direction
         logits = (z.to(weight.dtype) @ weight.T).float()
-        return tuple(  # type: ignore[return-value]
-            [
-                distinct_words(tokenizer, row, known)
-                for row in (sign * logits).topk(min(CANDIDATES, logits.shape[1])).indices.tolist()
-            ]
-            for sign in (1, -1)
-        )
+
+        def top_words(scores: torch.Tensor) -> list[list[str]]:
+            tokens = scores.topk(min(CANDIDATES, scores.shape[1])).indices.tolist()
+            return [distinct_words(tokenizer, row, known) for row in tokens]
+
+        return top_words(logits), top_words(-logits)
 
 
 def distinct_words(tokenizer: PreTrainedTokenizerBase, tokens: list[int], known: Container[str]) -> list[str]:
-    """The first known words among some tokens, without those that differ in spaces and capitals only."""
+    """Take the first ``WORDS`` known words from a list of tokens; spaces and capitals make no other word."""
     found: dict[str, str] = {}
     for token in tokens:
         word = str(tokenizer.decode([token])).strip()

@@ -1,4 +1,4 @@
-"""Texts that begin alike, such as two responses to one prompt, run as one sequence: the prompt is computed once."""
+"""Run texts that begin alike as one sequence, so that the prompt of a pair is computed once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..runtime import attention_of, common_prefix_length, keeps_state
 if TYPE_CHECKING:
     from peft import PeftModel
 
-MAX_TOKENS = 2048  # of a family: attention is quadratic in them
+MAX_TOKENS = 2048  # of a family: attention is quadratic in its tokens
 MAX_MEMBERS = 16
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Families as a batch of B sequences of T tokens: first what is shared, then what each member has of its own.
+    """A batch of B families, each one sequence: first the shared tokens, then the other tokens of each member.
 
     Attributes:
         ids: (B, T) token ids, padded with zeros.
-        positions: (B, T) of each token, counted as if its text were alone.
-        sees: (B, T, T) whether a query sees a key: members do not attend to each other.
-        places: Of each text, in the order of the families' members, its row and where its tokens are in it.
+        positions: (B, T) position of each token in its own text.
+        sees: (B, T, T) bool, true where a query attends to a key. Members do not attend to each other.
+        places: The row of each text and the columns of its tokens, in the order of the families' members.
     """
 
     ids: torch.Tensor
@@ -38,7 +38,7 @@ class Layout:
     places: list[tuple[int, torch.Tensor]]
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """(B, 1, T, T), to be added to the attention's logits."""
+        """Make the attention mask, (B, 1, T, T): 0 where a query attends to a key, else the lowest number."""
         return torch.zeros(self.sees.shape, dtype=dtype).masked_fill(~self.sees, torch.finfo(dtype).min)[:, None]
 
 
@@ -48,8 +48,8 @@ class Family:
 
     Attributes:
         members: Numbers of the texts.
-        prefix: Number of tokens that they share.
-        length: Tokens of all of them, the shared ones counted once.
+        prefix: Number of shared tokens.
+        length: Number of tokens of all members, with the shared tokens counted once.
     """
 
     members: tuple[int, ...]
@@ -58,15 +58,25 @@ class Family:
 
 
 def find_families(texts: Sequence[list[int]] | Sequence[tuple[int, ...]]) -> list[Family]:
-    """Group texts so that the fewest tokens have to be computed; each text is in one family.
+    """Group texts into families so that the fewest tokens have to be computed.
 
-    In their sorted order, where alike beginnings stand together, the cheapest way to cut the texts into families is
-    found by dynamic programming. Families end at `MAX_TOKENS` and `MAX_MEMBERS`.
+    Sorting puts texts with equal beginnings side by side. Dynamic programming then finds the cheapest division of the
+    sorted texts into families of at most `MAX_TOKENS` and `MAX_MEMBERS`.
+
+    Args:
+        texts: Token ids of each text.
+
+    Returns:
+        Families that hold each text once.
+
+    Example:
+        >>> find_families([[1, 2, 3, 4], [7, 8], [1, 2, 3, 5, 6]])
+        [Family(members=(0, 2), prefix=3, length=6), Family(members=(1,), prefix=2, length=2)]
     """
     order = sorted(range(len(texts)), key=lambda i: texts[i])
     lengths = [len(texts[i]) for i in order]
     shared = [common_prefix_length(texts[a], texts[b]) for a, b in itertools.pairwise(order)]  # with the next one
-    cost, last = [0], [Family((), 0, 0)]  # of the first texts: tokens to compute, and their last family
+    cost, last = [0], [Family((), 0, 0)]  # by number of texts: tokens to compute, and the last family
     for end in range(1, len(order) + 1):
         prefix = total = lengths[end - 1]
         best = cost[end - 1] + total
@@ -90,10 +100,14 @@ def find_families(texts: Sequence[list[int]] | Sequence[tuple[int, ...]]) -> lis
 
 
 def can_pack(model: PreTrainedModel | PeftModel, longest: int) -> bool:
-    """Whether a base model can run with a mask and positions of our own.
+    """Tell if a base model runs with a mask and positions of our own.
 
-    Not in flash attention, nor in a window below the texts, nor where tokens meet in other ways than attention: a
-    recurrent state or a convolution would run on from one member of a family into the next.
+    Flash attention takes no such mask. A sliding window would count the tokens of other members. A recurrent state or
+    a convolution would run on from one member of a family into the next.
+
+    Args:
+        model: The base model, cut or whole.
+        longest: Tokens of the longest text.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)  # the latter GPT-Neo's
@@ -109,11 +123,16 @@ def can_pack(model: PreTrainedModel | PeftModel, longest: int) -> bool:
 
 
 def lay_out(texts: Sequence[Sequence[int]], families: Sequence[Family]) -> Layout:
-    """Lay families out as a batch."""
+    """Lay families out as a batch.
+
+    Args:
+        texts: Token ids of all texts.
+        families: The families of the batch.
+    """
     width = max(family.length for family in families)
     ids = torch.zeros(len(families), width, dtype=torch.long)
     positions = torch.zeros_like(ids)
-    owner = torch.full_like(ids, -1)  # member that a token belongs to; shared tokens belong to all, padding to none
+    owner = torch.full_like(ids, -1)  # member of each token; -1 for shared tokens and padding
     places: list[tuple[int, torch.Tensor]] = []
     for row, family in enumerate(families):
         prefix = texts[family.members[0]][: family.prefix]
@@ -137,7 +156,16 @@ def lay_out(texts: Sequence[Sequence[int]], families: Sequence[Family]) -> Layou
 def run_packed(
     base_model: PreTrainedModel, texts: Sequence[Sequence[int]], families: Sequence[Family]
 ) -> list[torch.Tensor]:
-    """The residual stream of each text, (tokens, d_model), in the order of the families' members."""
+    """Run families through a base model.
+
+    Args:
+        base_model: A cut base model.
+        texts: Token ids of all texts.
+        families: The families of the batch.
+
+    Returns:
+        (tokens, d_model) residual stream of each text, in the order of the families' members.
+    """
     device, layout = base_model.device, lay_out(texts, families)
     hidden = base_model(
         input_ids=layout.ids.to(device),

@@ -1,4 +1,4 @@
-"""Base models that are quantised when they are loaded."""
+"""Quantise base models when they are loaded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ QUANTIZATIONS = ("none", "bnb-4bit", "bnb-8bit")
 
 
 def quantized_loading(name: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The arguments for `from_pretrained` with which a base model is quantised on loading; none for `none`.
+    """Choose the arguments for `from_pretrained` that quantise a base model.
 
     Args:
         name: One of ``QUANTIZATIONS``. `bnb-4bit` is NF4 (QLoRA, arXiv 2305.14314).
-        dtype: Type of what is not packed, and that its layers compute in.
+        dtype: Data type that layers compute in, and of all weights that are not quantised.
+
+    Returns:
+        The arguments; none for `none`.
 
     Raises:
         SparseRMError: bitsandbytes is not installed.
+
+    Example:
+        >>> quantized_loading("none", torch.bfloat16)
+        {}
     """
     if name == "none":
         return {}
@@ -30,23 +37,23 @@ def quantized_loading(name: str, dtype: torch.dtype) -> dict[str, Any]:
         missing = ModuleNotFoundError(name="bitsandbytes")
         raise without_extra(f"The quantization {name}", missing, "quantization")
     four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    # Without the outliers of LLM.int8, which are of a whole batch: a reward would depend on the texts beside its own.
+    # LLM.int8 finds outliers in a whole batch, so that a reward would depend on the other texts: threshold 0 is off.
     eight_bit = {"load_in_8bit": True, "llm_int8_threshold": 0.0}
     packed = BitsAndBytesConfig(**(four_bit if name == "bnb-4bit" else eight_bit))
     return {"quantization_config": packed, "dtype": dtype}
 
 
 def check_quantized(model: PreTrainedModel, name: str, dtype: str, quantization: str) -> None:
-    """Refuse to quantise a base model that is loaded already, or to run a quantised one in another type.
+    """Refuse to quantise a loaded base model, or to run a quantised base model in another data type.
 
     Args:
-        model: Quantised or not.
-        name: What it is called in the error.
-        dtype: Type that the user wants it to run in, or `auto`.
-        quantization: How the user wants it to be quantised, or `none`.
+        model: The base model.
+        name: Name of the base model, for the error.
+        dtype: Data type that the user asks for, or `auto`.
+        quantization: Quantisation that the user asks for, or `none`.
 
     Raises:
-        SparseRMError: It is one of these.
+        SparseRMError: The user asks for one of these.
     """
     if quantization != "none" and not is_quantized(model):
         raise SparseRMError(
