@@ -45,7 +45,7 @@ from sparserm_hf.representations.representer import Pooling
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
 from sparserm_hf.runtime.cache import default_cache_dir
-from sparserm_hf.sae.loading.formats import load_sae
+from sparserm_hf.sae.loading.loaded_sae import load_sae
 from sparserm_hf.sae.loading.presets import SHIPPED_SAE
 
 TASKS = ("truthfulness", "safety", "adversarial")

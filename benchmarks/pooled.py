@@ -33,7 +33,7 @@ from sparserm_hf.conversations.encoding import TokenizedText
 from sparserm_hf.representations.activations import encode_texts, mean_and_largest
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
-from sparserm_hf.sae.loading.formats import LoadedSAE, load_sae
+from sparserm_hf.sae.loading.loaded_sae import LoadedSAE, load_sae
 from sparserm_hf.sae.loading.presets import SHIPPED_SAE
 
 SEEDS = range(5)

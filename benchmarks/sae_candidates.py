@@ -43,7 +43,7 @@ from sparserm_hf.conversations.templates import encode, prepare_tokenizer
 from sparserm_hf.runtime.atomic_files import replacing_folder
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
 from sparserm_hf.sae.fit import SINK_RATIO, measure_fit
-from sparserm_hf.sae.loading.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
+from sparserm_hf.sae.loading.loaded_sae import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from sparserm_hf.sae.training.sae_config import SAETrainingConfig
 from sparserm_hf.sae.training.train import fit_sae, save_sae
 from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside

@@ -15,7 +15,7 @@ from world import HOOK, make_rows, train_arguments, write_jsonl
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain
 from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation.controls import load_controls
-from sparserm_hf.sae.loading.formats import LoadedSAE
+from sparserm_hf.sae.loading.loaded_sae import LoadedSAE
 from sparserm_hf.training.directions import make_directions, random_directions
 from sparserm_hf.training.latent_records import warn_of_purity
 from sparserm_hf.training.selection import fewest_latents

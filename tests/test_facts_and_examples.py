@@ -15,8 +15,8 @@ from sparserm_hf.conversations.templates import encode
 from sparserm_hf.demo.facts import make_facts
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.sae.hooks import read_layers
-from sparserm_hf.sae.loading.formats import load_sae
-from sparserm_hf.sae.loading.matching import SHIPPED_SAE, default_sae
+from sparserm_hf.sae.loading.choosing import SHIPPED_SAE, default_sae
+from sparserm_hf.sae.loading.loaded_sae import load_sae
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

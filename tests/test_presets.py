@@ -22,8 +22,8 @@ from sparserm_hf import PRESETS, SparseRMTrainer, SparseRMTrainingConfig
 from sparserm_hf.cli.main import build_parser, main
 from sparserm_hf.representations.activations import encode_texts
 from sparserm_hf.runtime.errors import SparseRMError
-from sparserm_hf.sae.loading.formats import LoadedSAE, load_sae
-from sparserm_hf.sae.loading.matching import chosen_sae, default_sae, matching_layer
+from sparserm_hf.sae.loading.choosing import chosen_sae, default_sae, matching_layer
+from sparserm_hf.sae.loading.loaded_sae import LoadedSAE, load_sae
 from sparserm_hf.sae.loading.presets import SHIPPED_SAE, model_and_sae
 from sparserm_hf.sae.loading.registry import ListedSAE, find_saes, middle_sae
 

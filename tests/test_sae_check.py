@@ -21,7 +21,7 @@ from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae.check import check_before_training, measure_sae, sample_texts
 from sparserm_hf.sae.fit import Fit, Neighbour, judge, measure_fit
 from sparserm_hf.sae.hooks import next_token_loss, read_layers
-from sparserm_hf.sae.loading.formats import LoadedSAE, load_sae
+from sparserm_hf.sae.loading.loaded_sae import LoadedSAE, load_sae
 
 LAYER = 2
 

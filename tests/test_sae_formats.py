@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import D_MODEL, D_SAE, tiny_sae
 
 from sparserm_hf.runtime.errors import SparseRMError
-from sparserm_hf.sae.loading.formats import LoadedSAE, load_sae
+from sparserm_hf.sae.loading.loaded_sae import LoadedSAE, load_sae
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GEMMA_SCOPE = "google/gemma-scope-2b-pt-res"
@@ -198,7 +198,8 @@ def test_a_repository_without_an_sae_at_that_place_says_where_there_are_some(hub
     """The whole repository is not fetched to find out; Qwen's hold 28 files of a gigabyte."""
     snapshot, asked = hub("Qwen/saes"), []
     monkeypatch.setattr(
-        "sparserm_hf.sae.loading.hub.snapshot_download", lambda repo, **kwargs: asked.append(kwargs) or str(snapshot)
+        "sparserm_hf.sae.loading.hub_saes.snapshot_download",
+        lambda repo, **kwargs: asked.append(kwargs) or str(snapshot),
     )
     files = [
         "README.md",

@@ -10,7 +10,7 @@ import torch
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
 from tiny import D_MODEL, D_SAE, tiny_reward_model
 
-from sparserm_hf.sae.loading.formats import load_sae
+from sparserm_hf.sae.loading.loaded_sae import load_sae
 
 TOLERANCE = 1e-5  # of the largest value
 

@@ -10,7 +10,7 @@ from tiny import BOS, VOCAB, tiny_causal_lm, tiny_tokenizer
 
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.errors import SparseRMError
-from sparserm_hf.sae.loading.formats import load_sae
+from sparserm_hf.sae.loading.loaded_sae import load_sae
 from sparserm_hf.sae.tokens import ResidualTokens, shuffled_tokens
 from sparserm_hf.sae.training import recipe
 from sparserm_hf.sae.training.sae_config import SAETrainingConfig

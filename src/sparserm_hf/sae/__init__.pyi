@@ -2,10 +2,10 @@ from .check import SAECheck as SAECheck
 from .check import check_before_training as check_before_training
 from .check_texts import check_sae as check_sae
 from .fit import NOTHING_EXPLAINED as NOTHING_EXPLAINED
-from .loading.formats import LoadedSAE as LoadedSAE
-from .loading.formats import load_sae as load_sae
-from .loading.matching import chosen_sae as chosen_sae
-from .loading.matching import matching_layer as matching_layer
+from .loading.choosing import chosen_sae as chosen_sae
+from .loading.choosing import matching_layer as matching_layer
+from .loading.loaded_sae import LoadedSAE as LoadedSAE
+from .loading.loaded_sae import load_sae as load_sae
 from .loading.presets import AUTO as AUTO
 from .loading.presets import PRESETS as PRESETS
 from .loading.presets import model_and_sae as model_and_sae

@@ -14,7 +14,7 @@ from ..modeling.backbone_sparserm import decoder_layers, decoder_of
 from ..runtime import SparseRMError
 from .fit import MIN_TOKENS, Fit, Neighbour, Verdict, judge, measure_fit
 from .hooks import leading_bos, next_token_loss, read_layers
-from .loading.formats import LoadedSAE
+from .loading.loaded_sae import LoadedSAE
 from .tokens import check_finite
 
 SAMPLE_LENGTH = 128  # tokens of a text that are looked at, so that many texts are

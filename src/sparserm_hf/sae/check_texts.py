@@ -12,8 +12,8 @@ from ..modeling.backbone_sparserm import use_exact_attention
 from ..runtime import SparseRMError, named_dtype, process_state
 from .check import SAECheck, measure_sae
 from .fit import MIN_TOKENS
-from .loading.formats import load_sae
-from .loading.matching import chosen_sae, matching_layer
+from .loading.choosing import chosen_sae, matching_layer
+from .loading.loaded_sae import load_sae
 from .loading.presets import AUTO
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .hub import READ_BY_SAE_LENS, READ_HERE
+from .hub_saes import READ_BY_SAE_LENS, READ_HERE
 
 # What is in the names of SAEs on anything else than the residual stream before or after a layer.
 NOT_RESIDUAL = re.compile(

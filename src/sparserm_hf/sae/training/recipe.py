@@ -16,7 +16,7 @@ from ...conversations import load_texts, prepare_tokenizer
 from ...hub_cards.render import render_sae_card
 from ...runtime import SparseRMError, commit_of, named_dtype, process_state
 from ..fit import Fit
-from ..loading.formats import CONFIG_FILE, WEIGHTS_FILE
+from ..loading.loaded_sae import CONFIG_FILE, WEIGHTS_FILE
 from .sae_config import SAETrainingConfig
 from .train import CHECKPOINT, fit_and_save
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from ...base_models import fingerprint_module
 from ...runtime import SparseRMError, preferred_dtype, reason, replacing_folder
 from ..fit import MIN_TOKENS, Fit, measure_fit
-from ..loading.formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
+from ..loading.loaded_sae import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from ..tokens import ResidualTokens, TokenReader, shuffled_tokens
 from .sae_config import SAETrainingConfig
 

@@ -10,9 +10,9 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.file_download import repo_folder_name
 
 from ...runtime import reason
-from .finding import holds_sae, listed, not_an_sae, read_sae
-from .readers import CONFIGS, READERS, Reading, from_sae_lens, is_centred
-from .sae_files import UnusableSAEError
+from .local_saes import holds_sae, listed, not_an_sae, read_sae
+from .readers import CONFIGS, READERS, ParsedSAE, from_sae_lens, is_centred
+from .weight_files import UnusableSAEError
 
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
@@ -22,7 +22,7 @@ READ_HERE = {None, "dictionary_learning_1", "gemma_2", "gemma_3", "llama_scope",
 READ_BY_SAE_LENS = {"deepseek_r1", "goodfire", "llama_scope_r1_distill"}
 
 
-def read_from_hub(name: str) -> Reading:
+def read_from_hub(name: str) -> ParsedSAE:
     """Read an SAE by its name on the Hub.
 
     Args:
@@ -40,20 +40,20 @@ def read_from_hub(name: str) -> Reading:
     if known is not None:
         return _read_registered(known, sae_id, revision or None)
     owner_and_repo, folder = path.split("/")[:2], "/".join(path.split("/")[2:])
-    reading = _read_repository("/".join(owner_and_repo), folder, revision or None)
-    return replace(reading, source=reading.source | {"sae_id": folder or None})
+    parsed = _read_repository("/".join(owner_and_repo), folder, revision or None)
+    return replace(parsed, source=parsed.source | {"sae_id": folder or None})
 
 
-def _read_registered(known: PretrainedSAELookup, sae_id: str, revision: str | None) -> Reading:
+def _read_registered(known: PretrainedSAELookup, sae_id: str, revision: str | None) -> ParsedSAE:
     """Read an SAE of sae-lens' registry, which knows a few things that the files do not say."""
     if sae_id not in known.saes_map:
         raise UnusableSAEError(f"is not in sae-lens' registry: {known.release} has {listed(sorted(known.saes_map))}.")
     if known.conversion_func in READ_HERE:
-        reading = _read_repository(known.repo_id, known.saes_map[sae_id], revision)
+        parsed = _read_repository(known.repo_id, known.saes_map[sae_id], revision)
     elif known.conversion_func in READ_BY_SAE_LENS:
         if revision:
             raise UnusableSAEError(f"is read by sae-lens, which takes no revision: leave @{revision} out.")
-        reading = _read_with_sae_lens(known, sae_id)
+        parsed = _read_with_sae_lens(known, sae_id)
     else:
         raise UnusableSAEError(
             f"is in the format {known.conversion_func}, which cannot be embedded: SparseRM needs an SAE that "
@@ -61,21 +61,21 @@ def _read_registered(known: PretrainedSAELookup, sae_id: str, revision: str | No
         )
     overrides = dict(known.config_overrides or {})
     if "normalize_activations" in overrides:
-        reading = replace(reading, normalization=overrides["normalize_activations"])
+        parsed = replace(parsed, normalization=overrides["normalize_activations"])
     if is_centred(overrides.get("model_from_pretrained_kwargs")):
-        reading = replace(reading, centred=True)
-    if reading.normalization == "expected_average_only_in" and sae_id in known.norm_scaling_factor:
-        reading = replace(reading, normalization="none", input_scale=known.norm_scaling_factor[sae_id])
+        parsed = replace(parsed, centred=True)
+    if parsed.normalization == "expected_average_only_in" and sae_id in known.norm_scaling_factor:
+        parsed = replace(parsed, normalization="none", input_scale=known.norm_scaling_factor[sae_id])
     facts = {
         "release": known.release,
         "sae_id": sae_id,
-        "model_name": reading.source.get("model_name") or known.model,
+        "model_name": parsed.source.get("model_name") or known.model,
         "neuronpedia_id": known.neuronpedia_id.get(sae_id),
     }
-    return replace(reading, source=reading.source | facts)
+    return replace(parsed, source=parsed.source | facts)
 
 
-def _read_repository(repo: str, folder: str, revision: str | None) -> Reading:
+def _read_repository(repo: str, folder: str, revision: str | None) -> ParsedSAE:
     """Read a folder or file of a repository at one commit; the network is asked only for what the cache lacks."""
     is_file = any(Path(folder).match(pattern) for pattern in READERS)
     inside = Path(folder).parent if is_file else Path(folder)
@@ -95,8 +95,8 @@ def _read_repository(repo: str, folder: str, revision: str | None) -> Reading:
             "is neither a file or folder here, nor a release of sae-lens, nor to be had from the Hub: "
             f"{reason(error).rstrip('.')}."
         ) from error
-    reading = read_sae(snapshot / folder, f"{repo}/{folder}")
-    return replace(reading, source=reading.source | {"repo": repo, "revision": snapshot.name})
+    parsed = read_sae(snapshot / folder, f"{repo}/{folder}")
+    return replace(parsed, source=parsed.source | {"repo": repo, "revision": snapshot.name})
 
 
 def _cached(repo: str, revision: str | None, wanted: list[str]) -> Path | None:
@@ -106,7 +106,7 @@ def _cached(repo: str, revision: str | None, wanted: list[str]) -> Path | None:
         return None
 
 
-def _read_with_sae_lens(known: PretrainedSAELookup, sae_id: str) -> Reading:
+def _read_with_sae_lens(known: PretrainedSAELookup, sae_id: str) -> ParsedSAE:
     """Read what only sae-lens can; it asks the Hub for the files' state even where they are cached."""
     from sae_lens import SAE
 
@@ -114,8 +114,8 @@ def _read_with_sae_lens(known: PretrainedSAELookup, sae_id: str) -> Reading:
         sae = SAE.from_pretrained(known.release, sae_id)
     except Exception as error:  # sae-lens, huggingface_hub and the file readers raise a dozen kinds
         raise UnusableSAEError(f"cannot be read by sae-lens: {reason(error).rstrip('.')}.") from error
-    reading = from_sae_lens(sae.cfg.to_dict(), sae.state_dict())
+    parsed = from_sae_lens(sae.cfg.to_dict(), sae.state_dict())
     repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=known.repo_id, repo_type="model")
     main = repo / "refs" / "main"  # the branch that sae-lens always takes
     revision = main.read_text().strip() if main.is_file() else None
-    return replace(reading, source=reading.source | {"repo": known.repo_id, "revision": revision})
+    return replace(parsed, source=parsed.source | {"repo": known.repo_id, "revision": revision})

@@ -14,11 +14,11 @@ import torch
 from ...conversations import MOST_SHOWN
 from ...modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
 from ...runtime import SparseRMError, kind_and_reason, reason, shown
-from .finding import read_sae
 from .folding import folded_weights
-from .hub import read_from_hub
-from .readers import Reading
-from .sae_files import UnusableSAEError
+from .hub_saes import read_from_hub
+from .local_saes import read_sae
+from .readers import ParsedSAE
+from .weight_files import UnusableSAEError
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +75,10 @@ def load_sae(name: str) -> LoadedSAE:
     try:
         if path.exists():
             # Of the path only its end is recorded: the rest is of this machine.
-            reading, source = read_sae(path, path.as_posix()), path.name
+            parsed, source = read_sae(path, path.as_posix()), path.name
         else:
-            reading, source = read_from_hub(name), name
-        autoencoder = _embed(reading)
+            parsed, source = read_from_hub(name), name
+        autoencoder = _embed(parsed)
     except UnusableSAEError as error:
         raise SparseRMError(f"The SAE {name!r} {error}") from error
     except (SparseRMError, ModuleNotFoundError, OSError):
@@ -88,55 +88,54 @@ def load_sae(name: str) -> LoadedSAE:
             f"The SAE {name!r} is broken: its files cannot be understood ({kind_and_reason(error)}): download or save "
             "it again."
         ) from error
-    known = {"source": source} | {key: value for key, value in reading.source.items() if value is not None}
+    known = {"source": source} | {key: value for key, value in parsed.source.items() if value is not None}
     return LoadedSAE(autoencoder, known)
 
 
-def _embed(reading: Reading) -> SparseAutoencoder:
+def _embed(parsed: ParsedSAE) -> SparseAutoencoder:
     """From what the files say to the embedded form.
 
     Raises:
         UnusableSAEError: The SAE is broken or of a kind that cannot be embedded.
     """
-    if reading.architecture not in ARCHITECTURES:
+    if parsed.architecture not in ARCHITECTURES:
         raise UnusableSAEError(
-            f"is a {str(reading.architecture)[:MOST_SHOWN]}; those that can be embedded are "
-            f"{', '.join(ARCHITECTURES)}."
+            f"is a {str(parsed.architecture)[:MOST_SHOWN]}; those that can be embedded are {', '.join(ARCHITECTURES)}."
         )
-    if reading.normalization not in NORMALIZATIONS:
+    if parsed.normalization not in NORMALIZATIONS:
         raise UnusableSAEError(
-            f"expects activations normalised by {shown(reading.normalization)}, whose factor is not in its files: "
+            f"expects activations normalised by {shown(parsed.normalization)}, whose factor is not in its files: "
             "fold it into the weights with sae-lens' fold_activation_norm_scaling_factor (or "
             "fold_activation_whitening) and save it again."
         )
-    k = reading.k if reading.architecture == "topk" else None
-    for name, size in {"d_in": reading.d_in, "d_sae": reading.d_sae}.items():
+    k = parsed.k if parsed.architecture == "topk" else None
+    for name, size in {"d_in": parsed.d_in, "d_sae": parsed.d_sae}.items():
         if not isinstance(size, int):
             raise UnusableSAEError(f"is broken: its {name} is {shown(size)}, but must be a whole number.")
-    if reading.architecture == "topk" and not isinstance(k, int):
+    if parsed.architecture == "topk" and not isinstance(k, int):
         raise UnusableSAEError(f"is broken: its k is {shown(k)}, but must be a whole number.")
     try:
         with torch.device("meta"):  # its tensors come out of the files
             sae = SparseAutoencoder(
-                reading.d_in,
-                reading.d_sae,
-                reading.architecture,
+                parsed.d_in,
+                parsed.d_sae,
+                parsed.architecture,
                 k,
-                reading.normalization,
-                reading.apply_b_dec_to_input,
-                reading.rescale_acts_by_decoder_norm,
+                parsed.normalization,
+                parsed.apply_b_dec_to_input,
+                parsed.rescale_acts_by_decoder_norm,
             )
     except (RuntimeError, ValueError) as error:  # a negative size; a k that cannot be
         raise UnusableSAEError(f"is broken: {reason(error)}") from error
-    _check_shapes(reading, {name: list(buffer.shape) for name, buffer in sae.named_buffers()})
-    sae.load_state_dict(folded_weights(reading), assign=True)
+    _check_shapes(parsed, {name: list(buffer.shape) for name, buffer in sae.named_buffers()})
+    sae.load_state_dict(folded_weights(parsed), assign=True)
     _check_numbers(sae)
     return sae
 
 
-def _check_shapes(reading: Reading, expected: dict[str, list[int]]) -> None:
-    what = f"a {reading.architecture} SAE with d_in {reading.d_in} and d_sae {reading.d_sae}"
-    found = {name: list(tensor.shape) for name, tensor in reading.weights.items()}
+def _check_shapes(parsed: ParsedSAE, expected: dict[str, list[int]]) -> None:
+    what = f"a {parsed.architecture} SAE with d_in {parsed.d_in} and d_sae {parsed.d_sae}"
+    found = {name: list(tensor.shape) for name, tensor in parsed.weights.items()}
     for name in (*expected, *found):
         if name not in found:
             raise UnusableSAEError(f"is broken: {what} needs {name}, which is not in its files.")

@@ -6,13 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 from ...runtime import reason
-from .readers import READERS, Reading
-from .sae_files import UnusableSAEError
+from .readers import READERS, ParsedSAE
+from .weight_files import UnusableSAEError
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 
 
-def read_sae(path: Path, where: str) -> Reading:
+def read_sae(path: Path, where: str) -> ParsedSAE:
     """Read an SAE in any of the formats, told apart by the name of the file that holds its weights.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from ...runtime import SparseRMError
-from .formats import LoadedSAE
+from .loaded_sae import LoadedSAE
 from .presets import AUTO, PRESETS, SHIPPED_SAE
 from .registry import find_saes, middle_sae
 

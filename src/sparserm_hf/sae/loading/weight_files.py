@@ -1,4 +1,4 @@
-"""Reading the files of an SAE without running anything that is in them."""
+"""Read the files of an SAE without running anything that is in them."""
 
 from __future__ import annotations
 
