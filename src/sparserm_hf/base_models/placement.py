@@ -25,7 +25,7 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def move(model: Model, device: torch.device) -> Model:
+def move(model: Model, device: torch.device | str) -> Model:
     """Move a model to a device, in place.
 
     A model that is there already is left alone, because transformers 4 refuses to move 8-bit weights at all.

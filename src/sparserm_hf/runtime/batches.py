@@ -25,7 +25,7 @@ def plan_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def pad_texts(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_texts(texts: Sequence[Sequence[int]], device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded token ids and attention mask, both (B, T)."""
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     mask = torch.zeros_like(ids)

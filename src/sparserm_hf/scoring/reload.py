@@ -1,4 +1,4 @@
-"""A reload is part of saving: what was written must give the rewards of what is in memory."""
+"""Load a checkpoint that was just written, and check that its rewards are those of the model in memory."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ CONVERSATION = [
     {"role": "user", "content": "What is the capital of Italy?"},
     {"role": "assistant", "content": "The capital of Italy is Rome, a city of about three million people."},
 ]
-TOLERANCE = 1e-3  # of a reward, on one device
-BETWEEN_DEVICES = 0.1  # of the rewards' standard deviation, where the model in memory runs on another device
+TOLERANCE = 1e-3  # relative to the reward, on one device
+BETWEEN_DEVICES = 0.1  # in standard deviations of the rewards, if the two models run on different devices
 
 
 def check_reload(folder: Path, model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Load a checkpoint that was just written, and compare the reward of a conversation.
+    """Load a checkpoint, and compare its token ids and its reward of a conversation with the model in memory.
 
     Args:
         folder: The checkpoint.
-        model: What was saved.
-        tokenizer: Its tokenizer.
+        model: The model that was saved.
+        tokenizer: The tokenizer that was saved.
 
     Raises:
-        SparseRMError: It cannot be loaded, or gives other token ids or another reward.
+        SparseRMError: The checkpoint cannot be loaded, or gives other token ids or another reward.
     """
-    # Packed weights are multiplied by other kernels on a CPU.
+    # A CPU multiplies packed weights by other kernels, so these stay on their device.
     packed = hasattr(model.config.base_config, "quantization_config")
     device = model.device if packed else torch.device("cpu")
     again, their_tokenizer = load_reward_model(str(folder), device, "saved")
@@ -55,16 +55,16 @@ def check_reload(folder: Path, model: SparseRMForSequenceClassification, tokeniz
 
 
 def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
-    """Refuse a base model with packed weights that a checkpoint could not hold, before anything expensive is computed.
+    """Refuse a quantised base model that cannot be saved, before anything expensive is computed.
 
     Some kernels rearrange the packed weights that they load, so that these cannot be saved again.
 
     Args:
-        base_model: Cut; where it is not quantised, nothing is done.
-        folder: The checkpoint will be written here; the base model is tried beside it.
+        base_model: The cut base model. Nothing is done unless it is quantised.
+        folder: Folder of the future checkpoint. The base model is saved beside it, and removed again.
 
     Raises:
-        SparseRMError: It cannot be saved or loaded again, or is then another one.
+        SparseRMError: The base model cannot be saved, loads no more, or runs differently after loading.
     """
     if not is_quantized(base_model):
         return
@@ -78,7 +78,7 @@ def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
         try:
             model.save_pretrained(temporary)
             again = move(SparseRMForSequenceClassification.from_pretrained(temporary), base_model.device)
-        except Exception as error:  # whatever a kind of quantisation does
+        except Exception as error:  # each kind of quantisation raises its own errors
             raise SparseRMError(
                 f"What this base model's quantisation ({getattr(method, 'value', method)}) saves does not load again "
                 f"({reason(error)}): {needed}"

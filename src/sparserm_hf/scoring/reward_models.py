@@ -18,10 +18,17 @@ TRIAL, TRIAL_TOKENS = "A text that every reward model scores when it is loaded."
 
 
 def check_reward_model(name: str, revision: str | None = None) -> dict[str, Any]:
-    """Read the configuration of a SparseRM checkpoint, and nothing else.
+    """Read the configuration of a SparseRM checkpoint, without its weights.
+
+    Args:
+        name: Folder or Hub id.
+        revision: Revision on the Hub.
+
+    Returns:
+        The fields of config.json.
 
     Raises:
-        SparseRMError: There is none.
+        SparseRMError: There is no checkpoint, or it is not a SparseRM.
     """
     try:
         settings, _ = SparseRMConfig.get_config_dict(name, revision=revision)
@@ -64,7 +71,7 @@ def load_reward_model(
             print(row["reward"])
         ```
     """
-    device = torch.device(device) if device else process_state().device
+    device = device or process_state().device
     while True:
         folder = _identity(name)
         try:
@@ -73,24 +80,24 @@ def load_reward_model(
             if _identity(name) == folder:
                 raise
             continue
-        if _identity(name) == folder:  # else files of both may have been read
+        if _identity(name) == folder:  # otherwise files of both may have been read
             return loaded
 
 
 def _identity(name: str) -> tuple[int, int] | None:
-    """What tells a folder from the one that it is replaced by; None of a repository, whose commits do not change."""
+    """Tell a folder from another one that replaces it; None for a Hub repository, whose commits do not change."""
     about = Path(name).stat() if Path(name).is_dir() else None
     return about and (about.st_ino, about.st_ctime_ns)
 
 
 def _load(
-    name: str, device: torch.device, dtype: str, revision: str | None
+    name: str, device: torch.device | str, dtype: str, revision: str | None
 ) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
     settings = check_reward_model(name, revision)
     dtype = {"auto": settings.get("run_dtype") or "auto", "saved": "auto"}.get(dtype, dtype)
     try:
         model = SparseRMForSequenceClassification.from_pretrained(name, dtype=dtype, revision=revision)
-    except Exception as error:  # whatever a library does with files that do not go together
+    except Exception as error:  # libraries raise anything for files that do not fit together
         raise SparseRMError(f"The reward model {name!r} cannot be loaded: {kind_and_reason(error)}.") from error
     with reading(f"The tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -110,13 +117,22 @@ def _load(
 def encoder_of(
     model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> ChatEncoder:
-    """What turns texts into the token ids that a reward model reads.
+    """Make the encoder of a reward model, which turns texts and messages into token ids.
 
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
-        max_length: Longer texts lose their start; by default as long as in training, never more than the base model
-            reads.
+        max_length: Length limit of a text in tokens. A longer text loses its start. The default is the limit of
+            training; the positions of the base model are a limit too.
+
+    Example:
+        ```python
+        from sparserm_hf import load_reward_model
+        from sparserm_hf.scoring import encoder_of
+
+        encoder = encoder_of(*load_reward_model("my-reward-model"))
+        print(encoder("The capital of Italy is Rome.").ids)
+        ```
     """
     limit = longest_text(model.config, max_length or tokenizer.model_max_length)
     vocabulary = model.get_input_embeddings().num_embeddings

@@ -23,22 +23,27 @@ from .scored_rows import ROW_ERROR, add_rewards, chunks
 def run_fingerprint(
     model: SparseRMForSequenceClassification, max_length: int | None, probabilities: bool = False
 ) -> str:
-    """What a run's unfinished parts are named by: everything but the rows that decides about what they hold."""
+    """Hash everything but the rows that changes the rewards of a run, for the name of its unfinished parts."""
     identity = f"{fingerprint_module(model)} {model.config.to_json_string()} {max_length} {probabilities}"
     return hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
 
 
 def fingerprint_rows(rows: Iterable[dict[str, Any]]) -> str:
-    """What tells rows from others."""
+    """Hash the content of rows.
+
+    Example:
+        >>> fingerprint_rows([{"text": "Rome"}])
+        '096276386fce492a'
+    """
     return hashlib.blake2b("".join(map(json_line, rows)).encode(), digest_size=8).hexdigest()
 
 
 class ScoredFile(NamedTuple):
-    """How the scoring of a file went.
+    """Report of the scoring of a file.
 
     Attributes:
-        kept: Number of rows that were there from a run before.
-        errors: Why rows were not scored, a sentence each.
+        kept: Number of rows that an earlier, killed run had scored.
+        errors: One sentence for each row that could not be scored.
     """
 
     kept: int
@@ -97,26 +102,26 @@ def score_to_file(
     probabilities: bool = False,
     source: str = "",
 ) -> ScoredFile:
-    """Score rows into a JSON Lines file; a run that was killed goes on where it stopped.
+    """Score rows into a JSON Lines file; a killed run goes on where it stopped.
 
-    Each chunk of rows becomes a file in `<output>.<fingerprint of the model>.parts`, named by its number and content;
-    those that are there are not scored again. Under `accelerate launch` each process scores its share of them, and the
-    main one joins them when all are done.
+    Each chunk of rows becomes a file in the folder `<output>.<fingerprint of the model>.parts`, named by its number
+    and content. Chunks that an earlier run has finished are not scored again. Under `accelerate launch` each process
+    scores its share of the chunks, and the main process joins them at the end.
 
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
-        rows: Rows as `texts_of_row` takes them, the same in every process.
-        output: The file to write.
-        max_length: See `score_rows`.
-        probabilities: See `add_rewards`.
-        source: See `add_rewards`.
+        rows: Rows as `score_rows` takes them, the same in every process.
+        output: File to write.
+        max_length: Length limit of a text in tokens; see `score_rows`.
+        probabilities: Also add `chosen_probability` to pairs.
+        source: Name of the file that the rows come from, for errors.
     """
     state, encoder = process_state(), encoder_of(model, tokenizer, max_length)
     folder = output.with_name(f"{output.name}.{run_fingerprint(model, max_length, probabilities)}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.iterdir()}
-    state.wait_for_everyone()  # until all have looked
+    state.wait_for_everyone()  # no process writes a part before all have listed the folder
     parts, kept, first_number = [], 0, 1
     for number, chunk in enumerate(chunks(rows)):
         parts.append(folder / f"{number:06d}-{fingerprint_rows(chunk)}.jsonl")
@@ -130,27 +135,44 @@ def score_to_file(
     state.wait_for_everyone()
     errors: list[str] = []
     if state.is_main_process:
-        with replacing_file(output) as temporary, temporary.open("wb") as file:
-            for part in parts:
-                with part.open("rb") as lines:
-                    for line in lines:
-                        file.write(line)
-                        errors += row_errors(line)
+        errors = _join(parts, output)
         shutil.rmtree(folder)
     return ScoredFile(kept, errors)
 
 
+def _join(parts: list[Path], output: Path) -> list[str]:
+    """Join the parts into one file, and return the errors of the rows."""
+    errors: list[str] = []
+    with replacing_file(output) as temporary, temporary.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as lines:
+                for line in lines:
+                    file.write(line)
+                    errors += row_errors(line)
+    return errors
+
+
 def row_errors(line: bytes) -> list[str]:
-    """Why a row, given as its line of JSON, was not scored; nothing where it was."""
+    r"""Return the error of a row, given as its line of JSON; an empty list if the row was scored.
+
+    Example:
+        >>> row_errors(b'{"text": "", "reward_error": "Row 1 is empty."}\n')
+        ['Row 1 is empty.']
+    """
     error = json.loads(line).get(ROW_ERROR) if ROW_ERROR.encode() in line else None
     return [error] if error else []
 
 
 def json_line(row: dict[str, Any]) -> str:
-    """A row as a line of JSON; dates and the like become text."""
+    r"""Write a row as a line of JSON; values that JSON does not have, such as dates, become text.
+
+    Example:
+        >>> json_line({"text": "Rome", "reward": 1.5})
+        '{"text": "Rome", "reward": 1.5}\n'
+    """
     line = json.dumps(row, ensure_ascii=False, default=str)
     try:
         line.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which only JSON's own escapes can write
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot encode
         line = json.dumps(row, default=str)
     return line + "\n"

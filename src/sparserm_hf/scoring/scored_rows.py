@@ -1,4 +1,4 @@
-"""Score texts and pairs with a reward model: streaming, in the order of the input, resumable."""
+"""Score a stream of rows, each a text or a pair."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from ..runtime import SparseRMError
 from .reward_models import encoder_of
 from .scored_texts import check_rewards, score_texts
 
-PROBABILITY = "chosen_probability"  # what `probabilities` adds to a pair
-ROW_ERROR = "reward_error"  # what a row gets that cannot be scored
+PROBABILITY = "chosen_probability"  # field of a pair
+ROW_ERROR = "reward_error"  # field of a row that cannot be scored
 ADDED = ("reward", "chosen_reward", "rejected_reward", PROBABILITY, ROW_ERROR)
-CHUNK_ROWS = 512  # rows that are sorted by length and written together
+CHUNK_ROWS = 512  # rows that are batched by length, and written together
 
 
 def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Cut rows into chunks; each is scored by itself, so that it gets the same bits wherever that happens."""
+    """Cut rows into chunks of ``CHUNK_ROWS``.
+
+    Batches stay within a chunk, so that its rewards have the same bits in every process and after every restart.
+    """
     chunk: list[dict[str, Any]] = []
     try:
         for row in rows:
@@ -29,7 +32,7 @@ def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             if len(chunk) == CHUNK_ROWS:
                 yield chunk
                 chunk = []
-    except SparseRMError:  # a broken line: what was read before it is not lost
+    except SparseRMError:  # a broken line; the rows before it are not lost
         if chunk:
             yield chunk
         raise
@@ -83,42 +86,50 @@ def add_rewards(
     probabilities: bool = False,
     source: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Yield the input rows with their rewards added, in order.
-
-    A row that cannot be scored gets `reward_error`, a sentence that says why, instead.
+    """Score rows as `score_rows` does, with an encoder that is made already.
 
     Args:
         model: The reward model.
-        encoder: Its encoder, see `encoder_of`.
-        rows: Rows as `texts_of_row` takes them.
+        encoder: Its encoder; see `encoder_of`.
+        rows: Rows as `score_rows` takes them.
         first_number: Number of the first row, for errors.
-        probabilities: Whether pairs also get `chosen_probability`, that of being preferred to the other.
-        source: The file that the rows are in, for errors.
+        probabilities: Also add `chosen_probability` to pairs.
+        source: Name of the file that the rows come from, for errors.
+
+    Yields:
+        The rows with their rewards. Rewards of an earlier run are replaced.
     """
+    temperature = model.config.reward_temperature if probabilities else None
     for chunk in chunks(rows):
-        named: list[dict[str, TokenizedText] | str] = []
-        for number, row in enumerate(chunk, first_number):
-            check_row(row, where := row_name(number, source))
-            try:
-                texts = texts_of_row(row, where)
-                named.append({name: encoder(text, where) for name, text in texts.items()})
-            except SparseRMError as error:
-                named.append(str(error))
-        whole = [text for texts in named if isinstance(texts, dict) for text in texts.values()]
-        rewards = iter(score_texts(model, whole).rewards.tolist())
-        for number, (given, found) in enumerate(zip(chunk, named, strict=True), first_number):
-            row = {name: value for name, value in given.items() if name not in ADDED}  # it may have been scored before
+        names = [row_name(number, source) for number, _ in enumerate(chunk, first_number)]
+        encoded = [_encode_row(encoder, row, where) for row, where in zip(chunk, names, strict=True)]
+        texts = [text for found in encoded if isinstance(found, dict) for text in found.values()]
+        rewards = iter(score_texts(model, texts).rewards.tolist())
+        for row, found, where in zip(chunk, encoded, names, strict=True):
+            kept = {name: value for name, value in row.items() if name not in ADDED}
             if isinstance(found, str):
-                yield row | {ROW_ERROR: found}
-                continue
-            added = {name: next(rewards) for name in found}
-            try:
-                check_rewards(added.values(), row_name(number, source))
-            except SparseRMError as error:
-                yield row | {ROW_ERROR: str(error)}
-                continue
-            if probabilities and len(added) == 2:
-                chosen, rejected = added.values()
-                added[PROBABILITY] = float(expit((chosen - rejected) / model.config.reward_temperature))
-            yield row | added
+                yield kept | {ROW_ERROR: found}
+            else:
+                yield kept | _added({name: next(rewards) for name in found}, where, temperature)
         first_number += len(chunk)
+
+
+def _encode_row(encoder: ChatEncoder, row: dict[str, Any], where: str) -> dict[str, TokenizedText] | str:
+    """Encode the texts of a row by the names of their rewards; return a sentence if the row cannot be scored."""
+    check_row(row, where)
+    try:
+        return {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
+    except SparseRMError as error:
+        return str(error)
+
+
+def _added(rewards: dict[str, float], where: str, temperature: float | None) -> dict[str, Any]:
+    """Return the fields that are added to a row; a pair gets a probability if there is a temperature."""
+    try:
+        check_rewards(rewards.values(), where)
+    except SparseRMError as error:
+        return {ROW_ERROR: str(error)}
+    if temperature is None or len(rewards) != 2:
+        return dict(rewards)
+    chosen, rejected = rewards.values()
+    return rewards | {PROBABILITY: float(expit((chosen - rejected) / temperature))}

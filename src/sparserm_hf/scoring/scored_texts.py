@@ -1,4 +1,4 @@
-"""scoring.scored_texts."""
+"""Score tokenised texts in batches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..runtime import SparseRMError, as_numpy, batch_tokens, pad_texts, plan_bat
 
 
 class Scores(NamedTuple):
-    """What a reward model makes of N texts.
+    """Features and rewards of N texts.
 
     Attributes:
-        features: (N, F) what its head read.
-        rewards: (N,)
+        features: (N, F) features that the head reads.
+        rewards: (N,) rewards.
     """
 
     features: np.ndarray
@@ -26,24 +26,46 @@ class Scores(NamedTuple):
 
 
 def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedText]) -> Scores:
-    """Score texts in batches of similar length."""
+    """Score texts in batches of similar length.
+
+    Args:
+        model: The reward model.
+        texts: Texts from the model's encoder; see `encoder_of`.
+
+    Example:
+        ```python
+        from sparserm_hf import load_reward_model
+        from sparserm_hf.scoring import encoder_of, score_texts
+
+        model, tokenizer = load_reward_model("my-reward-model")
+        encoder = encoder_of(model, tokenizer)
+        scores = score_texts(model, [encoder("The capital of Italy is Rome.")])
+        print(scores.rewards, scores.features.shape)
+        ```
+    """
     device = model.directions.device
     features, rewards = np.zeros((len(texts), len(model.config.latents))), np.zeros(len(texts))
     for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
         ids, mask = pad_texts([texts[i].ids for i in batch], device)
         with torch.inference_mode():
-            read = model.extract_features(ids, mask, responses=[texts[i].place for i in batch])
-            features[batch] = as_numpy(read)
-            rewards[batch] = as_numpy(model.reward(read)[:, 0])
+            found = model.extract_features(ids, mask, responses=[texts[i].place for i in batch])
+            features[batch] = as_numpy(found)
+            rewards[batch] = as_numpy(model.reward(found)[:, 0])
     return Scores(features, rewards)
 
 
 def check_rewards(rewards: Iterable[float], where: str) -> None:
-    """Raise a `SparseRMError` unless the rewards of a row are numbers.
+    """Check that the rewards of a row are finite.
 
     Args:
         rewards: The rewards.
-        where: The row, for the error.
+        where: Name of the row, for the error.
+
+    Raises:
+        SparseRMError: A reward is not finite.
+
+    Example:
+        >>> check_rewards([0.5, -1.25], "Row 3")
     """
     if not np.isfinite([*rewards]).all():
         raise SparseRMError(
