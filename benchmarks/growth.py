@@ -125,7 +125,7 @@ def processes(data: Path, count: int) -> dict[str, float]:
     """`sparserm train` from cold in several processes of one thread each."""
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-        command += ["-m", "sparserm_hf.cli", "train", "--model", find_base_model(), "--controls", "False"]
+        command += ["-m", "sparserm_hf.cli", "train", "--model", find_base_model(), "--no_controls"]
         command += ["--dataset", str(data / "truthfulness" / "train.jsonl.gz"), "--dataset_split", FITTED]
         command += ["--output_dir", f"{work}/out", "--cache_dir", f"{work}/cache"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -47,7 +47,7 @@ def trainer(data: Path, work: Path, **settings) -> SparseRMTrainer:
 def training(data: Path, work: Path) -> dict[str, float]:
     """Seconds of `sparserm train` without a cache, as one command, and again by stage."""
     command = [str(Path(sys.executable).with_name("sparserm")), "train", "--model", find_base_model(), "--dataset"]
-    command += [str(data / TASK / "train.jsonl.gz"), "--dataset_split", FITTED, "--controls", "False"]
+    command += [str(data / TASK / "train.jsonl.gz"), "--dataset_split", FITTED, "--no_controls"]
     command += ["--output_dir", str(work / "cold"), "--cache_dir", str(work / "cold-cache")]
     total = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
     imports = seconds(lambda: subprocess.run([sys.executable, "-c", "import sparserm_hf.cli"], check=True))

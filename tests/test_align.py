@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_causal_lm, tiny_settings, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
-from world import make_rows, write_jsonl
+from world import make_rows, options, write_jsonl
 
 from sparserm_hf.align import aligner, dpo, measures
 from sparserm_hf.align import alignment_report as report
@@ -318,10 +318,7 @@ def arguments(trained, policy, asked, out, **changes):
         "max_kl": 1e6,
         "max_length_ratio": 1e6,
     } | changes
-    return [
-        "align",
-        *(part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))),
-    ]
+    return ["align", *options(given)]
 
 
 def contents(folder):
@@ -625,7 +622,7 @@ def test_out_of_memory_names_the_setting_to_lower(finished, trained, asked, tmp_
         kill_at(patch, Trainer, "_save_checkpoint", 2)
         with pytest.raises(Killed):
             main(command)
-    command += ["--train_batch_size", "2", "--gradient_checkpointing", "true"]
+    command += ["--train_batch_size", "2", "--gradient_checkpointing"]
     assert main(command) == 0
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["train_batch_size"] == 2
 

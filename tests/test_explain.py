@@ -242,7 +242,7 @@ def test_latents_are_shown_with_the_passages_they_fire_on(world, trained, tmp_pa
     printed = capsys.readouterr().out
     assert "120 pairs" in " ".join(printed.split()), "a long path breaks the title"
     assert "strongest" in printed and "weakest" in printed
-    out = tmp_path / "features.jsonl"
+    out = tmp_path / "latents.jsonl"
     arguments = [str(trained), str(world / "train.jsonl"), "--top", "16", "--output", str(out), *cache]
     assert main(["latents", *arguments]) == 0
     reports = [json.loads(line) for line in out.read_text().splitlines()]

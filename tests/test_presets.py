@@ -260,7 +260,8 @@ def test_the_table_of_presets_in_the_manual():
 @pytest.mark.parametrize("command", [["train", "--output_dir", "out"], ["sae", "check"]], ids=" ".join)
 def test_a_preset_on_the_command_line(command, capsys):
     def parsed(*arguments):
-        args = build_parser().parse_args([*command, "--dataset", "data", *arguments])
+        arguments = [*command, "--dataset", "data", *arguments]
+        args = build_parser(arguments).parse_args(arguments)
         return model_and_sae(args.preset, args.model, args.sae)
 
     gemma = PRESETS["gemma-2-2b-it"]

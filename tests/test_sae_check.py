@@ -263,9 +263,9 @@ def test_training_stops_on_a_mismatch_before_anything_is_computed(world, tmp_pat
     arguments = [*train_arguments(world, tmp_path / "out", "sae-other-layer"), "--cache_dir", str(tmp_path / "cache")]
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "does not fit layer 3" in error and "but layer 2" in error and "--check_sae False" in error
+    assert "does not fit layer 3" in error and "but layer 2" in error and "--no_check_sae" in error
     assert not list(tmp_path.iterdir()), "nothing was written"
-    assert main([*arguments, "--check_sae", "False"]) == 0, "who knows better may go on"
+    assert main([*arguments, "--no_check_sae"]) == 0, "who knows better may go on"
     with caplog.at_level(logging.INFO):
         assert main([*train_arguments(world, tmp_path / "right", "sae"), "--cache_dir", str(tmp_path)]) == 0
     assert [r for r in caplog.records if r.getMessage().startswith("The SAE fits layer 2 of")]

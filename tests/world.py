@@ -77,10 +77,18 @@ def train_arguments(world, out, **changes):
         "check_sae": False,  # the SAE is a random one
         "dtype": "float32",  # on every CPU, and what transformers 4 loads in by itself
     } | changes
-    return [
-        "train",
-        *(part for name, value in arguments.items() if value is not None for part in (f"--{name}", str(value))),
-    ]
+    return ["train", *options(arguments)]
+
+
+def options(given):
+    """Options of the command line; None leaves one out, True and False are switches."""
+    return [part for name, value in given.items() if value is not None for part in option(name, value)]
+
+
+def option(name, value):
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no_{name}"]
+    return [f"--{name}", str(value)]
 
 
 def random_prompts(subsets, sides, rng, levels=8):

@@ -1,4 +1,4 @@
-"""`sparserm align`."""
+"""`sparserm align`: align a policy in rounds of writing pairs, filtering them with a reward model, and DPO."""
 
 from __future__ import annotations
 
@@ -6,49 +6,42 @@ import argparse
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..align import AlignmentConfig
 from ..conversations import iterate_rows, load_preferences
 from ..runtime import say, without_extra
-from .arguments import given, grouped
+from .arguments import add_settings, given
 
-EXAMPLE = (
-    "sparserm align --policy my-policy --reward_model my-reward-model --questions questions.jsonl --output_dir aligned"
-)
-GROUPS = {
-    "data": (
-        "policy",
-        "reward_model",
-        "questions",
-        "questions_split",
-        "eval_dataset",
-        "eval_dataset_split",
-        "truthfulqa",
-        "revision",
-        "reward_revision",
-    ),
-    "pairs": ("pairs", "task", "num_samples", "min_margin", "questions_per_round", "held_out_questions"),
-    "generation": ("max_new_tokens", "temperature", "generation_batch_size"),
-    "training": (
+EXAMPLE = """sparserm align --policy my-policy --reward_model my-reward-model --questions questions.jsonl \\
+    --output_dir aligned"""
+DATA_GROUPS = {
+    "models": ("policy", "revision", "reward_model", "reward_revision"),
+    "data": ("questions", "questions_split", "eval_dataset", "eval_dataset_split", "truthfulqa"),
+    "controls": ("controls", "control_reward_model"),
+}
+SETTING_GROUPS = {
+    "pairs": (
+        "pairs",
+        "task",
+        "num_samples",
+        "min_margin",
         "num_rounds",
-        "num_train_epochs",
-        "learning_rate",
-        "beta",
-        "train_batch_size",
-        "gradient_checkpointing",
-        "lora_rank",
+        "questions_per_round",
+        "held_out_questions",
+        "max_new_tokens",
+        "temperature",
         "seed",
     ),
-    "stopping": ("max_kl", "max_length_ratio"),
-    "controls": ("controls", "control_reward_model"),
+    "training": ("num_train_epochs", "learning_rate", "beta", "lora_rank"),
+    "limits": ("max_kl", "max_length_ratio"),
+    "computing": ("generation_batch_size", "train_batch_size", "gradient_checkpointing"),
     "output": ("output_dir",),
 }
 
 
 @dataclass(kw_only=True)
 class AlignmentData:
-    """The arguments of `sparserm align` beside its settings."""
+    """What `sparserm align` is given besides its settings."""
 
     policy: str = field(metadata={"help": "Instruction-tuned model: a Hub id, a folder, a GGUF file."})
     reward_model: str = field(metadata={"help": "SparseRM checkpoint: a folder or a Hub id."})
@@ -59,27 +52,27 @@ class AlignmentData:
     )
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of a Hub dataset."})
     truthfulqa: Path | None = field(
-        default=None, metadata={"help": "TruthfulQA.csv, for MC1 and MC2; its questions are not trained on."}
+        default=None, metadata={"help": "TruthfulQA.csv, for MC1 and MC2; those among `questions` are left out."}
     )
     controls: bool = field(
-        default=False, metadata={"help": "Also run without a filter, with a random filter and with the dense control."}
+        default=False, metadata={"help": "Also run without a filter, with a random one and with the dense control."}
     )
     control_reward_model: str | None = field(
-        default=None, metadata={"help": "Sequence classifier that is also run as a filter."}
+        default=None,
+        metadata={"help": "Sequence classifier to run as a filter too, such as TRL's RewardTrainer makes."},
     )
     revision: str | None = field(default=None, metadata={"help": "Revision of the policy on the Hub."})
     reward_revision: str | None = field(default=None, metadata={"help": "Revision of the reward model on the Hub."})
 
 
-def add_to(commands: Any, summary: str) -> None:
-    """Add the command to those of `sparserm`."""
-    options = grouped(GROUPS, AlignmentData, AlignmentConfig)
-    parser = commands.add_parser("align", dataclass_types=options, help=summary, example=EXAMPLE)
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sparserm align`."""
+    add_settings(parser, AlignmentData, DATA_GROUPS)
+    add_settings(parser, AlignmentConfig, SETTING_GROUPS)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Align a policy, and report on it."""
+    """Align, write the report, and print the figures of each round."""
     config = given(AlignmentConfig, args)
     warnings.simplefilter("ignore", FutureWarning)  # of transformers, for names that older ones know alone
     try:

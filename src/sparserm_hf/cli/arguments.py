@@ -1,93 +1,147 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share, and options made of the fields of a dataclass."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, fields, make_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..conversations import MIN_LENGTH
 from ..sae import AUTO, PRESETS
 
+DTYPES = ("auto", "float32", "bfloat16")
+
 
 @dataclass
 class ModelAndSAE:
-    """The base model and the SAE of a command."""
+    """Base model and SAE."""
 
-    model: str | None = field(default=None, metadata={"help": "Base model: a Hub id, a folder, or a GGUF file."})
+    model: str | None = field(default=None, metadata={"help": "Base model: a Hub id, a folder or a GGUF file."})
     sae: str = field(
         default=AUTO,
         metadata={
-            "help": "SAE: a folder, release/id of sae-lens, or a Hub repository. auto takes the preset's SAE, or else "
-            "the middle SAE that sae-lens' registry lists for the base model."
+            "help": "SAE: a folder, release/id in sae-lens' registry, or a Hub repository; auto takes the preset's, "
+            "else the middle SAE that the registry lists for the base model."
         },
     )
     preset: str | None = field(
         default=None,
-        metadata={"help": "Base model and SAE by one name; --model and --sae win.", "choices": list(PRESETS)},
+        metadata={
+            "help": f"Base model and SAE by one name, which --model and --sae override: {', '.join(PRESETS)}.",
+            "choices": list(PRESETS),
+        },
     )
     revision: str | None = field(default=None, metadata={"help": "Revision of the base model on the Hub."})
 
 
-def grouped(groups: dict[str, tuple[str, ...]], *kinds: type) -> list[type]:
-    """Sort the fields of dataclasses into groups of options, for `Parser`.
+def add_settings(parser: argparse.ArgumentParser, settings: type, groups: Mapping[str, Sequence[str]]) -> None:
+    """Add an option for each field of a dataclass.
+
+    A field's metadata holds its `help`, and its `choices` if its type does not name them. If a field is true by
+    default, the option is `--no_<name>`, and the metadata holds the help of that option as `off`.
 
     Args:
-        groups: Names of fields, by the title of their group.
-        kinds: The dataclasses.
+        parser: Parser of a command.
+        settings: The dataclass.
+        groups: Names of the fields by the title of the group that shows them in the help.
+
+    Raises:
+        KeyError: A field is in no group.
+
+    Example:
+        >>> @dataclass
+        ... class Settings:
+        ...     k: int = field(default=8, metadata={"help": "Number of latents."})
+        >>> parser = argparse.ArgumentParser()
+        >>> add_settings(parser, Settings, {"method": ["k"]})
+        >>> given(Settings, parser.parse_args(["--k", "4"]))
+        Settings(k=4)
+    """
+    types = get_type_hints(settings)
+    by_name = {setting.name: setting for setting in fields(settings)}
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            _add_setting(group, by_name.pop(name), types[name])
+    if by_name:
+        raise KeyError(f"{settings.__name__} has fields in no group: {', '.join(by_name)}")
+
+
+def _add_setting(group: argparse._ArgumentGroup, setting: Field[Any], annotation: Any) -> None:
+    name, metadata = setting.name, setting.metadata
+    if annotation is bool:
+        if setting.default:
+            group.add_argument(f"--no_{name}", action="store_false", dest=name, help=_escaped(metadata["off"]))
+        else:
+            group.add_argument(f"--{name}", action="store_true", help=_escaped(metadata["help"]))
+        return
+    options: dict[str, Any] = {"help": _escaped(metadata["help"])}
+    if setting.default is MISSING:
+        options["required"] = True
+    else:
+        options["default"] = setting.default
+        options["help"] += "" if setting.default is None else " (default: %(default)s)"
+    if get_origin(annotation) is Literal:
+        options["choices"] = get_args(annotation)
+    else:
+        types = [kind for kind in get_args(annotation) or [annotation] if kind is not NoneType]
+        options["type"] = str if str in types else types[0]
+        if "choices" in metadata:  # many: they would crowd the usage
+            options |= {"choices": metadata["choices"], "metavar": name.upper()}
+    group.add_argument(f"--{name}", **options)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def given(settings: type, args: argparse.Namespace) -> Any:
+    """Make an instance of a dataclass out of parsed options.
+
+    Args:
+        settings: The dataclass, whose fields `add_settings` has added as options.
+        args: Parsed options.
 
     Returns:
-        A dataclass for each group.
+        The instance.
+
+    Raises:
+        SparseRMError: A setting is out of its range.
     """
-    known = {f.name: (get_type_hints(kind)[f.name], f) for kind in kinds for f in fields(kind)}
-    if left := set(known) - {name for names in groups.values() for name in names}:
-        raise ValueError(f"These options are in no group: {sorted(left)}.")
-    made = []
-    for title, names in groups.items():
-        options: list[Any] = []
-        for name in names:
-            hint, given = known[name]
-            copied = field(default=given.default, metadata=given.metadata, kw_only=True)
-            options.append((name, hint, copied))
-        made.append(make_dataclass("Group", options, namespace={"_argument_group_name": title}))
-    return made
+    return settings(**{setting.name: getattr(args, setting.name) for setting in fields(settings)})
 
 
-def given(kind: type, args: argparse.Namespace) -> Any:
-    """Make an instance of a dataclass out of parsed arguments."""
-    return kind(**{f.name: getattr(args, f.name) for f in fields(kind)})
+def add_reward_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add a reward model and its revision; returns their group, for further options of the model."""
+    group = parser.add_argument_group("reward model")
+    group.add_argument("model", help="Reward model: a folder or a Hub id.")
+    group.add_argument("--revision", help="Revision of the reward model on the Hub.")
+    return group
 
 
-def text_length(text: str) -> int:
-    """Parse a maximum number of tokens, for argparse."""
+def add_dtype(group: argparse._ArgumentGroup) -> None:
+    """Add the data type to run a reward model in."""
+    group.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="Data type to run the model in (default: %(default)s)."
+    )
+
+
+def add_max_length(group: argparse._ArgumentGroup) -> None:
+    """Add the length at which texts are truncated."""
+    group.add_argument("--max_length", type=_text_length, help="Most tokens of a text; by default, as in training.")
+
+
+def _text_length(text: str) -> int:
     if not text.lstrip("-").isdigit() or int(text) < MIN_LENGTH:
         raise argparse.ArgumentTypeError(f"max_length is {text}, but must be at least {MIN_LENGTH}")
     return int(text)
 
 
-def add_reward_model(parser: argparse.ArgumentParser) -> None:
-    """Add the reward model, and how it is loaded."""
-    parser.add_argument("model", help="reward model: a folder or a Hub id")
-    add_revision(parser)
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="type to run in")
-
-
-def add_revision(parser: argparse.ArgumentParser) -> None:
-    """Add the reward model's revision."""
-    parser.add_argument("--revision", help="revision of the reward model on the Hub")
-
-
-def add_max_length(parser: argparse.ArgumentParser) -> None:
-    """Add the length that texts are cut to."""
-    parser.add_argument("--max_length", type=text_length, help="most tokens of a text (by default as in training)")
-
-
-def add_split(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the split of a dataset."""
-    parser.add_argument("--split", default=default, help="split of the dataset; slices such as train[:1000] work")
-
-
-def add_cache_dir(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of the cache."""
-    parser.add_argument("--cache_dir", type=Path, help="folder of cached representations (by default in HF_HOME)")
+def add_cache_dir(group: argparse._ArgumentGroup) -> None:
+    """Add the folder of cached representations."""
+    group.add_argument(
+        "--cache_dir", type=Path, help="Folder to cache representations in; by default, sparserm in HF_HOME."
+    )

@@ -1,4 +1,4 @@
-"""The whole path without any hub: facts, base model, training, table, reload by plain transformers, scores."""
+"""`sparserm demo`: train on made-up facts, evaluate, reload with plain transformers, score; all without a network."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .evaluation_tables import print_evaluation
 
 logger = logging.getLogger(__name__)
 
+EXAMPLE = "sparserm demo --output_dir demo-output"
 TRAIN_PAIRS = 1000
 
 # Runs in a process in which this package and everything else that transformers does not need cannot be imported.
@@ -39,6 +40,21 @@ batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=F
 with torch.no_grad():
     print(json.dumps([transformers.__version__, model(**batch).logits[:, 0].tolist()]))
 """
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sparserm demo`."""
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("demo-output"),
+        help="Folder to write data, model and report to (default: %(default)s).",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the demo in a folder."""
+    run_demo(args.output_dir)
 
 
 def find_base_model() -> str:

@@ -1,4 +1,4 @@
-"""`sparserm explain`."""
+"""`sparserm explain`: explain rewards by latent and by token."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from ..conversations import iterate_rows
 from ..explanations import explain_rows
 from ..runtime import SparseRMError, check_output_file, process_state, replacing_file
 from ..scoring import json_line, load_reward_model
-from .arguments import add_max_length, add_reward_model
+from .arguments import add_dtype, add_max_length, add_reward_model
 from .explanation_tables import print_explanation
 from .output import tell_errors
 
 EXAMPLE = "sparserm explain my-reward-model answers.jsonl"
 
 
-def add_to(commands: Any, summary: str) -> None:
-    """Add the command to those of `sparserm`."""
-    parser = commands.add_parser("explain", help=summary, example=EXAMPLE)
-    add_reward_model(parser)
-    parser.add_argument("input", help="rows as `sparserm score` takes them; - for stdin")
-    parser.add_argument("--output", type=Path, help="JSON Lines with everything (by default tables on the terminal)")
-    parser.add_argument("--top", type=int, default=10, help="latents in a table")
-    add_max_length(parser)
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sparserm explain`."""
+    model = add_reward_model(parser)
+    add_dtype(model)
+    add_max_length(model)
+    data = parser.add_argument_group("data")
+    data.add_argument("input", help="Rows as `sparserm score` takes them: a file, or - for stdin.")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output", type=Path, help="JSON Lines file to write the whole explanations to; by default, print tables."
+    )
+    output.add_argument("--top", type=int, default=10, help="Latents in a table (default: %(default)s).")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain rows; returns 2 where rows could not be explained."""
+    """Explain; returns 2 if some rows could not be explained."""
     if process_state().num_processes > 1:
         raise SparseRMError("sparserm explain runs in one process: start it without a launcher.")
     check_output_file(args.output)
-    model, tokenizer = load_reward_model(args.model, process_state().device, args.dtype, args.revision)
+    model, tokenizer = load_reward_model(args.model, dtype=args.dtype, revision=args.revision)
     rows: Any = tqdm(iterate_rows(args.input), desc="Explaining", unit="row", delay=2, disable=args.output is None)
     errors = []
     with ExitStack() as stack:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text as Line
 
-from ..explanations import EditEffect, LatentEffect, LatentReport, TextExplanation, TokenEffect, contrast
+from ..explanations import LatentEffect, LatentReport, TextExplanation, TokenEffect, contrast
 from ..modeling.configuration_sparserm import SparseRMConfig
-from ..monitoring import Drift
 from ..runtime import Console, visible
 
 NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
@@ -125,52 +123,6 @@ def print_latents(reports: list[LatentReport], title: str) -> None:
             for passage in passages:
                 console.print(f"[dim]{what:>9}[/] {passage.strength:8.2f} ", end=" ")
                 console.print(_shaded(passage.tokens, passage.activations), soft_wrap=True)
-
-
-def print_drift(drift: Drift, title: str, alarm: float, top: int) -> None:
-    """Print how far responses are from those of training, and the features that moved most."""
-    console, caption = Console(), "Shift: in standard deviations of training."
-    table = Table(title=f"{escape(title)}, {drift.responses} responses", caption=caption, box=box.SIMPLE_HEAD)
-    table.add_column("latent", justify="right")
-    table.add_column("name", overflow="fold", ratio=1)
-    for column in ("shift", "outside %"):
-        table.add_column(column, justify="right")
-    latents = list(drift.latents.items())
-    for i in np.argsort(-np.abs(drift.shift), kind="stable")[:top].tolist():
-        figures = f"{drift.shift[i]:+.2f}", f"{100 * drift.outside[i]:.1f}"
-        latent, name = latents[i]
-        table.add_row(str(latent), escape(name), *figures)
-    console.print(table)
-    flat = drift.flat()
-    console.print(
-        f"Features moved by {flat['drift/shift']:.2f} (root mean square), rewards by {drift.reward_shift:+.2f} "
-        f"standard deviations; {100 * drift.outside_share:.1f}% of the features are outside the range that holds 99% "
-        "in training."
-    )
-    if drift.disagreement is None:
-        console.print("There is no dense twin beside this model to compare with.")
-    else:
-        console.print(
-            f"The dense twin contradicts {100 * drift.disagreement:.1f}% of the rewards more than 99% of those in "
-            "training."
-        )
-    alarms = drift.alarms(alarm)
-    verdict = f"[bold red]Alarm[/]: {'; '.join(alarms)}" if alarms else "[bold green]No alarm[/]"
-    console.print(f"{verdict} (the threshold is {100 * alarm:g}%).")
-
-
-def print_effect(effect: EditEffect, title: str) -> None:
-    """Print what an edit does to rewards."""
-    table = Table(title=f"{escape(title)}, {effect.before.metrics.pairs} pairs")
-    table.add_column("")
-    for column in ("accuracy %", "95% interval", "mean margin", "mean reward", "standard deviation"):
-        table.add_column(column, justify="right")
-    for name, rewards in (("before", effect.before), ("after", effect.after)):
-        metrics = rewards.metrics
-        interval = f"{100 * metrics.low:.1f} to {100 * metrics.high:.1f}"
-        accuracy = f"{100 * metrics.accuracy:.1f}"
-        table.add_row(name, accuracy, interval, *(f"{x:.3f}" for x in (metrics.margin, rewards.mean, rewards.std)))
-    Console().print(table)
 
 
 def _coloured(tokens: list[TokenEffect]) -> Line:

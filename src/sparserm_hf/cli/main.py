@@ -1,4 +1,4 @@
-"""The command `sparserm`: choose a command, run it, and turn errors into one sentence and an exit code."""
+"""The command `sparserm`: find the command that is meant, parse its arguments, run it, turn errors into exit codes."""
 
 from __future__ import annotations
 
@@ -8,87 +8,96 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from ..runtime import SparseRMError, VisibleFormatter, say_error
-from .parser import Parser
+from ..runtime import SparseRMError, VisibleFormatter, one_line, say_error
 
-# Each command is a file of this folder, which is imported when its command is chosen: `sparserm --help` is quick.
+# Each command lives in a file of its own, which is imported only when the command is run: `sae check` in sae_check.py.
 COMMANDS = {
-    "train": "train a reward model",
-    "score": "score texts or pairs into JSON Lines",
-    "evaluate": "accuracy on preference pairs or a benchmark, beside the controls",
-    "explain": "what each latent and each token added to a reward",
-    "latents": "the selected latents: figures, names, and the passages that they fire on",
-    "report": "one HTML file: accuracy, named latents, and pairs token by token",
-    "monitor": "how far responses are from the training responses; exit code 1 if too far",
-    "edit": "a copy with latents steered or named, and the effect",
-    "export": "a plain sequence classifier of transformers, without remote code",
-    "serve": "an HTTP server that scores",
-    "sae": "check, find or train a sparse autoencoder",
-    "align": "rounds of writing pairs, filtering them by a reward model, and DPO",
-    "demo": "train, evaluate and score without any hub",
+    "train": "Train a reward model on preference pairs.",
+    "score": "Score texts or preference pairs into JSON Lines.",
+    "evaluate": "Measure the accuracy on preference pairs or a benchmark, beside the controls.",
+    "explain": "Explain rewards by latent and by token.",
+    "latents": "Show the selected latents: their figures, and the passages on which they are active.",
+    "report": "Write a report on a reward model into one HTML file.",
+    "monitor": "Measure how far responses drifted from those of training; exit with 1 if they drifted too far.",
+    "edit": "Copy a reward model and steer or name latents of the copy.",
+    "export": "Write a reward model as a sequence classifier that transformers loads without remote code.",
+    "serve": "Score over HTTP.",
+    "sae check": "Check that an SAE fits a base model, a layer and texts; exit with 1 if it does not.",
+    "sae find": "List the SAEs that sae-lens' registry has for the residual stream of a base model.",
+    "sae train": "Train an SAE on a layer of a base model.",
+    "align": "Align a policy in rounds: write pairs, filter them with a reward model, train on them with DPO.",
+    "demo": "Train, evaluate and score on made-up facts, without a network.",
 }
-CHATTY = ("httpx", "httpx2", "datasets", "fsspec", "urllib3")
+SAE_COMMANDS = "Check, find or train sparse autoencoders (SAEs)."
 
 
-def build_parser(*chosen: str) -> argparse.ArgumentParser:
-    """Build the parser of `sparserm`.
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
+
+
+def build_parser(arguments: Sequence[str]) -> Parser:
+    """Build the parser of `sparserm`, in which only the command that is run has its arguments.
 
     Args:
-        chosen: The commands whose arguments are needed; of the others only the names are known. By default all.
+        arguments: Command line without the program's name.
+
+    Returns:
+        The parser. What it parses has the command's function as `run`.
     """
     parser = Parser(prog="sparserm", description="Interpretable reward models from sparse autoencoders.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for name, summary in COMMANDS.items():
-        if name in (chosen or COMMANDS):
-            import_module(f".{name}", __package__).add_to(commands, summary)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    for name, description in COMMANDS.items():
+        if name.startswith("sae "):
+            if "sae" not in parsers:
+                parsers["sae"] = commands.add_parser("sae", help=SAE_COMMANDS)
+                sae_commands = parsers["sae"].add_subparsers(title="commands", metavar="COMMAND", required=True)
+            parsers[name] = sae_commands.add_parser(name.removeprefix("sae "), help=description)
         else:
-            commands.add_parser(name, help=summary)
+            parsers[name] = commands.add_parser(name, help=description)
+    for name in (" ".join(arguments[:2]), *arguments[:1]):
+        if name in COMMANDS:
+            command = import_module(f".{name.replace(' ', '_')}", __package__)
+            parsers[name].description = COMMANDS[name]
+            command.add_arguments(parsers[name])
+            parsers[name].formatter_class = argparse.RawDescriptionHelpFormatter
+            parsers[name].epilog = f"example:\n  {command.EXAMPLE}"
+            parsers[name].set_defaults(run=command.run)
+            break
     return parser
-
-
-def _terminated(number: int, _: object) -> NoReturn:
-    """End as Ctrl-C does, so that nothing half-written is left."""
-    raise KeyboardInterrupt(number)
-
-
-def _prepare_process() -> None:
-    """Set up logging and signals, and keep other libraries quiet."""
-    import transformers
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(VisibleFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for chatty in CHATTY:
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of each multiplication in 8 bits
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
+    Args:
+        argv: Command line without the program's name; by default, that of the process.
+
     Returns:
-        The exit code: 0; 1 where `sae check` finds that an SAE does not fit, or `monitor` that responses drifted; 2
-        where an argument or a file was wrong.
+        The exit code: 0; 1 if `sae check` finds that an SAE does not fit, or `monitor` that responses drifted too far;
+        2 if something given was wrong; 128 and the number of the signal if a signal ended the command.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    chosen = next((word for word in argv if word in COMMANDS), "none")
-    args = build_parser(chosen).parse_args(argv)
-    _prepare_process()
+    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    args = build_parser(arguments).parse_args(arguments)
+    _set_up_logging()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = args.run(args)
+        return args.run(args) or 0
     except (SparseRMError, OSError) as error:
         if os.environ.get("SPARSERM_TRACEBACK"):
             raise
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        say_error(f"{message}{where}")
+        file = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        say_error(f"{message}{file}")
         return 2
     except KeyboardInterrupt as stopped:
         print(
@@ -96,4 +105,27 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
-    return code or 0
+
+
+def _with_underscores(argument: str) -> str:
+    """Accept `--output-dir` for `--output_dir`, as TRL's commands do."""
+    option, equals, value = argument.partition("=")
+    return f"--{option[2:].replace('-', '_')}{equals}{value}" if option.startswith("--") else argument
+
+
+def _set_up_logging() -> None:
+    import transformers  # takes half a second, which `--help` does without
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for chatty in ("httpx", "httpx2", "datasets", "fsspec", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at each multiplication in 8 bits
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _terminated(number: int, _: object) -> NoReturn:
+    """End as Ctrl-C does, so that no file is left half-written."""
+    raise KeyboardInterrupt(number)

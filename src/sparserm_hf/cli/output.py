@@ -1,4 +1,4 @@
-"""cli.output."""
+"""Errors of rows on standard error."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ from collections.abc import Sequence
 
 from ..runtime import say_error
 
-MOST_ERRORS = 10  # rows that could not be used, of which each gets its own line
+MOST_ERRORS = 10  # errors that get a line each
 
 
 def tell_errors(errors: Sequence[str]) -> int:
-    """Say which rows were not scored; returns the exit code."""
+    """Print the errors of rows that could not be used.
+
+    Args:
+        errors: One error for each of these rows.
+
+    Returns:
+        The exit code: 2 if there are errors, else 0.
+
+    Example:
+        >>> tell_errors([])
+        0
+    """
     for error in errors[:MOST_ERRORS]:
         say_error(error)
     if len(errors) > MOST_ERRORS:

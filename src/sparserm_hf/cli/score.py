@@ -1,69 +1,85 @@
-"""`sparserm score`."""
+"""`sparserm score`: score rows into JSON Lines."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
 from ..conversations import iterate_rows
 from ..runtime import SparseRMError, check_output_file, escaped_json, process_state, say, without_extra
-from ..scoring import json_line, load_reward_model, row_errors, score_rows, score_to_file
-from .arguments import add_max_length, add_reward_model
+from ..scoring import json_line, load_reward_model, row_errors, score_file, score_rows
+from .arguments import add_dtype, add_max_length, add_reward_model
 from .output import tell_errors
 
 EXAMPLE = "sparserm score my-reward-model answers.jsonl --output scores.jsonl"
 
 
-def add_to(commands: Any, summary: str) -> None:
-    """Add the command to those of `sparserm`."""
-    parser = commands.add_parser("score", help=summary, example=EXAMPLE)
-    add_reward_model(parser)
-    parser.add_argument(
-        "input", help="rows with text, messages, prompt and completion, or chosen and rejected; - for stdin"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sparserm score`."""
+    model = add_reward_model(parser)
+    add_dtype(model)
+    add_max_length(model)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "input",
+        help="Rows with text, messages, prompt and completion, or chosen and rejected: a file, or - for stdin.",
     )
-    parser.add_argument(
-        "--output", type=Path, help="file to write (by default stdout); a killed run goes on where it stopped"
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output", type=Path, help="File to write; a run that was stopped goes on. By default, standard output."
     )
-    parser.add_argument("--probabilities", action="store_true", help="add the probability that chosen is preferred")
-    add_max_length(parser)
-    ray = parser.add_argument_group("Ray", "Score Parquet files into a folder of Parquet files.")
-    ray.add_argument("--engine", default="local", choices=["local", "ray"], help="ray: on the cluster of RAY_ADDRESS")
-    ray.add_argument("--workers", type=int, help="processes that hold the model (by default 1 a GPU, or 1 per 4 CPUs)")
-    parser.set_defaults(run=run)
+    output.add_argument(
+        "--probabilities", action="store_true", help="Add the probability that the chosen response is preferred."
+    )
+    computing = parser.add_argument_group("computing")
+    computing.add_argument(
+        "--engine",
+        default="local",
+        choices=["local", "ray"],
+        help="ray: score a folder of Parquet files into another, on the cluster of RAY_ADDRESS or on this machine "
+        "(default: %(default)s).",
+    )
+    computing.add_argument(
+        "--workers", type=int, help="Processes of Ray that hold the model; by default, one a GPU, or one a four CPUs."
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score rows; returns 2 where rows could not be scored."""
+    """Score; returns 2 if some rows could not be scored."""
     check_output_file(args.output)
     if args.engine == "ray":
-        return score_on_ray(args)
+        return _score_on_ray(args)
     state = process_state()
     if state.num_processes > 1 and (args.output is None or args.input == "-"):
         raise SparseRMError("Several processes score a file into a file: name an input file and --output.")
-    rows: Any = iterate_rows(args.input)
-    model, tokenizer = load_reward_model(args.model, state.device, args.dtype, args.revision)
-    source = "" if args.input == "-" else args.input
-    rows = tqdm(rows, desc="Scoring", unit="row", delay=2, disable=not state.is_main_process)
     if args.output is None:
-        errors = []
-        for row in score_rows(model, tokenizer, rows, args.max_length, args.probabilities, source):
-            line = json_line(row)
-            errors += row_errors(line.encode())
-            sys.stdout.write(escaped_json(line))
-            sys.stdout.flush()
-        return tell_errors(errors)
-    scored = score_to_file(model, tokenizer, rows, args.output, args.max_length, args.probabilities, source)
+        return _score_to_stdout(args)
+    scored = score_file(
+        args.model, args.input, args.output, args.max_length, args.dtype, args.revision, args.probabilities
+    )
     if state.is_main_process:
-        tell_written(args.output, scored.kept)
+        _print_written(args.output, scored.kept)
     return tell_errors(scored.errors)
 
 
-def score_on_ray(args: argparse.Namespace) -> int:
-    """Score Parquet files on Ray; returns 2 where rows could not be scored."""
+def _score_to_stdout(args: argparse.Namespace) -> int:
+    rows = iterate_rows(args.input)
+    model, tokenizer = load_reward_model(args.model, dtype=args.dtype, revision=args.revision)
+    source = "" if args.input == "-" else args.input
+    errors = []
+    rows = tqdm(rows, desc="Scoring", unit="row", delay=2)
+    for row in score_rows(model, tokenizer, rows, args.max_length, args.probabilities, source):
+        line = json_line(row)
+        errors += row_errors(line.encode())
+        sys.stdout.write(escaped_json(line))
+        sys.stdout.flush()
+    return tell_errors(errors)
+
+
+def _score_on_ray(args: argparse.Namespace) -> int:
     try:
         from ..integrations import score_parquet
     except ModuleNotFoundError as error:
@@ -80,10 +96,9 @@ def score_on_ray(args: argparse.Namespace) -> int:
         args.workers,
         args.probabilities,
     )
-    tell_written(args.output, scored.kept)
+    _print_written(args.output, scored.kept)
     return tell_errors(scored.errors)
 
 
-def tell_written(output: Path, before: int) -> None:
-    """Print where the scores are, and how many rows an earlier run had scored."""
-    say(f"Wrote {output}" + (f"; {before} rows were there from a run before." if before else "."))
+def _print_written(output: Path, kept: int) -> None:
+    say(f"Wrote {output}" + (f"; {kept} rows were there from a run before." if kept else "."))

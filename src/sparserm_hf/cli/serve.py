@@ -1,34 +1,38 @@
-"""`sparserm serve`."""
+"""`sparserm serve`: score over HTTP."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
 
 from ..runtime import without_extra
-from .arguments import add_max_length, add_reward_model
+from .arguments import add_dtype, add_max_length, add_reward_model
 
 EXAMPLE = "sparserm serve my-reward-model --port 8000"
 
 
-def add_to(commands: Any, summary: str) -> None:
-    """Add the command to those of `sparserm`."""
-    parser = commands.add_parser("serve", help=summary, example=EXAMPLE)
-    add_reward_model(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address; any but this machine's own needs a token in SPARSERM_TOKEN"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sparserm serve`."""
+    model = add_reward_model(parser)
+    add_dtype(model)
+    add_max_length(model)
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="Address to listen on; any other than this machine's own needs a token in SPARSERM_TOKEN "
+        "(default: %(default)s).",
     )
-    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free port")
-    parser.add_argument(
-        "--exact", action="store_true", help="score each text alone: the same reward to the bit whoever else calls"
+    server.add_argument("--port", type=int, default=8000, help="Port; 0 takes a free port (default: %(default)s).")
+    server.add_argument(
+        "--exact",
+        action="store_true",
+        help="Score each text alone: its reward is the same to the last bit, whatever other callers send.",
     )
-    add_max_length(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve a reward model until the process is stopped."""
+    """Serve until a signal ends the server."""
     try:
         from ..server import serve
     except ModuleNotFoundError as error:

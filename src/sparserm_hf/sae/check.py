@@ -216,5 +216,5 @@ def check_before_training(
     fit, neighbours = compare_fits(decoder, sae, layer, sample, bos)
     verdict = judge(fit, neighbours, f"layer {layer} of {name}", sae.source.get("model_name"))
     if not verdict.fits:
-        raise SparseRMError(f"{verdict.sentence} If you know better, leave the check out with --check_sae False.")
+        raise SparseRMError(f"{verdict.sentence} If you know better, leave the check out with --no_check_sae.")
     return verdict

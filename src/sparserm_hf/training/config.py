@@ -13,8 +13,8 @@ from ..runtime import SparseRMError, tracker_names
 from .head import LOSSES
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, **others: str) -> Any:
+    return field(default=default, metadata={"help": help} | others)
 
 
 @dataclass(kw_only=True)
@@ -33,8 +33,7 @@ loss='bradley_terry', gamma=1.0, seed=42)
         sparserm_hf.runtime.errors.SparseRMError: k is 0, but must be at least 1.
     """
 
-    # Only beside None does HfArgumentParser take a union with str for a string.
-    k: int | str | None = _option(
+    k: int | str = _option(
         "auto",
         "Number of latents to select on each side, 128 in the paper; auto takes the smallest number within one "
         "standard error of the best cross-validated accuracy.",
@@ -114,13 +113,13 @@ class SparseRMTrainingConfig(RewardHeadConfig):
     cache_dir: str | None = _option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
     controls: bool = _option(
         True,
-        "Fit the controls too (dense representation, random directions, SAE activations, length), unless "
-        "--no_controls is given.",
+        "Fit the controls too: dense representation, random directions, SAE activations, length.",
+        off="Do not fit the controls (dense representation, random directions, SAE activations, length).",
     )
     check_sae: bool = _option(
         True,
-        "Check that the SAE fits the base model and the layer before the base model runs on all texts, unless "
-        "--no_check_sae is given.",
+        "Check that the SAE fits the base model and the layer before the base model runs on all texts.",
+        off="Do not check that the SAE fits the base model and the layer.",
     )
     debias: str = _option(
         "none",
