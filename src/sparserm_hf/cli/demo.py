@@ -10,7 +10,6 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 
@@ -119,15 +118,3 @@ def run_demo(output_dir: Path) -> None:
     report = output_dir / "report.html"
     write_report(str(output_dir / "model"), report, splits["test"])
     say(f"The demo took {time.perf_counter() - started:.0f} s. See inside the model: {report}")
-
-
-def add_to(commands: Any, summary: str) -> None:
-    """Add the command to those of `sparserm`."""
-    parser = commands.add_parser("demo", help=summary, example="sparserm demo")
-    parser.add_argument("--output_dir", default="demo-output", help="folder for data and model")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Run the demo."""
-    run_demo(Path(args.output_dir))
