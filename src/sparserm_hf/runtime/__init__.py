@@ -1,4 +1,8 @@
-"""The machine: devices, processes, batches, files that are replaced whole, the Hub, trackers, errors, the terminal."""
+"""Foundations that every room uses.
+
+Devices, processes and batches; files that are replaced as a whole, the cache and the Hub; errors, the terminal and
+experiment trackers.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Files and folders are replaced as a whole: whenever a process is killed, the old one is there or the new one."""
+"""Replace files and folders as a whole: a killed process leaves the old one or the new one, never a mixture."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from .errors import full_disk_as_os_error
 
-WRITING = ".writing-"  # in the name of a temporary folder, after the name of what is replaced
-OLD = "old"  # in it: what was there before, where two folders cannot be exchanged
-# Names of what a model, its tokenizer and what lies beside it are saved as: of an earlier one, none of these stays.
+WRITING = ".writing-"  # in the name of a temporary folder, after the name of the file or folder to replace
+OLD = "old"  # the replaced folder inside the temporary one, on systems that cannot exchange two folders
+# Files of a checkpoint. A new checkpoint removes those of an earlier one.
 OWN_FILES = (
     "*.jinja",
     "*_sparserm.py",
@@ -39,13 +39,35 @@ OWN_FILES = (
 
 
 def is_own(name: str) -> bool:
-    """Whether a file of this name is one that this package writes into a folder."""
+    """Tell if this package writes files of this name into a checkpoint.
+
+    Example:
+        >>> is_own("model-00001-of-00002.safetensors"), is_own("notes.txt")
+        (True, False)
+    """
     return any(fnmatch(name, pattern) for pattern in OWN_FILES)
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file name; when the block ends well, that file takes the place of `path`."""
+    """Yield the path of a temporary file; if the block succeeds, that file replaces `path`.
+
+    Args:
+        path: File to replace or to make.
+
+    Yields:
+        Path to write to.
+
+    Raises:
+        OSError: The file cannot be written.
+
+    Example:
+        >>> with replacing_file(Path("notes.txt")) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> Path("notes.txt").read_text()
+        'whole'
+        >>> Path("notes.txt").unlink()
+    """
     with temporary_beside(path) as temporary, full_disk_as_os_error(path):
         yield temporary / path.name
         (temporary / path.name).replace(path)
@@ -53,11 +75,20 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder; when the block ends well, it takes the place of `folder`.
+    """Yield a temporary folder; if the block succeeds, that folder replaces `folder`.
 
-    A block that fails leaves `folder` as it was. Files that are not this package's stay.
+    If the block fails, `folder` stays as it was. Files that this package did not write are kept.
+
+    Args:
+        folder: Folder to replace or to make.
+
+    Yields:
+        Folder to write into.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
-    folder = folder.resolve()  # of a link to a folder, the folder is replaced
+    folder = folder.resolve()  # a link stays, and its target is replaced
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(folder) as temporary, full_disk_as_os_error(folder):
         new = temporary / folder.name
@@ -71,13 +102,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, after removing those that killed processes have left there."""
+    """Yield a temporary folder beside `path`, after removing temporary folders that killed processes left there."""
     for left in path.parent.glob(f".{glob.escape(path.name)}{WRITING}*"):
         _sweep(left, path)
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{WRITING}", dir=path.parent))
         with _lock(temporary):
-            if not temporary.exists():  # taken for a left one before it was locked
+            if not temporary.exists():  # another process swept it before it was locked
                 continue
             try:
                 yield temporary
@@ -95,10 +126,14 @@ def _sweep(left: Path, path: Path) -> None:
 
 @contextmanager
 def _lock(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a folder as long as this process lives.
+    """Lock a folder; the lock ends with this process at the latest.
+
+    Args:
+        folder: The folder.
+        wait: Wait for another process to release it.
 
     Raises:
-        OSError: Another process holds it, and is not to be waited for.
+        OSError: Another process holds the lock, and `wait` is false.
     """
     import fcntl
 
@@ -111,7 +146,7 @@ def _lock(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _keep(entry: Path, place: Path) -> None:
-    """Put a file or folder into another place as well, without copying where that can be."""
+    """Link a file, or each file of a folder, into another place, or copy it on filesystems without hard links."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.copytree(entry, place, symlinks=True, copy_function=_link)
     else:
@@ -126,7 +161,7 @@ def _link(entry: str | Path, place: str | Path) -> None:
 
 
 def _swap(new: Path, folder: Path, old: Path) -> None:
-    """Put a folder in the place of another one, in one step where the system can: readers find one or the other."""
+    """Replace a folder by another one, in a single step on systems that can."""
     if not folder.exists():
         new.rename(folder)
         return
@@ -141,8 +176,8 @@ def _exchange(one: Path, other: Path) -> None:
     """Exchange the names of two folders.
 
     Raises:
-        AttributeError: The C library cannot.
-        OSError: The filesystem cannot.
+        AttributeError: The C library has no such call.
+        OSError: The filesystem does not support it.
     """
     libc, names, here, swap = ctypes.CDLL(None, use_errno=True), (os.fsencode(one), os.fsencode(other)), -100, 2
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""The cache of representations stays under a size: what was unused for longest goes first."""
+"""The cache of representations: its folder, and a limit of its size."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from huggingface_hub import constants
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 50 * 2**30
-IN_USE = 3600  # seconds since a folder was last used, in which it is left alone: another process may be reading it
+IN_USE = 3600  # seconds since the last use, in which a folder is kept: another process may be reading it
 
 
 def prune_cache(cache_dir: Path, most_bytes: int = MOST_BYTES) -> None:
-    """Remove representations from a cache until the rest takes up no more than `most_bytes`.
+    """Remove the least recently used representations from a cache until it is small enough.
+
+    Representations that were used within the last hour stay.
 
     Args:
-        cache_dir: The cache; only its folders of representations are touched.
-        most_bytes: In bytes. What was used within the last hour stays all the same.
+        cache_dir: Folder of the cache. Only its folders of representations are touched.
+        most_bytes: Limit in bytes.
     """
     folders = [path for path in cache_dir.iterdir() if re.fullmatch(r"[0-9a-f]{32}", path.name)]
     sizes = {path: sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in folders}
@@ -35,5 +37,10 @@ def prune_cache(cache_dir: Path, most_bytes: int = MOST_BYTES) -> None:
 
 
 def default_cache_dir() -> Path:
-    """Beside the Hub's own cache: `sparserm` in `HF_HOME`."""
+    """Return the default folder of the cache: `sparserm` in `HF_HOME`, beside the cache of the Hub.
+
+    Example:
+        >>> default_cache_dir().name
+        'sparserm'
+    """
     return Path(constants.HF_HOME) / "sparserm"

@@ -1,4 +1,4 @@
-"""A checkpoint folder: may it be written to, the tokenizer that goes into it, and its way to the Hub."""
+"""Checkpoint folders: check that they may be written, save tokenizers into them, upload them to the Hub."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from transformers import PreTrainedTokenizerBase
 from .atomic_files import is_own
 from .errors import SparseRMError
 
-LOGS = "runs"  # folder inside the output folder that trackers write to
+LOGS = "runs"  # folder of the trackers inside the output folder
 
 
 def check_output_dir(folder: Path) -> None:
-    """Raise a `SparseRMError` unless a checkpoint may be written there: it is new, empty, or holds a SparseRM."""
+    """Check that a checkpoint may be written into a folder: it is new, empty, or holds a SparseRM.
+
+    Raises:
+        SparseRMError: The folder is a file or a volume, or holds other files.
+
+    Example:
+        >>> check_output_dir(Path("no-such-folder"))
+    """
     if folder.is_file():
         raise SparseRMError(f"The output folder {str(folder)!r} is a file; name a folder.")
     if folder.is_mount():
@@ -37,7 +44,17 @@ def check_output_dir(folder: Path) -> None:
 
 
 def check_output_file(path: Path | None) -> None:
-    """Raise a `SparseRMError` if a file that is to be written is there already, or its folder is not."""
+    """Check that a file can be written without replacing another one.
+
+    Args:
+        path: The file; None for standard output.
+
+    Raises:
+        SparseRMError: The file exists, or its folder does not.
+
+    Example:
+        >>> check_output_file(Path("no-such-file.jsonl"))
+    """
     if path and path.exists():
         raise SparseRMError(f"{path} exists already: name another file, or remove it.")
     if path and not path.parent.is_dir():
@@ -45,10 +62,14 @@ def check_output_file(path: Path | None) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a tokenizer so that transformers 4 reads it too.
+    """Save a tokenizer in a form that transformers 4 and 5 read.
 
-    transformers 5 names the class `TokenizersBackend` and keeps additional special tokens in a list, neither of which
-    transformers 4 understands; it understands what is written here, and so does transformers 5.
+    By itself, transformers 5 names the class `TokenizersBackend` and lists additional special tokens under a name that
+    transformers 4 does not know.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Folder to save it into.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
@@ -57,27 +78,27 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    for name in ("model_max_length", "truncation_side"):  # set after loading, these are not saved by themselves
+    for name in ("model_max_length", "truncation_side"):  # transformers does not save later changes of these
         config[name] = getattr(tokenizer, name)
-    for name in ("is_local", "local_files_only", "name_or_path"):  # of the machine that it was saved on
+    for name in ("is_local", "local_files_only", "name_or_path"):  # they describe this machine
         config.pop(name, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def push_folder(folder: Path, files: Sequence[str], repo_id: str | None, private: bool, **kwargs: Any) -> str:
-    """Upload a checkpoint to the Hub, and nothing else that lies in its folder.
+    """Upload a checkpoint to the Hub, without other files of its folder.
 
-    Files of an earlier checkpoint that this one does not have are removed there.
+    Files of an earlier checkpoint that the new one does not have are removed from the repository.
 
     Args:
         folder: The checkpoint.
-        files: What was written into it.
-        repo_id: The repository, which is made where it is missing; by default named after the folder.
-        private: Whether it is made private.
+        files: Names of the files to upload.
+        repo_id: Id of the repository, which is created if it does not exist; by default the name of the folder.
+        private: Create a private repository.
         kwargs: Passed to `HfApi.upload_folder`.
 
     Returns:
-        The address of the commit.
+        URL of the commit.
 
     Raises:
         SparseRMError: The upload failed.
@@ -88,7 +109,7 @@ def push_folder(folder: Path, files: Sequence[str], repo_id: str | None, private
         there = api.list_repo_files(repo.repo_id, revision=kwargs.get("revision"))
         ours = {"allow_patterns": list(map(escape, files)), "delete_patterns": [escape(x) for x in there if is_own(x)]}
         return api.upload_folder(folder_path=folder, repo_id=repo.repo_id, **ours | kwargs).commit_url
-    except (OSError, RuntimeError, ValueError) as error:  # the client raises all of them
+    except (OSError, RuntimeError, ValueError) as error:  # the client raises each of these
         telling = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         why = " ".join(str(telling).split()) or type(telling).__name__
         raise SparseRMError(

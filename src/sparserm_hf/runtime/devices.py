@@ -1,4 +1,4 @@
-"""From a device to exact arithmetic."""
+"""Data types that a device computes in, and exact arithmetic on the CPU."""
 
 from __future__ import annotations
 
@@ -11,18 +11,32 @@ from .private_apis import cpu_multiplies_bfloat16
 def exact(tensor: torch.Tensor) -> torch.Tensor:
     """Copy a tensor to the CPU, in float64.
 
-    The CPU first: Apple's GPUs have no float64, and raise a TypeError where it is asked for.
+    It goes to the CPU first, because Apple's GPUs raise a TypeError for float64.
+
+    Example:
+        >>> exact(torch.tensor([0.5, 2.0]))
+        tensor([0.5000, 2.0000], dtype=torch.float64)
     """
     return tensor.detach().cpu().to(torch.float64)
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Copy a tensor to a float64 array."""
+    """Copy a tensor to an array of float64.
+
+    Example:
+        >>> as_numpy(torch.tensor([0.5, 2.0]))
+        array([0.5, 2. ])
+    """
     return exact(tensor).numpy()
 
 
 def preferred_dtype(device: torch.device) -> torch.dtype:
-    """The type a base model runs fastest in without harm: bfloat16 where the hardware multiplies it, else float32."""
+    """Choose the data type of a base model: bfloat16 on hardware that multiplies it, else float32.
+
+    Example:
+        >>> preferred_dtype(torch.device("mps"))
+        torch.float32
+    """
     if device.type == "cuda":
         good = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
@@ -33,5 +47,10 @@ def preferred_dtype(device: torch.device) -> torch.dtype:
 
 
 def named_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type that the option `dtype` names: `auto` is the preferred one."""
+    """Return the data type that the option `dtype` names; `auto` is the preferred type of the device.
+
+    Example:
+        >>> named_dtype("bfloat16", torch.device("cpu"))
+        torch.bfloat16
+    """
     return preferred_dtype(device) if name == "auto" else getattr(torch, name)

@@ -1,4 +1,4 @@
-"""The error that a user can mend, and the errors of other libraries put into our words."""
+"""Errors that a user can mend, and errors of other libraries turned into such errors."""
 
 from __future__ import annotations
 
@@ -10,33 +10,46 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-MOST_REASON = 300  # characters of an error of another library
+MOST_REASON = 300  # characters shown of another library's error
 _shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxlong = _shorten.maxother = MOST_SHOWN = 60  # characters of a value in an error
+_shorten.maxstring = _shorten.maxlong = _shorten.maxother = MOST_SHOWN = 60  # characters shown of a value
 
 
 class SparseRMError(ValueError):
-    """Something given is wrong; the message says what was given, what is needed and how to mend it."""
+    """An input is wrong. The message says what was given, what is needed and how to mend it.
+
+    Example:
+        >>> from sparserm_hf import load_preferences
+        >>> load_preferences("no-such-file.jsonl")
+        Traceback (most recent call last):
+        ...
+        sparserm_hf.runtime.errors.SparseRMError: There is no file no-such-file.jsonl.
+    """
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error of another library, or its kind where it says nothing."""
+    r"""Return the first line of an error's message, or the name of its class if the message is empty.
+
+    Example:
+        >>> reason(OSError("No space left\nfurther lines"))
+        'No space left'
+    """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
 def reading(what: str, mend: str = "it was cut short or changed: download or save it again") -> Iterator[None]:
-    """Turn whatever goes wrong in reading a foreign file into a `SparseRMError`.
+    """Turn any error in a block that reads a foreign file into a `SparseRMError`.
 
-    A file of somebody else can make a library raise anything: a KeyError, a MemoryError, or the panic of a library in
-    Rust, which is no `Exception`.
+    A foreign file can make a library raise anything: a KeyError, a MemoryError, or the panic of a library in Rust,
+    which is no `Exception`.
 
     Args:
-        what: What is read, the subject of the sentence.
-        mend: What the user can do.
+        what: The subject of the message, such as a file name.
+        mend: How the user can mend it.
 
     Raises:
-        SparseRMError: It cannot be read. Its own `SparseRMError` passes as it is.
+        SparseRMError: The block raised. A `SparseRMError` of the block passes unchanged.
 
     Example:
         >>> with reading("The file x", "download it again"):
@@ -51,13 +64,20 @@ def reading(what: str, mend: str = "it was cut short or changed: download or sav
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong in loading a foreign model or tokenizer into a `SparseRMError`; see `reading`.
+    """Turn any error in a block that loads a foreign model or tokenizer into a `SparseRMError`; see `reading`.
 
     Args:
-        what: What is loaded, the subject of the sentence.
+        what: The subject of the message, such as the name of a model.
 
     Raises:
-        SparseRMError: It cannot be loaded. Its own `SparseRMError` passes as it is.
+        SparseRMError: The block raised. A `SparseRMError` of the block passes unchanged.
+
+    Example:
+        >>> with loading("The model x"):
+        ...     raise OSError("no such repository")
+        Traceback (most recent call last):
+        ...
+        sparserm_hf.runtime.errors.SparseRMError: The model x cannot be loaded: no such repository.
     """
     with _telling(lambda why: f"{what} cannot be loaded: {why}."):
         yield
@@ -74,20 +94,35 @@ def _telling(sentence: Callable[[str], str]) -> Iterator[None]:
 
 
 def kind_and_reason(error: BaseException) -> str:
-    """The first line of an error; with its kind, where the line alone says little, as that of a KeyError."""
+    """Return the first line of an error's message, after the name of its class unless it is a ValueError or OSError.
+
+    Example:
+        >>> kind_and_reason(KeyError("weight")), kind_and_reason(ValueError("Too long."))
+        ("KeyError: 'weight'", 'Too long')
+    """
     told, kind = reason(error).rstrip("."), type(error).__name__
     told = told if len(told) <= MOST_REASON else f"{told[:MOST_REASON]}..."
     return told if isinstance(error, (ValueError, OSError)) or told == kind else f"{kind}: {told}"
 
 
 def without_extra(what: str, error: ModuleNotFoundError, extra: str) -> SparseRMError:
-    """The error where something needs a package that one of our extras installs."""
+    """Make the error for a missing package that an extra installs.
+
+    Args:
+        what: The part of this package that needs it, the subject of the message.
+        error: The failed import.
+        extra: Name of the extra.
+
+    Example:
+        >>> print(without_extra("The server", ModuleNotFoundError(name="fastapi"), "serve"))
+        The server needs fastapi: install the extra `serve`, as in pip install '.[serve]'.
+    """
     return SparseRMError(f"{what} needs {error.name}: install the extra `{extra}`, as in pip install '.[{extra}]'.")
 
 
 @contextmanager
 def full_disk_as_os_error(path: Path) -> Iterator[None]:
-    """Turn what safetensors makes of a full disk into the `OSError` that everything else makes of it."""
+    """Turn the error of safetensors for a full disk into an `OSError`, as other libraries raise it."""
     try:
         yield
     except SafetensorError as error:
@@ -95,7 +130,7 @@ def full_disk_as_os_error(path: Path) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: on one line, and no longer than a line, whatever it is.
+    """Format a value for an error: on one line, and not longer than a line.
 
     Example:
         >>> shown(list("responses"))

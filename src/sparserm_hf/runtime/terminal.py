@@ -1,4 +1,4 @@
-"""Text for the terminal. Whatever a label or a file name holds, it is shown as text and steers no terminal."""
+"""Print text safely: control characters in a label or a file name are shown, and do not steer the terminal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.text import Text
 
-_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # text that runs backwards
+_DIRECTIONS = (
+    0x061C,
+    0x200E,
+    0x200F,
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+)  # right-to-left marks
 _OTHERS = (*range(0x80, 0xA0), *_DIRECTIONS, 0x2028, 0x2029, *range(0xD800, 0xE000))
-# Each becomes one character, so that tables keep their widths: Unicode has a picture of each ASCII control character.
+# Each character is replaced by one character, so that tables keep their widths. Unicode has a picture of each ASCII
+# control character.
 _SHOWN = {code: 0x2400 + code for code in range(0x20) if chr(code) != "\n"} | {0x7F: 0x2421}
 _SHOWN |= dict.fromkeys(_OTHERS, 0xFFFD)
 
 
 def visible(text: str) -> str:
-    r"""A text in which characters that steer a terminal are replaced by characters that are seen; newlines stay.
+    r"""Replace characters that steer a terminal by visible ones; newlines stay.
 
     Example:
         >>> visible("a label\x1b[2J")
@@ -27,7 +34,7 @@ def visible(text: str) -> str:
 
 
 def escaped_json(line: str) -> str:
-    r"""A line of JSON in which characters that steer a terminal are written as escapes: the values stay exact.
+    r"""Escape characters that steer a terminal in a line of JSON, which keeps its values.
 
     Example:
         >>> escaped_json('{"text": "\x9b2J"}')
@@ -37,12 +44,22 @@ def escaped_json(line: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same on one line, so that no text can look like a line of its own."""
+    r"""Make a text visible and put it on one line, so that no part of it looks like a line of its own.
+
+    Example:
+        >>> one_line("a label\nerror: a forged line")
+        'a label error: a forged line'
+    """
     return visible(" ".join(text.splitlines()))
 
 
 def say(text: str) -> None:
-    """Print a text on standard output."""
+    """Print a text on standard output.
+
+    Example:
+        >>> say("Saved my-reward-model.")
+        Saved my-reward-model.
+    """
     print(visible(text), flush=True)
 
 
@@ -52,22 +69,19 @@ def say_error(text: str) -> None:
 
 
 class Console(RichConsole):
-    """The console of rich for strings that may hold anything: they are shown as `visible` has it.
-
-    A `rich.text.Text` is printed as it is.
-    """
+    """A console of rich that makes strings `visible`; a `rich.text.Text` is printed unchanged."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(emoji=False, **kwargs)  # :warning: in a label stays what it is
+        super().__init__(emoji=False, **kwargs)  # `:warning:` in a label is no emoji
 
     def render_str(self, text: str, **kwargs: Any) -> Text:  # type: ignore[override]
-        """Make a string, with its markup, a `Text`."""
+        """Turn a string with markup into a `Text`."""
         return super().render_str(visible(text), **kwargs)
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formats log records as `visible` has it."""
+    """A formatter of log records that makes them `visible`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """A record as text."""
+        """Format a record."""
         return visible(super().format(record))

@@ -1,4 +1,4 @@
-"""Metrics to experiment trackers, through accelerate's usual integrations."""
+"""Report metrics to experiment trackers, through the integrations of accelerate."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 def tracker_names(report_to: str) -> list[str]:
-    """The trackers that `report_to` names, none for `none`.
+    """Split the option `report_to` into names of trackers.
+
+    Args:
+        report_to: Names with commas between them; `none` for no tracker.
 
     Raises:
-        SparseRMError: One of them is not known.
+        SparseRMError: A tracker is unknown.
+
+    Example:
+        >>> tracker_names("tensorboard, wandb"), tracker_names("none")
+        (['tensorboard', 'wandb'], [])
     """
     names = [name.strip() for name in report_to.split(",")]
     for name in names:
@@ -31,7 +38,16 @@ def tracker_names(report_to: str) -> list[str]:
 
 
 def report_metrics(report_to: str, folder: str, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Send settings and metrics to the trackers; where that fails, say so and go on: the model is worth more."""
+    """Send settings and metrics to experiment trackers.
+
+    A failure is logged and not raised, because the trained model must not be lost.
+
+    Args:
+        report_to: Names of trackers; see `tracker_names`.
+        folder: Output folder, for trackers that write files.
+        settings: Settings of the run.
+        metrics: Metrics by their names.
+    """
     names = tracker_names(report_to)
     if not names:
         return
@@ -39,7 +55,7 @@ def report_metrics(report_to: str, folder: str, settings: dict[str, Any], metric
         accelerator = Accelerator(log_with=names, project_dir=str(Path(folder) / LOGS))
         accelerator.init_trackers("sparserm", config={k: v for k, v in settings.items() if v is not None})
         accelerator.log(metrics)
-        for tracker in accelerator.trackers:  # not end_training, which takes the process group down with it
+        for tracker in accelerator.trackers:  # `end_training` would end the process group too
             tracker.finish()
-    except Exception as error:  # trackers raise whatever they like
+    except Exception as error:  # trackers may raise anything
         logger.warning("The metrics could not be reported to %s: %s", report_to, error)
