@@ -45,7 +45,8 @@ from sparserm_hf.runtime.batches import pad_texts, plan_batches
 from sparserm_hf.sae.fit import SINK_RATIO, measure_fit
 from sparserm_hf.sae.loading.loaded_sae import CONFIG_FILE, WEIGHTS_FILE, load_sae
 from sparserm_hf.sae.training.sae_config import SAETrainingConfig
-from sparserm_hf.sae.training.train import fit_sae, save_sae
+from sparserm_hf.sae.training.saving import save_sae
+from sparserm_hf.sae.training.training_loop import train_on_tokens
 from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
 from sparserm_hf.training.head import Objective, PairFeatures
 from sparserm_hf.training.linear_head import fit_linear_head
@@ -169,7 +170,7 @@ def train(name: str, candidate: Candidate, work: Path) -> None:
         return
     config = replace(SAETrainingConfig(), **candidate.settings)
     read = read_shards(work / "tokens", candidate.layer, HELD_OUT)
-    sae = fit_sae(read, config, work / "checkpoints" / name, {"layer": candidate.layer})
+    sae = train_on_tokens(read, config, work / "checkpoints" / name, {"layer": candidate.layer})
     metadata = {
         "model_name": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "hook_name": f"blocks.{candidate.layer - 1}.hook_resid_post",

@@ -21,9 +21,9 @@ from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.templates import prepare_tokenizer
 from sparserm_hf.conversations.texts import load_texts
 from sparserm_hf.runtime.devices import preferred_dtype
-from sparserm_hf.sae.tokens import ResidualTokens
 from sparserm_hf.sae.training.sae_config import SAETrainingConfig
-from sparserm_hf.sae.training.train import fit_sae
+from sparserm_hf.sae.training.training_loop import train_on_tokens
+from sparserm_hf.sae.training.training_tokens import ResidualTokens
 
 BASE = "base model"
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product")
@@ -41,10 +41,10 @@ def main(dataset: str, model: str | None = None, layer: int = 15, tokens: int = 
         with record_function(BASE):
             return read(position)
 
-    fit_sae(labelled, SAETrainingConfig(total_tokens=2048, buffer_tokens=2048))  # warm up
+    train_on_tokens(labelled, SAETrainingConfig(total_tokens=2048, buffer_tokens=2048))  # warm up
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         started = time.perf_counter()
-        fit_sae(labelled, SAETrainingConfig(total_tokens=tokens, buffer_tokens=tokens))
+        train_on_tokens(labelled, SAETrainingConfig(total_tokens=tokens, buffer_tokens=tokens))
         seconds = time.perf_counter() - started
     events = [event for event in profiler.key_averages() if event.key != BASE]
     in_base = next(e.cpu_time_total for e in profiler.key_averages() if e.key == BASE) / 1e6

@@ -17,7 +17,7 @@ import trl
 
 import sparserm_hf
 from sparserm_hf.cli import main
-from sparserm_hf.sae import check as sae_check
+from sparserm_hf.sae import measuring as sae_measuring
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -51,7 +51,9 @@ def here(documented, tmp_path, monkeypatch):
     shutil.copytree(documented, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(trl, "GRPOConfig", partial(trl.GRPOConfig, use_cpu=True, bf16=False))
-    monkeypatch.setattr(sae_check, "judge", lambda *_: sae_check.Verdict(True, "The SAE fits."))  # it is a random one
+    monkeypatch.setattr(
+        sae_measuring, "judge", lambda *_: sae_measuring.Verdict(True, "The SAE fits.")
+    )  # it is a random one
     return folder
 
 

@@ -14,7 +14,7 @@ from sparserm_hf.cli.demo import TRAIN_PAIRS, score_in_plain_transformers
 from sparserm_hf.conversations.templates import encode
 from sparserm_hf.demo.facts import make_facts
 from sparserm_hf.runtime.checkpoints import save_tokenizer
-from sparserm_hf.sae.hooks import read_layers
+from sparserm_hf.sae.hooks import collect_residual_streams
 from sparserm_hf.sae.loading.choosing import SHIPPED_SAE, default_sae
 from sparserm_hf.sae.loading.loaded_sae import load_sae
 
@@ -112,7 +112,7 @@ def test_the_examples_run(tmp_path, capsys, monkeypatch):
     save_tokenizer(tokenizer, Path(base))
     pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
     texts = [encode(tokenizer, row["prompt"] + row["chosen"]) for row in rows]
-    tokens = read_layers(decoder_of(causal_lm), texts, [2], tokenizer.bos_token_id, "test")[2]
+    tokens = collect_residual_streams(decoder_of(causal_lm), texts, [2], tokenizer.bos_token_id, "test")[2]
     save_sae(tmp_path / "sae", principal_sae(tokens), "blocks.1.hook_resid_post")
     runpy.run_path(str(EXAMPLES / "train.py"))["main"](base, pairs, model, str(tmp_path / "sae"))
     assert "dense representation" in capsys.readouterr().out

@@ -64,6 +64,9 @@ def test_the_libraries_still_have_them(tmp_path):
     assert private_apis.keeps_state(model) is False
     assert private_apis.commit_of(model.config) is None
     assert isinstance(private_apis.cpu_multiplies_bfloat16(), bool)
+    assert "gemma-scope-2b-pt-res-canonical" in private_apis.sae_lens_registry()
+    old = {"d_in": 4, "d_sae": 8, "hook_point": "blocks.1.hook_resid_post", "model_name": "tiny", "device": "cpu"}
+    assert private_apis.current_sae_lens_config(old)["metadata"]["hook_name"] == old["hook_point"]
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     private_apis.use_one_gpu(args)
     assert args.n_gpu <= 1

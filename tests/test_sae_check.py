@@ -18,10 +18,10 @@ from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.batches import pad_texts
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
-from sparserm_hf.sae.check import check_before_training, measure_sae, sample_texts
 from sparserm_hf.sae.fit import Fit, Neighbour, judge, measure_fit
-from sparserm_hf.sae.hooks import next_token_loss, read_layers
+from sparserm_hf.sae.hooks import collect_residual_streams, next_token_loss
 from sparserm_hf.sae.loading.loaded_sae import LoadedSAE, load_sae
+from sparserm_hf.sae.measuring import check_before_training, measure_sae, sample_texts
 
 LAYER = 2
 
@@ -74,7 +74,7 @@ def test_the_verdict(found, neighbour, fits, says):
 def test_a_layer_read_is_the_output_of_a_model_cut_there(architecture):
     """The last one too: `hidden_states` has the final norm on it. Left out: BOS and the first token after it."""
     model, texts = tiny_causal_lm(architecture), tiny_texts()
-    found = read_layers(decoder_of(model), texts, [1, 2, 3, 4], BOS, "test")
+    found = collect_residual_streams(decoder_of(model), texts, [1, 2, 3, 4], BOS, "test")
     cut = model
     for layer in (4, 3, 2, 1):  # one after the other, as the trainer cuts again after its check
         cut = cut_base_model(cut, layer)
@@ -102,7 +102,7 @@ def test_loss_with_the_residual_stream_replaced(architecture):
     clean = torch.cat(losses).mean().item()
     assert loss(lambda x: x) == pytest.approx(clean, rel=1e-4)
     assert abs(loss(torch.zeros_like) - clean) > 0.01
-    norms = read_layers(decoder_of(model), texts, [LAYER], BOS, "test")[LAYER].norm(dim=-1)
+    norms = collect_residual_streams(decoder_of(model), texts, [LAYER], BOS, "test")[LAYER].norm(dim=-1)
     seen = []
     loss(lambda x: seen.append(x) or x, norms.median().item())
     assert sum(map(len, seen)) == (norms <= norms.median()).sum(), "sinks are not replaced"
@@ -168,7 +168,7 @@ def world(tmp_path_factory):
     shutil.copytree(root / "base", root / "no-bos")
     save_tokenizer(tiny_tokenizer(), root / "no-bos")
     texts = [tokenizer.apply_chat_template(row["prompt"] + row["chosen"], return_dict=False) for row in rows]
-    sae = principal_sae(read_layers(decoder_of(base_model()), texts, [LAYER], BOS, "test")[LAYER])
+    sae = principal_sae(collect_residual_streams(decoder_of(base_model()), texts, [LAYER], BOS, "test")[LAYER])
     save_sae(root / "sae", sae, "blocks.1.hook_resid_post")
     save_sae(root / "sae-other-layer", sae, "blocks.2.hook_resid_post")
     save_sae(root / "sae-no-hook", sae, None)
@@ -288,7 +288,7 @@ def test_the_check_leaves_the_trained_model_as_it_is(world, tmp_path):
 def test_the_last_layer_has_one_neighbour(world):
     """There is no layer behind, and what the whole model puts out is after the final norm."""
     model, texts = base_model(), tiny_texts() * 3
-    tokens = read_layers(decoder_of(model), texts, [4], BOS, "test")[4]
+    tokens = collect_residual_streams(decoder_of(model), texts, [4], BOS, "test")[4]
     sae = LoadedSAE(principal_sae(tokens), {"source": "test"})
     assert check_before_training(decoder_of(model), sae, 4, texts, BOS, "tiny").fits
     with pytest.raises(SparseRMError, match=r"does not fit layer 3 of tiny, but layer 4 .*pass --layer 4"):

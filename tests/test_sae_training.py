@@ -11,10 +11,11 @@ from tiny import BOS, VOCAB, tiny_causal_lm, tiny_tokenizer
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae.loading.loaded_sae import load_sae
-from sparserm_hf.sae.tokens import ResidualTokens, shuffled_tokens
 from sparserm_hf.sae.training import recipe
 from sparserm_hf.sae.training.sae_config import SAETrainingConfig
-from sparserm_hf.sae.training.train import BatchTopK, fit_and_save
+from sparserm_hf.sae.training.sae_lens_trainer import BatchTopK
+from sparserm_hf.sae.training.training_loop import train_and_save
+from sparserm_hf.sae.training.training_tokens import ResidualTokens, shuffled_tokens
 
 sae_lens = pytest.importorskip("sae_lens")
 
@@ -40,10 +41,10 @@ def base_model():
 )
 def test_it_learns_and_equals_what_sae_lens_reads(architecture, saved_as, steps, base_model, texts, tmp_path):
     settings = SETTINGS | {"architecture": architecture}
-    untrained = fit_and_save(
+    untrained = train_and_save(
         base_model, texts, tmp_path / "short", SAETrainingConfig(total_tokens=256, **settings), METADATA
     )
-    quality = fit_and_save(
+    quality = train_and_save(
         base_model, texts, tmp_path / "long", SAETrainingConfig(total_tokens=256 * steps, **settings), METADATA
     )
     assert 1 - quality.explained_variance < 0.6 * (1 - untrained.explained_variance) and 4 < quality.l0 < 16
@@ -75,17 +76,19 @@ def kill_at(position, monkeypatch):
 
 def test_a_killed_run_ends_with_the_same_bits(base_model, texts, tmp_path, monkeypatch):
     config = SAETrainingConfig(total_tokens=20_000, checkpoint_seconds=0, **SETTINGS)
-    monkeypatch.setattr("sparserm_hf.sae.tokens.batch_tokens", lambda device: 1000)  # several batches a buffer
-    fit_and_save(base_model, texts, tmp_path / "whole", config, METADATA)
+    monkeypatch.setattr(
+        "sparserm_hf.sae.training.training_tokens.batch_tokens", lambda device: 1000
+    )  # several batches a buffer
+    train_and_save(base_model, texts, tmp_path / "whole", config, METADATA)
     read = ResidualTokens.__call__
     kill_at(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        fit_and_save(base_model, texts, tmp_path / "killed", config, METADATA)
+        train_and_save(base_model, texts, tmp_path / "killed", config, METADATA)
     assert not (tmp_path / "killed" / "cfg.json").exists(), "nothing half-trained looks like an SAE"
     (tmp_path / "killed" / "checkpoint" / ".9-half-written").mkdir()  # what a kill leaves that hits the writing
     positions = []
     monkeypatch.setattr(ResidualTokens, "__call__", lambda self, p: (positions.append(p), read(self, p))[1])
-    fit_and_save(base_model, texts, tmp_path / "killed", config, METADATA)
+    train_and_save(base_model, texts, tmp_path / "killed", config, METADATA)
     assert positions[1] > 0, "it goes on, but for the look at the width of the first batch"
     whole, resumed = (load_file(tmp_path / name / "sae_weights.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -96,38 +99,38 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(base_model, texts, tmp_
     config = SAETrainingConfig(total_tokens=20_000, checkpoint_seconds=0, **SETTINGS)
     kill_at(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        fit_and_save(base_model, texts, tmp_path / "sae", config, METADATA)
+        train_and_save(base_model, texts, tmp_path / "sae", config, METADATA)
     other = SAETrainingConfig(total_tokens=20_000, **SETTINGS | {"k": 9})
     with pytest.raises(SparseRMError, match=r"holds a run with another k \(8, not 9\): remove that folder"):
-        fit_and_save(base_model, texts, tmp_path / "sae", other, METADATA)
+        train_and_save(base_model, texts, tmp_path / "sae", other, METADATA)
     with pytest.raises(SparseRMError, match="holds a run with another base model"):
-        fit_and_save(cut_base_model(tiny_causal_lm(), 2), texts, tmp_path / "sae", config, METADATA)
+        train_and_save(cut_base_model(tiny_causal_lm(), 2), texts, tmp_path / "sae", config, METADATA)
     with pytest.raises(SparseRMError, match="holds a run with another set of texts"):
-        fit_and_save(base_model, texts[::-1], tmp_path / "sae", config, METADATA)
+        train_and_save(base_model, texts[::-1], tmp_path / "sae", config, METADATA)
     (state,) = (tmp_path / "sae" / "checkpoint").glob("*/trainer_state.pt")
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(SparseRMError, match="is broken: remove that folder"):
-        fit_and_save(base_model, texts, tmp_path / "sae", config, METADATA)
+        train_and_save(base_model, texts, tmp_path / "sae", config, METADATA)
 
 
 def test_a_short_run_too_is_saved_with_a_threshold_that_lets_k_latents_fire(base_model, texts, tmp_path):
     """The running mean of sae-lens starts at zero: after 16 steps it let seven times as many fire."""
     config = SAETrainingConfig(total_tokens=16 * 256, **SETTINGS)
-    assert 6 < fit_and_save(base_model, texts, tmp_path / "sae", config, METADATA).l0 < 10
+    assert 6 < train_and_save(base_model, texts, tmp_path / "sae", config, METADATA).l0 < 10
 
 
 def test_a_base_model_that_gives_no_numbers_is_told_at_once(texts, tmp_path):
     base_model = cut_base_model(tiny_causal_lm(), 2)
     base_model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(SparseRMError, match="not finite in float32"):
-        fit_and_save(base_model, texts, tmp_path / "sae", SAETrainingConfig(total_tokens=512, **SETTINGS), METADATA)
+        train_and_save(base_model, texts, tmp_path / "sae", SAETrainingConfig(total_tokens=512, **SETTINGS), METADATA)
 
 
 def test_too_little_text_is_told_before_training(base_model, texts, tmp_path):
     config = SAETrainingConfig(total_tokens=512, **SETTINGS)
     for few in (texts[:1], texts[:3], [text[:2] for text in texts[:40]]):
         with pytest.raises(SparseRMError, match="are not enough to train and measure an SAE"):
-            fit_and_save(base_model, few, tmp_path / "sae", config, METADATA)
+            train_and_save(base_model, few, tmp_path / "sae", config, METADATA)
     assert not (tmp_path / "sae").exists()
 
 

@@ -19,8 +19,15 @@ from .monitoring import monitor as monitor
 from .runtime import SparseRMError as SparseRMError
 from .runtime import __version__ as __version__
 from .sae import PRESETS as PRESETS
+from .sae import ListedSAE as ListedSAE
 from .sae import LoadedSAE as LoadedSAE
+from .sae import SAECheck as SAECheck
+from .sae import SAETrainingConfig as SAETrainingConfig
+from .sae import SAETrainingData as SAETrainingData
+from .sae import check_sae as check_sae
+from .sae import find_saes as find_saes
 from .sae import load_sae as load_sae
+from .sae import train_sae as train_sae
 from .scoring import load_reward_model as load_reward_model
 from .scoring import score_file as score_file
 from .scoring import score_rows as score_rows

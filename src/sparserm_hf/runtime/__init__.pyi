@@ -26,7 +26,9 @@ from .errors import without_extra as without_extra
 from .hub_files import find_file as find_file
 from .private_apis import attention_of as attention_of
 from .private_apis import commit_of as commit_of
+from .private_apis import current_sae_lens_config as current_sae_lens_config
 from .private_apis import keeps_state as keeps_state
+from .private_apis import sae_lens_registry as sae_lens_registry
 from .private_apis import use_one_gpu as use_one_gpu
 from .processes import process_state as process_state
 from .terminal import Console as Console

@@ -1,17 +1,18 @@
-"""Private attributes of other libraries that have no public counterpart, one function each.
+"""Private or undocumented APIs of other libraries that have no public counterpart, one function each.
 
-The package uses private attributes nowhere else. Each docstring names the versions that the attribute was seen in.
+The package uses private attributes nowhere else. Each docstring names the versions that the API was seen in.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -44,6 +45,26 @@ def commit_of(config: PretrainedConfig) -> str | None:
     Seen in transformers 4.57 to 5.24.
     """
     return getattr(config, "_commit_hash", None)
+
+
+def sae_lens_registry() -> dict[str, PretrainedSAELookup]:
+    """Return sae-lens' registry of published SAEs: an entry for each release. The import takes seconds.
+
+    Not exported at the top of sae-lens, and moved between modules before. Seen in sae-lens 6.53.1 to 6.54.12.
+    """
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    return get_pretrained_saes_directory()
+
+
+def current_sae_lens_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Translate the `cfg.json` of an SAE saved before sae-lens 6 into its form since sae-lens 6.
+
+    Not exported at the top of sae-lens. Seen in sae-lens 6.53.1 to 6.54.12.
+    """
+    from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting  # seconds to import
+
+    return handle_config_defaulting(config)
 
 
 def use_one_gpu(args: TrainingArguments) -> None:

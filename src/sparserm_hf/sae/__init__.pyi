@@ -1,6 +1,4 @@
-from .check import SAECheck as SAECheck
-from .check import check_before_training as check_before_training
-from .check_texts import check_sae as check_sae
+from .check import check_sae as check_sae
 from .fit import NOTHING_EXPLAINED as NOTHING_EXPLAINED
 from .loading.choosing import chosen_sae as chosen_sae
 from .loading.choosing import matching_layer as matching_layer
@@ -11,6 +9,8 @@ from .loading.presets import PRESETS as PRESETS
 from .loading.presets import model_and_sae as model_and_sae
 from .loading.registry import ListedSAE as ListedSAE
 from .loading.registry import find_saes as find_saes
+from .measuring import SAECheck as SAECheck
+from .measuring import check_before_training as check_before_training
 from .naming import Name as Name
 from .naming import name_latents as name_latents
 from .naming import one_line as one_line

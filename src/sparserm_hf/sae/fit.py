@@ -1,4 +1,4 @@
-"""How well an SAE fits some residual-stream tokens, and whether it would fit better elsewhere."""
+"""Measure the fit of an SAE to residual-stream tokens, and compare it with the fit of neighbouring set-ups."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from ..runtime import SparseRMError
 
 SINK_RATIO = 3.0  # tokens above this many times the median norm are attention sinks
 MIN_TOKENS = 100  # with fewer, explained variance is noise
-CHUNK_TOKENS = 1024  # encoded at once: (tokens, d_sae) is the largest tensor
+CHUNK_TOKENS = 1024  # encoded together; the (tokens, d_sae) activations are the largest tensor
 
-# By the shipped SAE, also with most of its latents taken out or the base model's weights shaken until it explains 0.4:
-# one layer off, the right layer leaves at most 0.91 times as much unexplained; at the right one, a neighbour at least
-# 1.05 times as much.
+# Measured on the shipped SAE, also with most of its latents removed, and with noise in the base model's weights until
+# the SAE explains only 0.4. If the given layer is wrong, the right layer leaves at most 0.91 times as much variance
+# unexplained. If the given layer is right, a neighbour leaves at least 1.05 times as much unexplained.
 LEAST_GAIN, MOST_UNEXPLAINED = 0.02, 0.95
-NOTHING_EXPLAINED = 0.1  # at or below this an SAE does not know these tokens; a strange base model gives less than 0
-WEAK = 0.5  # below this it may be right, but is worth a warning
+NOTHING_EXPLAINED = 0.1  # explained variance of an SAE that is useless here; for another base model it is negative
+WEAK = 0.5  # explained variance that deserves a warning
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well an SAE fits residual-stream tokens.
+    """Fit of an SAE to residual-stream tokens.
 
     Attributes:
-        tokens: How many were looked at.
-        sinks: How many more were left out for their norm.
-        longest: Norm of the longest token that is no sink.
+        tokens: Number of tokens measured.
+        sinks: Number of attention sinks, which are not measured.
+        longest: Largest norm of a measured token.
         l0: Mean number of latents that fire on a token.
-        explained_variance: 1 - |x - reconstruction|^2 / |x - mean|^2, each summed over the tokens; 1 at best, below 0
-            where the mean of all tokens says more than the reconstruction.
+        explained_variance: 1 - |x - reconstruction|^2 / |x - mean|^2, both summed over the tokens: 1 at best, negative
+            if the mean of all tokens is closer to them than the reconstructions.
         dead_share: Share of latents that fire on none of these tokens.
         norm_share: Mean of |reconstruction| / |x|.
     """
@@ -47,12 +47,12 @@ class Fit:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A set-up that would be the right one if something had been mixed up.
+    """A set-up next to the given one, which would be right after a common mistake.
 
     Attributes:
-        name: What is different, such as `layer 14`.
-        remedy: What to do where it fits better.
-        fit: How well the SAE fits there.
+        name: Difference to the given set-up, such as `layer 14`.
+        remedy: Advice to the user if the SAE fits better in this set-up.
+        fit: Fit of the SAE in this set-up.
     """
 
     name: str
@@ -62,7 +62,12 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an SAE fits, in one sentence that says what to do where it does not."""
+    """Decision on the fit of an SAE.
+
+    Attributes:
+        fits: True if the SAE fits.
+        sentence: Reason for the decision; if the SAE does not fit, it says what to do.
+    """
 
     fits: bool
     sentence: str
@@ -70,12 +75,22 @@ class Verdict:
 
 @torch.no_grad()
 def measure_fit(sae: SparseAutoencoder, tokens: torch.Tensor) -> Fit:
-    """Measure an SAE on (N, d_model) residual-stream tokens.
+    """Measure the fit of an SAE to (N, d_model) residual-stream tokens.
 
-    Attention sinks are left out: a few of them are nearly all of the variance, so that every SAE would look perfect.
+    Attention sinks are left out: a few sinks carry nearly all of the variance, and every SAE would look perfect.
 
     Raises:
-        SparseRMError: There is no variance in the tokens.
+        SparseRMError: All tokens are the same.
+
+    Example:
+        >>> sae = SparseAutoencoder(d_in=2, d_sae=2)
+        >>> for name in ("W_enc", "W_dec"):  # it copies positive inputs
+        ...     _ = sae.get_buffer(name).copy_(torch.eye(2))
+        >>> for name in ("b_enc", "b_dec"):
+        ...     _ = sae.get_buffer(name).zero_()
+        >>> fit = measure_fit(sae, torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 1.0]]))
+        >>> fit.explained_variance, fit.l0, fit.dead_share
+        (1.0, 2.0, 0.0)
     """
     norms = tokens.norm(dim=-1)
     kept = tokens[norms <= SINK_RATIO * norms.median()]  # (n, d_model)
@@ -103,23 +118,23 @@ def measure_fit(sae: SparseAutoencoder, tokens: torch.Tensor) -> Fit:
 
 
 def clearly_better(neighbour: Fit, fit: Fit) -> bool:
-    """Whether a neighbour explains so much more that it must be the right one.
+    """Decide if a neighbour explains so much more variance than the given set-up that it must be the right one.
 
-    Neighbouring layers are alike, and an SAE explains less everywhere on another variant of its base model: so what
-    counts is how much of what is left unexplained goes away, and a least difference where little is left.
+    Neighbouring layers are similar, and on another variant of its base model an SAE explains less in every layer. So
+    the share of the unexplained variance that the neighbour removes must be large enough, and the difference too.
     """
     gain = neighbour.explained_variance - fit.explained_variance
     return gain >= LEAST_GAIN and 1 - neighbour.explained_variance <= MOST_UNEXPLAINED * (1 - fit.explained_variance)
 
 
 def judge(fit: Fit, neighbours: list[Neighbour], where: str, trained_on: str | None = None) -> Verdict:
-    """Compare an SAE's fit with that of its wrong neighbours.
+    """Decide if an SAE fits, from its fit in the given set-up and in the neighbouring set-ups.
 
     Args:
-        fit: The fit of the set-up as it is.
-        neighbours: The set-ups it might have been mixed up with.
-        where: The set-up, such as `layer 15 of google/gemma-2-2b-it`.
-        trained_on: The base model that the SAE names, if any.
+        fit: Fit in the given set-up.
+        neighbours: Neighbouring set-ups with their fits.
+        where: Name of the given set-up, such as `layer 15 of google/gemma-2-2b-it`.
+        trained_on: Base model that the SAE names, if it names one.
     """
     found = fit.explained_variance
     best = max(neighbours, key=lambda neighbour: neighbour.fit.explained_variance)

@@ -1,7 +1,7 @@
-"""Read the residual stream of a base model that is not cut, or put something else in its place while it runs.
+"""Collect the residual stream of a complete base model, or replace it during a forward pass.
 
-Layers are counted from 1: layer L is what the L-th decoder layer puts out. Hooks, not `output_hidden_states`: the last
-of those is after the final norm.
+Layers are counted from 1: layer L is the output of the L-th decoder layer. Forward hooks are used instead of
+`output_hidden_states`, whose last entry comes after the final norm.
 """
 
 from __future__ import annotations
@@ -16,16 +16,23 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..modeling.backbone_sparserm import decoder_layers, decoder_of
-from ..runtime import pad_texts, plan_batches
+from ..runtime import SparseRMError, pad_texts, plan_batches
 
 Replace = Callable[[torch.Tensor], torch.Tensor]  # (B, T, d_model) to the same shape
 
-BATCH_TOKENS = 512  # padding included: the logits of as many tokens, 256,000 wide, are 0.5 GB
+BATCH_TOKENS = 512  # padding included; the logits of so many tokens take 0.5 GB with 256,000 tokens in the vocabulary
 
 
 @contextmanager
 def replacing(layer: nn.Module, replace: Replace) -> Iterator[None]:
-    """While the block runs, a decoder layer puts out what `replace` makes of its output."""
+    """Replace the (B, T, d_model) output of a decoder layer by `replace(output)` while the block runs.
+
+    Example:
+        >>> layer = nn.Identity()
+        >>> with replacing(layer, torch.zeros_like):
+        ...     print(layer(torch.ones(2)))
+        tensor([0., 0.])
+    """
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):  # transformers 4
@@ -39,56 +46,70 @@ def replacing(layer: nn.Module, replace: Replace) -> Iterator[None]:
         handle.remove()
 
 
-def leading_bos(text: list[int], bos: int | None) -> int:
-    """How many begin-of-text tokens a text starts with."""
+def check_finite(tokens: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise a `SparseRMError` if residual-stream tokens, computed in `dtype`, hold a number that is not finite."""
+    if not torch.isfinite(tokens).all():
+        raise SparseRMError(
+            f"The residual stream is not finite in {str(dtype).removeprefix('torch.')}: try --dtype float32, or look "
+            "for broken weights in the base model."
+        )
+
+
+def count_leading_bos(text: list[int], bos: int | None) -> int:
+    """Count the BOS tokens at the start of a text.
+
+    Example:
+        >>> count_leading_bos([1, 1, 5, 1], bos=1)
+        2
+    """
     return next((i for i, token in enumerate(text) if token != bos), len(text))
 
 
 def _batches(
     texts: list[list[int]], bos: int | None, device: torch.device, desc: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Token ids, attention mask and the tokens that are looked at, each (B, T).
+    """Yield token ids, attention mask and the mask of the selected tokens, each (B, T).
 
-    Not looked at are begin-of-text tokens and the first token after them: whichever comes first is the attention sink,
-    and so the same tokens are compared with and without begin-of-text token.
+    BOS tokens and the first token after them are not selected. The first token of a text is its attention sink, and
+    with this rule the same tokens are selected with and without a BOS token.
     """
     batches = plan_batches([len(text) for text in texts], BATCH_TOKENS)
     for batch in tqdm(batches, desc=desc, unit="batch", delay=2, leave=False):
         ids, mask = pad_texts([texts[i] for i in batch], device)
-        first = torch.tensor([leading_bos(texts[i], bos) + 1 for i in batch], device=device)
+        first = torch.tensor([count_leading_bos(texts[i], bos) + 1 for i in batch], device=device)
         yield ids, mask, mask.bool() & (torch.arange(ids.shape[1], device=device) >= first[:, None])
 
 
 @torch.no_grad()
-def read_layers(
+def collect_residual_streams(
     decoder: PreTrainedModel, texts: list[list[int]], layers: list[int], bos: int | None, desc: str
 ) -> dict[int, torch.Tensor]:
-    """The residual stream after some layers.
+    """Collect the residual stream after some layers.
 
     Args:
-        decoder: The base model without its head, with at least as many layers as are named.
-        texts: Token ids.
-        layers: Counted from 1.
-        bos: The begin-of-text token, which is left out together with the first token after it.
-        desc: What the progress bar says.
+        decoder: Base model without its language model head.
+        texts: Token ids of each text.
+        layers: Numbers of the layers, counted from 1.
+        bos: Id of the BOS token, if there is one. BOS tokens and the first token after them are left out.
+        desc: Label of the progress bar.
 
     Returns:
-        (N, d_model) float32 tokens by layer, in the same order for each.
+        (N, d_model) float32 tokens for each layer, in the same order.
     """
     modules = decoder_layers(decoder)
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for ids, mask, looked_at in _batches(texts, bos, decoder.device, desc):
+    for ids, mask, selected in _batches(texts, bos, decoder.device, desc):
 
-        def reader(layer: int, looked_at: torch.Tensor = looked_at) -> Replace:
-            def read(hidden: torch.Tensor) -> torch.Tensor:
-                parts[layer].append(hidden[looked_at].float())
+        def collector(layer: int, selected: torch.Tensor = selected) -> Replace:
+            def collect(hidden: torch.Tensor) -> torch.Tensor:
+                parts[layer].append(hidden[selected].float())
                 return hidden
 
-            return read
+            return collect
 
         with ExitStack() as stack:
             for layer in layers:
-                stack.enter_context(replacing(modules[layer - 1], reader(layer)))
+                stack.enter_context(replacing(modules[layer - 1], collector(layer)))
             decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     return {layer: torch.cat(tokens) for layer, tokens in parts.items()}
 
@@ -103,28 +124,28 @@ def next_token_loss(
     bos: int | None,
     desc: str,
 ) -> float:
-    """Mean cross-entropy, in nats, of the next token where the residual stream is replaced.
+    """Compute the mean cross-entropy of the next token, in nats, with a patched residual stream.
 
-    Attention sinks (the first tokens, and those with a norm above `longest`) keep their residual stream, and what
-    they predict is not counted: an SAE is not trained on them, and without them the model attends to nothing.
+    Attention sinks (first tokens, and tokens with a norm above `longest`) are neither patched nor counted: an SAE is
+    not trained on them, and a model without its sinks attends to nothing.
 
     Args:
-        model: A whole causal language model.
-        texts: Token ids.
-        layer: Counted from 1.
-        patch: What becomes of the (N, d_model) tokens that are replaced.
-        longest: Norm of the longest token that is no sink.
-        bos: The begin-of-text token.
-        desc: What the progress bar says.
+        model: Complete causal language model.
+        texts: Token ids of each text.
+        layer: Layer whose output is patched, counted from 1.
+        patch: Function from (N, d_model) residual-stream tokens to their replacements.
+        longest: Largest norm of a token that is no attention sink.
+        bos: Id of the BOS token, if there is one.
+        desc: Label of the progress bar.
     """
     module = decoder_layers(decoder_of(model))[layer - 1]
     total, count = 0.0, 0
-    for ids, mask, looked_at in _batches(texts, bos, model.device, desc):
-        replaced = looked_at
+    for ids, mask, selected in _batches(texts, bos, model.device, desc):
+        replaced = selected
 
-        def replace(hidden: torch.Tensor, looked_at: torch.Tensor = looked_at) -> torch.Tensor:
+        def replace(hidden: torch.Tensor, selected: torch.Tensor = selected) -> torch.Tensor:
             nonlocal replaced
-            replaced = looked_at & (hidden.float().norm(dim=-1) <= longest)
+            replaced = selected & (hidden.float().norm(dim=-1) <= longest)
             hidden = hidden.clone()
             hidden[replaced] = patch(hidden[replaced].float()).to(hidden.dtype)
             return hidden

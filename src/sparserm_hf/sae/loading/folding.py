@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .readers import ParsedSAE
+from .formats import ParsedSAE
 from .weight_files import UnusableSAEError
 
 

@@ -10,8 +10,8 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.file_download import repo_folder_name
 
 from ...runtime import reason
+from .formats import CONFIGS, FORMATS, ParsedSAE, from_sae_lens, is_centred
 from .local_saes import holds_sae, listed, not_an_sae, read_sae
-from .readers import CONFIGS, READERS, ParsedSAE, from_sae_lens, is_centred
 from .weight_files import UnusableSAEError
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ def _read_registered(known: PretrainedSAELookup, sae_id: str, revision: str | No
 
 def _read_repository(repo: str, folder: str, revision: str | None) -> ParsedSAE:
     """Read a folder or file of a repository at one commit; the network is asked only for what the cache lacks."""
-    is_file = any(Path(folder).match(pattern) for pattern in READERS)
+    is_file = any(Path(folder).match(pattern) for pattern in FORMATS)
     inside = Path(folder).parent if is_file else Path(folder)
-    wanted = [folder] if is_file else [(inside / pattern).as_posix() for pattern in READERS if "*" not in pattern]
+    wanted = [folder] if is_file else [(inside / pattern).as_posix() for pattern in FORMATS if "*" not in pattern]
     wanted += [(place / config).as_posix() for place in (inside, inside.parent) for config in CONFIGS]
     try:
         snapshot = _cached(repo, revision, wanted)

@@ -1,4 +1,4 @@
-"""Any SAE to the embedded form."""
+"""Load an SAE in any known format: `load_sae`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ...conversations import MOST_SHOWN
 from ...modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
 from ...runtime import SparseRMError, kind_and_reason, reason, shown
 from .folding import folded_weights
+from .formats import ParsedSAE
 from .hub_saes import read_from_hub
 from .local_saes import read_sae
-from .readers import ParsedSAE
 from .weight_files import UnusableSAEError
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,17 @@ RESIDUAL_HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
 
 @dataclass(frozen=True)
 class LoadedSAE:
-    """An SAE in the embedded form, and where it came from.
+    """An SAE in the form that a SparseRM model embeds, with its origin.
 
     Attributes:
-        autoencoder: The SAE, in float32 on the CPU.
-        source: Provenance: source, format, release, sae_id, repo, revision (a commit), hook_name, model_name,
-            neuronpedia_id; what is not known is left out.
+        autoencoder: SAE in float32 on the CPU.
+        source: Known facts among source, format, release, sae_id, repo, revision (a commit), hook_name, model_name,
+            neuronpedia_id.
+
+    Example:
+        >>> sae = LoadedSAE(SparseAutoencoder(d_in=2, d_sae=4), {"hook_name": "blocks.11.hook_resid_post"})
+        >>> sae.layer
+        12
     """
 
     autoencoder: SparseAutoencoder
@@ -41,10 +46,10 @@ class LoadedSAE:
 
     @property
     def layer(self) -> int | None:
-        """Decoder layers to keep so that the base model ends where this SAE reads; None where no hook is named.
+        """Layer whose output the SAE encodes, counted from 1; None if the SAE names no hook.
 
         Raises:
-            SparseRMError: The SAE reads something else than the residual stream.
+            SparseRMError: The SAE encodes something other than the residual stream.
         """
         hook = self.source.get("hook_name")
         if hook is None:
@@ -59,22 +64,32 @@ class LoadedSAE:
 
 
 def load_sae(name: str) -> LoadedSAE:
-    """Load an SAE in any format that this package knows, without running anything that is in its files.
+    """Load an SAE in any format of `loading.formats`. No code in its files is run.
 
-    The network is asked only for what is neither on this machine nor in the Hub's cache. Four releases of the registry
-    are in formats of their own: they are left to sae-lens, which always asks.
+    Files on this machine and in the Hub's cache are used without a network connection, but for four releases of the
+    registry that sae-lens itself must load.
 
     Args:
-        name: A folder or file with the SAE; or `release/sae_id` out of sae-lens' registry; or `owner/repo` or
+        name: A folder or file with the SAE; `release/sae_id` in sae-lens' registry; or `owner/repo` or
             `owner/repo/folder` on the Hub. `@revision` may follow the last two.
 
     Raises:
-        SparseRMError: It is missing, broken, or of a kind that cannot be embedded.
+        SparseRMError: The SAE is missing, broken, or of a kind that cannot be embedded.
+
+    Example:
+        ```python
+        from sparserm_hf import load_sae
+
+        sae = load_sae("my-sae")
+        print(sae.layer, sae.autoencoder.d_sae, sae.source)
+        ```
     """
-    path = Path(os.path.abspath(Path(name).expanduser()))  # not resolved: the Hub's cache links to nameless files
+    path = Path(
+        os.path.abspath(Path(name).expanduser())
+    )  # not resolved: links in the Hub's cache point to unnamed files
     try:
         if path.exists():
-            # Of the path only its end is recorded: the rest is of this machine.
+            # Only the end of the path is recorded: the rest means nothing on other machines.
             parsed, source = read_sae(path, path.as_posix()), path.name
         else:
             parsed, source = read_from_hub(name), name
@@ -83,7 +98,7 @@ def load_sae(name: str) -> LoadedSAE:
         raise SparseRMError(f"The SAE {name!r} {error}") from error
     except (SparseRMError, ModuleNotFoundError, OSError):
         raise
-    except Exception as error:  # its files may hold anything, such as a size of thousands of digits
+    except Exception as error:  # the files may hold anything, such as a size with thousands of digits
         raise SparseRMError(
             f"The SAE {name!r} is broken: its files cannot be understood ({kind_and_reason(error)}): download or save "
             "it again."
@@ -93,7 +108,7 @@ def load_sae(name: str) -> LoadedSAE:
 
 
 def _embed(parsed: ParsedSAE) -> SparseAutoencoder:
-    """From what the files say to the embedded form.
+    """Build the embedded form of a parsed SAE.
 
     Raises:
         UnusableSAEError: The SAE is broken or of a kind that cannot be embedded.
@@ -115,7 +130,7 @@ def _embed(parsed: ParsedSAE) -> SparseAutoencoder:
     if parsed.architecture == "topk" and not isinstance(k, int):
         raise UnusableSAEError(f"is broken: its k is {shown(k)}, but must be a whole number.")
     try:
-        with torch.device("meta"):  # its tensors come out of the files
+        with torch.device("meta"):  # the tensors come from the files
             sae = SparseAutoencoder(
                 parsed.d_in,
                 parsed.d_sae,
@@ -151,7 +166,7 @@ def _check_numbers(sae: SparseAutoencoder) -> None:
             raise UnusableSAEError(f"is broken: {name} holds numbers that are not finite.")
     if sae.architecture != "jumprelu":
         return
-    # Without its thresholds a JumpReLU SAE is silently a plain ReLU one, with hundreds of latents more that fire.
+    # Without thresholds, a JumpReLU SAE is silently a plain ReLU SAE, in which hundreds of latents more fire.
     silent = int((sae.threshold <= 0).sum())
     if silent == sae.d_sae:
         raise UnusableSAEError(

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from ...runtime import reason
-from .readers import READERS, ParsedSAE
+from .formats import FORMATS, ParsedSAE
 from .weight_files import UnusableSAEError
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
@@ -24,7 +24,7 @@ def read_sae(path: Path, where: str) -> ParsedSAE:
         UnusableSAEError: There is no SAE, more than one, or one that cannot be read.
     """
     file = weights_file(path)
-    reader = next(reader for pattern, reader in READERS.items() if file.match(pattern))
+    reader = next(reader for pattern, reader in FORMATS.items() if file.match(pattern))
     try:
         return reader(file, where)
     except UnusableSAEError:
@@ -43,10 +43,10 @@ def weights_file(path: Path) -> Path:
         UnusableSAEError: There is none, or there are several.
     """
     if path.is_file():
-        if not any(path.match(pattern) for pattern in READERS):
+        if not any(path.match(pattern) for pattern in FORMATS):
             raise UnusableSAEError(not_an_sae([path.name]))
         return path
-    found = [file for pattern in READERS for file in sorted(path.glob(pattern))]
+    found = [file for pattern in FORMATS for file in sorted(path.glob(pattern))]
     if len(found) > 1:
         names = [file.relative_to(path).as_posix() for file in found]
         raise UnusableSAEError(f"holds several SAEs, name one of them: {listed(names)}.")
@@ -58,14 +58,14 @@ def weights_file(path: Path) -> Path:
 
 def holds_sae(path: Path) -> bool:
     """Whether a path is, or is a folder that holds, the weights of an SAE."""
-    return any(path.match(pattern) if path.is_file() else any(path.glob(pattern)) for pattern in READERS)
+    return any(path.match(pattern) if path.is_file() else any(path.glob(pattern)) for pattern in FORMATS)
 
 
 def not_an_sae(files: list[str]) -> str:
     """Why no SAE can be read out of a folder or repository that holds the given files, none of them its weights."""
     saes = set()
     for file in map(Path, files):
-        for pattern in READERS:
+        for pattern in FORMATS:
             if file.match(pattern):  # one to a folder, but for those that are told apart by the file's name
                 saes.add(file.as_posix() if "*" in pattern else file.parents[pattern.count("/")].as_posix())
     if saes:
@@ -76,7 +76,7 @@ def not_an_sae(files: list[str]) -> str:
             f"is refused: {listed(pickles)} is pickled, which could run any program, and in no format known here: "
             "save its tensors with safetensors.torch.save_file or, out of sae-lens, with sae.save_model."
         )
-    return f"must hold one of the files {', '.join(READERS)}, but holds {listed(sorted(files)) or 'nothing'}."
+    return f"must hold one of the files {', '.join(FORMATS)}, but holds {listed(sorted(files)) or 'nothing'}."
 
 
 def listed(names: list[str]) -> str:

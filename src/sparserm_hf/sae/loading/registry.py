@@ -1,13 +1,14 @@
-"""The SAEs that sae-lens' registry lists for a base model, and the choice of one of them."""
+"""List the SAEs of a base model in sae-lens' registry, and choose the middle one."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from ...runtime import sae_lens_registry
 from .hub_saes import READ_BY_SAE_LENS, READ_HERE
 
-# What is in the names of SAEs on anything else than the residual stream before or after a layer.
+# Parts of the names of SAEs that encode something other than the residual stream before or after a layer.
 NOT_RESIDUAL = re.compile(
     r"att|mlp|transcoder|clt|crosscoder|hook[-_]z|lx[am]|lxtc|resid[-_]mid|embedding", re.IGNORECASE
 )
@@ -17,16 +18,20 @@ ENOUGH = 16_000  # latents
 
 @dataclass(frozen=True)
 class ListedSAE:
-    """An SAE of the registry.
+    """A published SAE in sae-lens' registry.
 
     Attributes:
-        name: What `load_sae` takes.
-        model: The model that it was trained on, as the registry calls it.
-        layer: The layer whose output it reads, counted from 0; None where its name does not say.
-        width: How many latents it has, as its names say: `16k`, or `8x` as many as there are dimensions; empty where
-            they do not say.
-        l0: Latents that fire on a token, on average; None where that is not known.
-        explained_variance: None where that is not known.
+        name: Name of the SAE for `load_sae`.
+        model: Model that the SAE was trained on, as the registry names it.
+        layer: Layer whose output the SAE encodes, counted from 0; None if unknown.
+        width: Number of latents in the SAE's name: `16k`, or `8x` for 8 times d_model; empty if unknown.
+        l0: Mean number of latents that fire on a token; None if unknown.
+        explained_variance: Share of the residual stream's variance that the SAE explains; None if unknown.
+
+    Example:
+        >>> sae = ListedSAE("release/layer_13/width_16k", "gemma-2-2b", 13, "16k", l0=80.0, explained_variance=0.8)
+        >>> sae.latents
+        16000
     """
 
     name: str
@@ -38,26 +43,32 @@ class ListedSAE:
 
     @property
     def latents(self) -> int | None:
-        """The width as a round number: `16k` is 16,000. None where it is not known."""
+        """Number of latents, rounded: 16,000 for the width `16k`. None if the width is empty or a multiple."""
         match = re.fullmatch(r"(\d+)([km]?)", self.width)
         return int(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2]] if match else None
 
 
 def find_saes(base: str) -> list[ListedSAE]:
-    """List the residual-stream SAEs for a base model that `load_sae` reads, those of the earliest layers first.
+    """List the residual-stream SAEs of a base model that `load_sae` can load, by layer.
 
-    An SAE that was trained on the base of an instruction-tuned model fits that one too, and is listed.
+    SAEs of other variants of the model, pretrained or instruction-tuned, are listed too: most of them fit.
 
     Args:
         base: Id of the base model on the Hub.
-    """
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
+    Example:
+        ```python
+        from sparserm_hf import find_saes
+
+        for sae in find_saes("google/gemma-2-2b-it")[:5]:
+            print(sae.name, sae.layer, sae.width)
+        ```
+    """
     found = []
-    for release, listed in get_pretrained_saes_directory().items():
+    for release, listed in sae_lens_registry().items():
         if _family(listed.model) != _family(base) or listed.conversion_func not in READ_HERE | READ_BY_SAE_LENS:
             continue
-        # One release on the instruction-tuned Gemma 2 9B is listed as on its base.
+        # The registry lists this release under the pretrained model.
         model = "gemma-2-9b-it" if release == "gemma-scope-9b-it-res" else listed.model
         for sae_id, path in listed.saes_map.items():
             name = f"{release}/{sae_id}"
@@ -71,7 +82,7 @@ def find_saes(base: str) -> list[ListedSAE]:
                     model=model,
                     layer=layer,
                     width=_width(name, path, (listed.neuronpedia_id.get(sae_id) or "").rpartition("/")[2]),
-                    l0=l0 or None,  # where nothing was measured the registry says 0 and 1
+                    l0=l0 or None,  # an L0 of 0 and an explained variance of 1 were not measured
                     explained_variance=None if variance == 1 else variance,
                 )
             )
@@ -79,26 +90,31 @@ def find_saes(base: str) -> list[ListedSAE]:
 
 
 def middle_sae(saes: list[ListedSAE], base: str, depth: int) -> ListedSAE | None:
-    """Choose the SAE in the middle of a list. The same list always gives the same SAE.
+    """Choose an SAE of the middle layer. The same list always gives the same SAE.
 
-    Each step keeps the best of the SAEs that the step before kept:
+    Each step keeps the best of the SAEs that the previous step kept:
 
-    1. The model: SAEs that were trained on the base model itself, if there are any, not on another variant of it.
-    2. The layer: the nearest to the middle layer, which is number `depth // 2`, counted from 0; of two that are as
-       near, the earlier. (The paper reads layer 13 of 26, 31 of 42 and 15 of 32.)
-    3. The width: the smallest with at least 16k latents, else the largest. An unknown width comes last.
-    4. The L0: the median, of two the lower. An unknown L0 comes last.
-    5. The name: the first by the alphabet.
+    1. Model: SAEs trained on the base model itself are preferred to SAEs of another variant.
+    2. Layer: the nearest to the middle layer, number `depth // 2` counted from 0; the earlier of two equally near.
+       (The paper uses layer 13 of 26, 31 of 42 and 15 of 32.)
+    3. Width: the smallest with at least 16k latents, otherwise the largest. An unknown width comes last.
+    4. L0: the median; the lower of two medians. An unknown L0 comes last.
+    5. Name: the first in alphabetical order.
 
-    An SAE whose layer is not known, or that is known to explain nothing, is never chosen.
+    An SAE with an unknown layer, or with an explained variance of 0, is never chosen.
 
     Args:
-        saes: What `find_saes` lists.
+        saes: SAEs that `find_saes` lists.
         base: Id of the base model on the Hub.
-        depth: Its number of layers.
+        depth: Number of layers of the base model.
 
     Returns:
-        The SAE; None where there is none to choose.
+        The SAE; None if there is none to choose.
+
+    Example:
+        >>> saes = [ListedSAE(f"release/layer_{i}", "gemma-2-2b-it", i, "16k", 80.0, 0.8) for i in range(26)]
+        >>> middle_sae(saes, "google/gemma-2-2b-it", depth=26).layer
+        13
     """
     known = [sae for sae in saes if sae.layer is not None and (sae.explained_variance or 1) > 0]
 
@@ -117,13 +133,13 @@ def middle_sae(saes: list[ListedSAE], base: str, depth: int) -> ListedSAE | None
 
 
 def _layer(sae_id: str, path: str) -> int | None:
-    """The layer whose output an SAE reads, counted from 0. It is -1 for an SAE on the embedding."""
+    """Find the layer whose output an SAE encodes, counted from 0; -1 for an SAE on the embedding."""
     number = _first(r"(?:layer[s_.]*|blocks\.|^l|/l|L)(\d+)", sae_id) or _first(r"(?:layer[s_.]*|L)(\d+)", path)
     return int(number) - ("resid_pre" in sae_id) if number else None
 
 
 def _width(name: str, path: str, on_neuronpedia: str) -> str:
-    """How many latents the names of an SAE say that it has."""
+    """Find the number of latents, such as `16k` or `8x`, in the names of an SAE."""
     return (
         _first(r"(?:width[-_]|[-_]w)(\d+[km])(?:[-/_]|$)", name)
         or _first(r"[-_](\d+[km])(?:[-_]|$)", on_neuronpedia)
@@ -139,12 +155,12 @@ def _first(pattern: str, text: str) -> str | None:
 
 
 def _short(name: str) -> str:
-    """The name of a model without its owner: `meta-llama/Meta-Llama-3-8B` is `llama-3-8b`."""
+    """Shorten `meta-llama/Meta-Llama-3-8B` to `llama-3-8b`: the name of a model without its owner."""
     return name.rpartition("/")[2].casefold().replace("_", "-").removeprefix("meta-")
 
 
 def _family(name: str) -> str:
-    """The name of a model without its owner and its variant: `google/gemma-2-2b-it` is of the family `gemma22b`."""
+    """Shorten `google/gemma-2-2b-it` to `gemma22b`: the name of a model without its owner and variant."""
     short = _short(name)
     while (shorter := VARIANT.sub("", short)) != short:
         short = shorter

@@ -1,4 +1,4 @@
-"""The settings that an SAE is trained with."""
+"""Settings of an SAE training."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class SAETrainingConfig:
-    """How an SAE is trained. Each option is described once, in its `help`; the defaults made the shipped SAE."""
+    """Settings of an SAE training. Each option is described in its `help`; the shipped SAE has the defaults.
+
+    Raises:
+        SparseRMError: A value is out of range.
+
+    Example:
+        >>> SAETrainingConfig(total_tokens=1_000_000, k=16).steps
+        488
+    """
 
     architecture: Literal["batchtopk", "topk", "jumprelu"] = _option(
-        "batchtopk", "What keeps it sparse; batchtopk is saved as jumprelu, whose latents can be computed one by one."
+        "batchtopk", "Activation function; batchtopk is saved as jumprelu, whose latents can be computed one by one."
     )
     d_sae: int | None = _option(None, "Number of latents; by default 8 times the width of the residual stream.")
-    k: int = _option(32, "Latents active on a token: on each (topk), on average (batchtopk), aimed at (jumprelu).")
-    total_tokens: int = _option(3_000_000, "Tokens to train on; the texts are repeated where they hold fewer.")
+    k: int = _option(32, "Latents active on a token: on each (topk), on average (batchtopk), as a target (jumprelu).")
+    total_tokens: int = _option(3_000_000, "Tokens to train on; the texts are repeated if they have fewer.")
     step_tokens: int = _option(2048, "Tokens of one optimiser step.")
     learning_rate: float = _option(
         8e-4, "Learning rate; warmed up over a twentieth of the steps, decayed over the last third."
@@ -33,8 +41,10 @@ class SAETrainingConfig:
     sink_ratio: float = _option(
         SINK_RATIO, "Tokens above this many times the median norm are attention sinks and are left out."
     )
-    checkpoint_seconds: float = _option(120.0, "Least time between two checkpoints, which end with a buffer.")
-    seed: int = _option(0, "Seed of all that is random.")
+    checkpoint_seconds: float = _option(
+        120.0, "Minimum time between two checkpoints, in seconds; a checkpoint follows a buffer."
+    )
+    seed: int = _option(0, "Seed of the random numbers.")
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..weight_files import UnusableSAEError, matrix, read_json, read_tensors
-from .parsed import ParsedSAE
+from .parsed_sae import ParsedSAE
 
 
 def parse_llama_scope(file: Path, where: str) -> ParsedSAE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..weight_files import UnusableSAEError, matrix, read_json, read_tensors
-from .parsed import ParsedSAE, module_hook
+from .parsed_sae import ParsedSAE, module_hook
 
 
 def parse_sparsify(file: Path, where: str) -> ParsedSAE:

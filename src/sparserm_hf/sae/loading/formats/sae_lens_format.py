@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ....modeling.autoencoder_sparserm import ARCHITECTURES
+from ....runtime import current_sae_lens_config
 from ..weight_files import UnusableSAEError, read_json, read_tensors
-from .parsed import ParsedSAE
+from .parsed_sae import ParsedSAE
 
 
 def from_sae_lens(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> ParsedSAE:
@@ -56,9 +57,7 @@ def parse_sae_lens(file: Path, where: str) -> ParsedSAE:
     weights = read_tensors(file)
     known = config.get("architecture", "standard") in ARCHITECTURES
     if "metadata" not in config and known:  # written before version 6, with other names: sae-lens knows them all
-        from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting  # seconds to import
-
-        config = handle_config_defaulting(config)
+        config = current_sae_lens_config(config)
         scaling = weights.pop("scaling_factor", None)
         if scaling is not None and not torch.allclose(scaling.float(), torch.ones(())):
             raise UnusableSAEError("was finetuned with a scaling factor: fold it into W_dec and save it again.")

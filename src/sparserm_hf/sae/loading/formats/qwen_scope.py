@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ..weight_files import UnusableSAEError, matrix, read_json, read_tensors
-from .parsed import ParsedSAE
+from .parsed_sae import ParsedSAE
 
 
 def parse_qwen_scope(file: Path, where: str) -> ParsedSAE:

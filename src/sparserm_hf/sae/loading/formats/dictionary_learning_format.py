@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ..weight_files import UnusableSAEError, matrix, read_json, read_tensors
-from .parsed import ParsedSAE
+from .parsed_sae import ParsedSAE
 
 # By dictionary_learning's class: the architecture, and if the decoder bias is subtracted from the input.
 _DICTIONARIES = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..weight_files import UnusableSAEError, matrix, read_json, read_tensors
-from .parsed import ParsedSAE, module_hook
+from .parsed_sae import ParsedSAE, module_hook
 
 
 def parse_gemma_scope(file: Path, where: str) -> ParsedSAE:
