@@ -11,7 +11,7 @@ from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.templates import encode
 from sparserm_hf.conversations.texts import iterate_texts, load_texts
 from sparserm_hf.runtime.errors import SparseRMError
-from sparserm_hf.sae import check_texts
+from sparserm_hf.sae import check as sae_check
 from sparserm_hf.sae.training import recipe
 
 QUESTION, ANSWER = {"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}
@@ -96,7 +96,7 @@ def test_each_command_passes_its_split_on(world, tmp_path, monkeypatch, capsys):
         raise SparseRMError("read")
 
     monkeypatch.setattr(recipe, "load_texts", noted)
-    monkeypatch.setattr(check_texts, "load_texts", noted)
+    monkeypatch.setattr(sae_check, "load_texts", noted)
     given = ["--model", str(world / "base"), "--dataset", str(world / "train.jsonl"), "--dataset_split", "train[:3]"]
     assert main(["sae", "train", *given, "--output_dir", str(tmp_path / "sae"), "--layer", "2"]) == 2
     assert main(["sae", "check", *given, "--sae", str(world / "sae")]) == 2
