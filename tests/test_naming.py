@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from sparserm_hf.sae.naming import Name, name_latents, one_line
+from sparserm_hf.sae.naming import Name, name_latents, shorten_description
 
 TEXTS = [
     "I do not know , but you should never ask .",
@@ -146,5 +146,5 @@ def test_names_hold_nothing_that_cannot_be_printed():
 
 
 def test_a_description_of_others_is_put_on_one_line():
-    assert one_line("  two\nlines\x1b[31m\t") == "two lines [31m"
-    assert len(one_line("word " * 100)) <= 80
+    assert shorten_description("  two\nlines\x1b[31m\t") == "two lines [31m"
+    assert len(shorten_description("word " * 100)) <= 80

@@ -51,12 +51,16 @@ def _session():
 
 
 def test_descriptions_are_looked_up_once_and_kept(asked, tmp_path, caplog, monkeypatch):
-    found = neuronpedia.descriptions("m/sae", [1, 2, 3], tmp_path)
+    found = neuronpedia.look_up_descriptions("m/sae", [1, 2, 3], tmp_path)
     assert found == {"1": "numbers and dates"} and asked == ["/m/sae/1", "/m/sae/2", "/m/sae/3"]
-    assert neuronpedia.descriptions("m/sae", [3, 2, 1], tmp_path) == found and len(asked) == 3
+    assert neuronpedia.look_up_descriptions("m/sae", [3, 2, 1], tmp_path) == found and len(asked) == 3
     monkeypatch.setattr(neuronpedia.constants, "HF_HUB_OFFLINE", True)
-    assert neuronpedia.descriptions("m/sae", [1, 2], tmp_path) == found and not caplog.records, "nothing is missing"
-    assert neuronpedia.descriptions("m/sae", [1, 7], tmp_path) == found and len(asked) == 3, "offline, the cache"
+    assert neuronpedia.look_up_descriptions("m/sae", [1, 2], tmp_path) == found and not caplog.records, (
+        "nothing is missing"
+    )
+    assert neuronpedia.look_up_descriptions("m/sae", [1, 7], tmp_path) == found and len(asked) == 3, (
+        "offline, the cache"
+    )
     (record,) = caplog.records
     assert record.getMessage() == (
         "Neuronpedia cannot be asked for the descriptions of 1 latents (HF_HUB_OFFLINE is set)."
@@ -64,24 +68,24 @@ def test_descriptions_are_looked_up_once_and_kept(asked, tmp_path, caplog, monke
 
 
 def test_descriptions_are_one_line(asked, tmp_path):
-    assert neuronpedia.descriptions("m/sae", [4, 4], tmp_path) == {"4": f"long {74 * 'x'}…"}
+    assert neuronpedia.look_up_descriptions("m/sae", [4, 4], tmp_path) == {"4": f"long {74 * 'x'}…"}
     assert asked == ["/m/sae/4"]
 
 
 @pytest.mark.parametrize(("latent", "why"), [(9, "429 Too Many Requests"), (5, "'str' object has no attribute 'get'")])
 def test_after_a_refusal_nothing_more_is_asked(asked, tmp_path, caplog, latent, why):
-    assert neuronpedia.descriptions("m/sae", [1, latent, 2], tmp_path) == {"1": "numbers and dates"}
+    assert neuronpedia.look_up_descriptions("m/sae", [1, latent, 2], tmp_path) == {"1": "numbers and dates"}
     assert asked == ["/m/sae/1", f"/m/sae/{latent}"]
     (record,) = caplog.records
     assert "Neuronpedia cannot be asked for the descriptions of 2 latents" in record.getMessage()
     assert why in record.getMessage()
-    assert neuronpedia.descriptions("m/sae", [1], tmp_path) == {"1": "numbers and dates"} and len(asked) == 2
+    assert neuronpedia.look_up_descriptions("m/sae", [1], tmp_path) == {"1": "numbers and dates"} and len(asked) == 2
 
 
 def test_without_a_connection_there_is_the_cache(asked, tmp_path, caplog, monkeypatch):
-    neuronpedia.descriptions("m/sae", [1], tmp_path)
+    neuronpedia.look_up_descriptions("m/sae", [1], tmp_path)
     monkeypatch.setattr(neuronpedia, "ADDRESS", "http://127.0.0.1:9")
-    assert neuronpedia.descriptions("m/sae", [3, 1, 2], tmp_path) == {"1": "numbers and dates"}
+    assert neuronpedia.look_up_descriptions("m/sae", [3, 1, 2], tmp_path) == {"1": "numbers and dates"}
     assert len(caplog.records) == 1 and "of 2 latents" in caplog.text
 
 
@@ -95,7 +99,7 @@ def test_an_interrupted_look_up_keeps_what_it_found(asked, tmp_path, monkeypatch
 
     monkeypatch.setattr(neuronpedia, "_look_up", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        neuronpedia.descriptions("m/sae", [1, 2], tmp_path)
+        neuronpedia.look_up_descriptions("m/sae", [1, 2], tmp_path)
     assert json.loads((tmp_path / "neuronpedia" / "m" / "sae.json").read_text()) == {"1": "numbers and dates"}
 
 
@@ -104,17 +108,17 @@ def test_a_broken_cache_is_looked_up_anew(asked, tmp_path, broken):
     file = tmp_path / "neuronpedia" / "m" / "sae.json"
     file.parent.mkdir(parents=True)
     file.write_bytes(broken.encode("latin-1"))
-    assert neuronpedia.descriptions("m/sae", [1], tmp_path) == {"1": "numbers and dates"}
+    assert neuronpedia.look_up_descriptions("m/sae", [1], tmp_path) == {"1": "numbers and dates"}
     assert json.loads(file.read_text()) == {"1": "numbers and dates"}
 
 
 def test_a_cache_that_cannot_be_written_is_told(asked, tmp_path, caplog):
     (tmp_path / "neuronpedia").write_text("a file where a folder should be")
-    assert neuronpedia.descriptions("m/sae", [1], tmp_path) == {"1": "numbers and dates"}
+    assert neuronpedia.look_up_descriptions("m/sae", [1], tmp_path) == {"1": "numbers and dates"}
     (record,) = caplog.records
     assert "cannot be kept in" in record.getMessage()
 
 
 @pytest.mark.parametrize("other", ["", "sae", "a/b/c", "../sae", "m/..", "m/", "/sae", "m/sae?x", "m/sa e", "m/sae\n"])
 def test_an_id_of_another_form_is_not_asked_for(asked, tmp_path, other):
-    assert neuronpedia.descriptions(other, [1], tmp_path) == {} and not asked and not list(tmp_path.iterdir())
+    assert neuronpedia.look_up_descriptions(other, [1], tmp_path) == {} and not asked and not list(tmp_path.iterdir())

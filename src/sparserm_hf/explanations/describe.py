@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from ..runtime import SparseRMError, without_extra
-from ..sae import Name, one_line
+from ..sae import Name, shorten_description
 from .passages import Passage
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Describer:
         """
         shown = {"fires": [_marked(passage) for passage in firing], "silent": [_plain(passage) for passage in silent]}
         answer = self._ask(DESCRIBE, shown).get("description")
-        description = one_line(_without_markup(answer)) if isinstance(answer, str) else ""
+        description = shorten_description(_without_markup(answer)) if isinstance(answer, str) else ""
         if not description:
             raise self._error('does not answer with a "description"')
         seen = {_plain(passage) for passage in [*firing, *silent]}  # responses may share their first words

@@ -13,8 +13,8 @@ from .measuring import SAECheck as SAECheck
 from .measuring import check_before_training as check_before_training
 from .naming import Name as Name
 from .naming import name_latents as name_latents
-from .naming import one_line as one_line
-from .neuronpedia import descriptions as descriptions
+from .naming import shorten_description as shorten_description
+from .neuronpedia import look_up_descriptions as look_up_descriptions
 from .training.recipe import SAETrainingData as SAETrainingData
 from .training.recipe import train_sae as train_sae
 from .training.sae_config import SAETrainingConfig as SAETrainingConfig

@@ -1,4 +1,4 @@
-"""What Neuronpedia says of the latents of an SAE."""
+"""Look up descriptions of latents on Neuronpedia."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ from huggingface_hub import constants, get_session
 from tqdm.auto import tqdm
 
 from ..runtime import reason, replacing_file
-from .naming import one_line
+from .naming import shorten_description
 
 logger = logging.getLogger(__name__)
 
 ADDRESS = "https://www.neuronpedia.org/api/feature"
 TIMEOUT = 10  # seconds
-ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+", re.ASCII)  # of an SAE; none that leads out of the folder or address
+ID = re.compile(
+    r"(?!\.)[\w.-]+/(?!\.)[\w.-]+", re.ASCII
+)  # of an SAE; it cannot lead out of the cache folder or the address
 
 
-def descriptions(neuronpedia_id: str, latents: Sequence[int], cache_dir: Path) -> dict[str, str]:
-    """Look up the descriptions of latents, by their ids as strings; those without one are left out.
+def look_up_descriptions(neuronpedia_id: str, latents: Sequence[int], cache_dir: Path) -> dict[str, str]:
+    """Look up descriptions of latents. Nothing is raised, so that a training continues without descriptions.
 
-    What was looked up before comes from the cache. Without a connection that is all there is, and the log says so.
-    Nothing is raised: a training goes on without descriptions.
+    Descriptions that were looked up before come from the cache. Without a connection, only the cache is used, with a
+    warning in the log.
 
     Args:
-        neuronpedia_id: Of the SAE, such as `gemma-2-2b/12-gemmascope-res-16k`; any of another form has none.
+        neuronpedia_id: Id of the SAE, such as `gemma-2-2b/12-gemmascope-res-16k`. Ids of another form are not asked.
         latents: Ids of the latents.
-        cache_dir: Where descriptions are kept, one file an SAE.
+        cache_dir: Folder of the cache, which has one file for each SAE.
 
-    >>> descriptions("an SAE of one's own", [1, 2], Path("cache"))
-    {}
+    Returns:
+        Description of each latent that has one, by its id as a string.
+
+    Example:
+        >>> look_up_descriptions("no-such-form", [1, 2], Path("cache"))
+        {}
     """
     if not ID.fullmatch(neuronpedia_id):
         return {}
@@ -43,7 +49,7 @@ def descriptions(neuronpedia_id: str, latents: Sequence[int], cache_dir: Path) -
     found: dict[str, str] = {}
     try:
         _ask(neuronpedia_id, missing, found)
-    finally:  # an interrupted look-up keeps what it found
+    finally:  # an interrupted look-up keeps the descriptions found so far
         known |= found
         if found:
             _write(file, known)
@@ -51,12 +57,12 @@ def descriptions(neuronpedia_id: str, latents: Sequence[int], cache_dir: Path) -
 
 
 def _ask(neuronpedia_id: str, latents: Sequence[int], found: dict[str, str]) -> None:
-    """Put the description of each latent into `found`, until the first that cannot be looked up."""
+    """Put the description of each latent into `found`, and stop at the first failure."""
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
     try:
         for latent in [] if why else tqdm(latents, desc="Neuronpedia", unit="latent", delay=5):
             found[str(latent)] = _look_up(f"{ADDRESS}/{neuronpedia_id}/{latent}")
-    except Exception as error:  # of the HTTP library that huggingface_hub brings; none may stop a training
+    except Exception as error:  # errors of the HTTP library must not stop a training
         why = reason(error)
     if why and latents:
         logger.warning(
@@ -65,17 +71,17 @@ def _ask(neuronpedia_id: str, latents: Sequence[int], found: dict[str, str]) -> 
 
 
 def _look_up(address: str) -> str:
-    """The first description of a latent, on one line; empty where there is none."""
+    """Return the first description of a latent on one line, or an empty string."""
     answer = get_session().get(address, timeout=TIMEOUT)
     if answer.status_code == 404:
         return ""
     answer.raise_for_status()
     said = [explanation.get("description") for explanation in answer.json().get("explanations") or []]
-    return one_line(next((text for text in said if text), ""))
+    return shorten_description(next((text for text in said if text), ""))
 
 
 def _read(file: Path) -> dict[str, str]:
-    """The descriptions in a cache file; none where it is missing or broken."""
+    """Read the descriptions in a cache file; a missing or broken file has none."""
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -88,5 +94,5 @@ def _write(file: Path, known: dict[str, str]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(file) as temporary:
             temporary.write_text(json.dumps(known), encoding="utf-8")
-    except OSError as error:  # a full disk, or a folder that only others may write to
+    except OSError as error:  # a full disk, or a folder without permission to write
         logger.warning("The descriptions of Neuronpedia cannot be kept in %s (%s).", file, reason(error))

@@ -15,7 +15,7 @@ from ..conversations import TokenizedPreferences, TokenizedText, pooled_pieces
 from ..modeling.latents_sparserm import Latent
 from ..representations import Representations
 from ..runtime import as_numpy
-from ..sae import Name, descriptions, name_latents
+from ..sae import Name, look_up_descriptions, name_latents
 from .directions import LOW_PURITY
 from .parts import FrozenParts
 from .reward_head import FittedRewardHead
@@ -46,7 +46,7 @@ def latent_records(
     decoder = torch.from_numpy(as_numpy(parts.sae.autoencoder.W_dec)[latents])  # (2K, d_model)
     promotes, suppresses = parts.lens.words(decoder, parts.tokenizer, known_words(pairs.texts, parts.tokenizer))
     names = name_selected(latents, pairs, texts, pooling, parts.tokenizer)
-    known = descriptions(site, latents, cache_dir) if site else {}
+    known = look_up_descriptions(site, latents, cache_dir) if site else {}
     stabilities = selected.firing.stabilities(selected.k)
     records = []
     for i, (number, name) in enumerate(zip(latents, names, strict=True)):
