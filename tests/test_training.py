@@ -253,7 +253,7 @@ def bad_input_cases(world, tmp):
         ),
         "K no number": (train(k="many"), "k is 'many', but must be a number of latents, or auto"),
         "K zero": (train(k=0), "k is 0, but must be at least 1"),
-        "wrong width": (train(sae=save_sae(tmp / "wide", sae=tiny_sae(d_in=48))), "SAE reads 48 numbers a token"),
+        "wrong width": (train(sae=save_sae(tmp / "wide", sae=tiny_sae(d_in=48))), "SAE encodes vectors of width 48"),
         "layer out of range": (train(sae=deep), "Layer 10 is out of range.*layers 1 to 4"),
         "layer against the SAE": (train(layer=3), "--layer 3 does not fit the SAE"),
         "wrong hook": (

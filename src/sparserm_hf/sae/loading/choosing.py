@@ -1,4 +1,4 @@
-"""Which SAE belongs to a base model, and at which layer."""
+"""Choose the SAE and the layer for a base model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .registry import find_saes, middle_sae
 
 logger = logging.getLogger(__name__)
 
-# What tells SmolLM2-135M and its instruction-tuned kin from every other Llama.
+# The shape of SmolLM2-135M and its instruction-tuned variants, which no other Llama has.
 _SMOLLM2_135M = {
     "model_type": "llama",
     "hidden_size": 576,
@@ -27,10 +27,15 @@ _SMOLLM2_135M = {
 
 
 def chosen_sae(sae: str | None, config: PretrainedConfig, name: str) -> str:
-    """The SAE that a user names; where that is None or `auto`, `default_sae` chooses, and the log says what it took.
+    """Return the SAE that a user names; for None or `auto`, the default SAE, which is then named in the log.
+
+    Args:
+        sae: Name of an SAE, as for `load_sae`; None or `auto` for the default.
+        config: Configuration of the base model before it is cut.
+        name: Id of the base model on the Hub, or its folder.
 
     Raises:
-        SparseRMError: `default_sae` finds none.
+        SparseRMError: There is no default SAE for the base model.
     """
     if sae not in (None, AUTO):
         return sae
@@ -40,17 +45,24 @@ def chosen_sae(sae: str | None, config: PretrainedConfig, name: str) -> str:
 
 
 def default_sae(config: PretrainedConfig, name: str) -> str:
-    """Choose the SAE for a base model.
+    """Choose the default SAE of a base model.
 
-    It is that of the base model's preset; or the shipped SAE, where the base model has the shape of SmolLM2-135M; or
-    what `middle_sae` chooses out of sae-lens' registry, which knows base models by their id on the Hub alone.
+    The first of these that exists: the SAE of the base model's preset; the shipped SAE, for a model with the shape of
+    SmolLM2-135M; an SAE of the middle layer in sae-lens' registry, for a model on the Hub.
 
     Args:
-        config: The base model's configuration, before it is cut.
-        name: Its id on the Hub, or its folder.
+        config: Configuration of the base model before it is cut.
+        name: Id of the base model on the Hub, or its folder.
+
+    Returns:
+        Name of the SAE for `load_sae`.
 
     Raises:
-        SparseRMError: There is none.
+        SparseRMError: There is no default SAE.
+
+    Example:
+        >>> default_sae(PretrainedConfig(), "google/gemma-2-2b-it")
+        'gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical'
     """
     for preset in PRESETS.values():
         if preset.model == name:
@@ -68,27 +80,36 @@ def default_sae(config: PretrainedConfig, name: str) -> str:
 
 
 def matching_layer(sae: LoadedSAE, config: PretrainedConfig, name: str, layer: int | None = None) -> int:
-    """The number of decoder layers to keep so that the base model ends where the SAE reads.
+    """Return the layer whose output an SAE encodes, after checking that the base model has it.
 
     Args:
-        sae: The SAE.
-        config: The base model's configuration, before it is cut.
-        name: Its name, for the errors.
-        layer: The layer that the user asks for, if any.
+        sae: SAE.
+        config: Configuration of the base model before it is cut.
+        name: Name of the base model in errors.
+        layer: Layer that the user asks for, counted from 1; by default the layer that the SAE names.
+
+    Returns:
+        Layer, counted from 1: the number of decoder layers to keep.
 
     Raises:
-        SparseRMError: The SAE cannot belong to the base model or to that layer.
+        SparseRMError: The SAE does not fit the base model or the layer.
+
+    Example:
+        >>> from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
+        >>> sae = LoadedSAE(SparseAutoencoder(d_in=64, d_sae=128), {"hook_name": "blocks.1.hook_resid_post"})
+        >>> matching_layer(sae, PretrainedConfig(hidden_size=64, num_hidden_layers=4), "my-base-model")
+        2
     """
     d_in, width, depth = sae.autoencoder.d_in, config.hidden_size, config.num_hidden_layers
     if d_in != width:
         raise SparseRMError(
-            f"The SAE reads {d_in} numbers a token, but the residual stream of {name!r} has {width}: it belongs to "
-            "another base model."
+            f"The SAE encodes vectors of width {d_in}, but the residual stream of {name!r} has width {width}: take an "
+            "SAE of this base model."
         )
     if layer is None:
         layer = sae.layer
     if layer is None:
-        raise SparseRMError("The SAE does not say which layer it was trained on: name it with --layer.")
+        raise SparseRMError("The SAE does not name its layer: name it with --layer.")
     if sae.layer not in (None, layer):
         raise SparseRMError(
             f"--layer {layer} does not fit the SAE, which was trained on {sae.source['hook_name']}, that is layer "

@@ -1,4 +1,4 @@
-"""What happens to an input before an SAE sees it, moved into the SAE's weights."""
+"""Fold scaling and centring of an SAE's input into its weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from .weight_files import UnusableSAEError
 
 
 def folded_weights(parsed: ParsedSAE) -> dict[str, torch.Tensor]:
-    """The weights of an SAE, in float32, that takes x as it is; activations and thresholds stay what they are.
+    """Compute float32 weights that give the same activations for x as the given weights for the scaled, centred x.
 
-    `input_scale` s: W_enc * s, W_dec / s, b_dec / s. `centred`: x - mean(x) is x times a projection, which goes into
-    W_enc; b_dec, taken off after it, does not go through it. The reconstruction stays centred.
+    For a scale s: W_enc * s, W_dec / s, b_dec / s. For `centred`: x - mean(x) is a projection of x, which is folded
+    into W_enc; b_dec is subtracted after the projection, so b_enc changes too. The reconstruction stays centred.
+
+    Args:
+        parsed: SAE with `input_scale` and `centred`.
 
     Raises:
-        UnusableSAEError: The encoder is none that this can be folded into.
+        UnusableSAEError: The centring cannot be folded into this architecture or normalisation.
+
+    Example:
+        >>> eye = {"W_enc": torch.eye(2), "W_dec": torch.eye(2), "b_dec": torch.zeros(2)}
+        >>> folded_weights(ParsedSAE("standard", eye, 2, 2, input_scale=2.0))["W_dec"]
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
     """
     weights = {name: tensor.detach().float() for name, tensor in parsed.weights.items()}
     if parsed.input_scale != 1.0:

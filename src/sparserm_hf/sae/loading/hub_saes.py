@@ -1,4 +1,4 @@
-"""SAEs on the Hub: out of sae-lens' registry or any repository, from the cache where they are there."""
+"""Download SAEs from the Hub, by their name in sae-lens' registry or by repository, or find them in the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.file_download import repo_folder_name
 
-from ...runtime import reason
+from ...runtime import reason, sae_lens_registry
 from .formats import CONFIGS, FORMATS, ParsedSAE, from_sae_lens, is_centred
 from .local_saes import holds_sae, listed, not_an_sae, read_sae
 from .weight_files import UnusableSAEError
@@ -17,26 +17,24 @@ from .weight_files import UnusableSAEError
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
 
-# Formats in sae-lens' registry: those read here, and those of one or two releases each that sae-lens reads.
+# Formats in sae-lens' registry that `formats` parses, and formats of one or two releases that sae-lens must load.
 READ_HERE = {None, "dictionary_learning_1", "gemma_2", "gemma_3", "llama_scope", "qwen_scope", "sparsify"}
 READ_BY_SAE_LENS = {"deepseek_r1", "goodfire", "llama_scope_r1_distill"}
 
 
 def read_from_hub(name: str) -> ParsedSAE:
-    """Read an SAE by its name on the Hub.
+    """Read an SAE on the Hub.
 
     Args:
-        name: `release/sae_id` out of sae-lens' registry, or `owner/repo` or `owner/repo/folder`, where the folder may
-            also be a file; `@revision` may follow.
+        name: `release/sae_id` in sae-lens' registry; or `owner/repo`, `owner/repo/folder` or `owner/repo/file`.
+            `@revision` may follow.
 
     Raises:
-        UnusableSAEError: It is nowhere, or cannot be read.
+        UnusableSAEError: There is no such SAE, or it cannot be read.
     """
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory  # seconds to import
-
     path, _, revision = name.partition("@")
     release, _, sae_id = path.partition("/")
-    known = get_pretrained_saes_directory().get(release)
+    known = sae_lens_registry().get(release)
     if known is not None:
         return _read_registered(known, sae_id, revision or None)
     owner_and_repo, folder = path.split("/")[:2], "/".join(path.split("/")[2:])
@@ -45,7 +43,7 @@ def read_from_hub(name: str) -> ParsedSAE:
 
 
 def _read_registered(known: PretrainedSAELookup, sae_id: str, revision: str | None) -> ParsedSAE:
-    """Read an SAE of sae-lens' registry, which knows a few things that the files do not say."""
+    """Read an SAE of sae-lens' registry, and add the facts that are in the registry but not in the SAE's files."""
     if sae_id not in known.saes_map:
         raise UnusableSAEError(f"is not in sae-lens' registry: {known.release} has {listed(sorted(known.saes_map))}.")
     if known.conversion_func in READ_HERE:
@@ -76,7 +74,7 @@ def _read_registered(known: PretrainedSAELookup, sae_id: str, revision: str | No
 
 
 def _read_repository(repo: str, folder: str, revision: str | None) -> ParsedSAE:
-    """Read a folder or file of a repository at one commit; the network is asked only for what the cache lacks."""
+    """Read a folder or file of a repository at one commit; only files outside the cache are downloaded."""
     is_file = any(Path(folder).match(pattern) for pattern in FORMATS)
     inside = Path(folder).parent if is_file else Path(folder)
     wanted = [folder] if is_file else [(inside / pattern).as_posix() for pattern in FORMATS if "*" not in pattern]
@@ -90,7 +88,7 @@ def _read_repository(repo: str, folder: str, revision: str | None) -> ParsedSAE:
             raise UnusableSAEError(not_an_sae([file for file in files if file.startswith(folder)]))
     except UnusableSAEError:
         raise
-    except Exception as error:  # huggingface_hub and what it stands on raise a dozen kinds
+    except Exception as error:  # huggingface_hub and its dependencies raise a dozen kinds
         raise UnusableSAEError(
             "is neither a file or folder here, nor a release of sae-lens, nor to be had from the Hub: "
             f"{reason(error).rstrip('.')}."
@@ -107,15 +105,15 @@ def _cached(repo: str, revision: str | None, wanted: list[str]) -> Path | None:
 
 
 def _read_with_sae_lens(known: PretrainedSAELookup, sae_id: str) -> ParsedSAE:
-    """Read what only sae-lens can; it asks the Hub for the files' state even where they are cached."""
+    """Read an SAE through sae-lens, which needs a connection to the Hub even for cached files."""
     from sae_lens import SAE
 
     try:
         sae = SAE.from_pretrained(known.release, sae_id)
-    except Exception as error:  # sae-lens, huggingface_hub and the file readers raise a dozen kinds
+    except Exception as error:  # sae-lens, huggingface_hub and safetensors raise a dozen kinds
         raise UnusableSAEError(f"cannot be read by sae-lens: {reason(error).rstrip('.')}.") from error
     parsed = from_sae_lens(sae.cfg.to_dict(), sae.state_dict())
     repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=known.repo_id, repo_type="model")
-    main = repo / "refs" / "main"  # the branch that sae-lens always takes
+    main = repo / "refs" / "main"  # sae-lens always loads this branch
     revision = main.read_text().strip() if main.is_file() else None
     return replace(parsed, source=parsed.source | {"repo": known.repo_id, "revision": revision})

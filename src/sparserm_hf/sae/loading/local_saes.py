@@ -1,4 +1,4 @@
-"""Where an SAE's files are in a folder, and what they say."""
+"""Find the weights file of an SAE in a folder, and read the SAE in the format of that file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def read_sae(path: Path, where: str) -> ParsedSAE:
-    """Read an SAE in any of the formats, told apart by the name of the file that holds its weights.
+    """Read an SAE. The name of its weights file tells the format.
 
     Args:
-        path: That file, or the folder it is in.
-        where: The names that the SAE was published under, repository and folder, or its path: some formats write the
-            layer nowhere else.
+        path: Weights file, or its folder.
+        where: Repository and folder of the SAE, or its path: the only place where some formats name the layer.
 
     Raises:
-        UnusableSAEError: There is no SAE, more than one, or one that cannot be read.
+        UnusableSAEError: There is no SAE, there are several, or the SAE cannot be read.
     """
     file = weights_file(path)
     reader = next(reader for pattern, reader in FORMATS.items() if file.match(pattern))
@@ -31,16 +30,19 @@ def read_sae(path: Path, where: str) -> ParsedSAE:
         raise
     except KeyError as error:
         raise UnusableSAEError(f"is broken: its files do not say {error}.") from error
-    # A list where an object belongs, text where a number does, tensors that do not go together.
+    # A list instead of an object, text instead of a number, tensors of incompatible shapes.
     except (AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise UnusableSAEError(f"is broken: its files cannot be understood: {reason(error).rstrip('.')}.") from error
 
 
 def weights_file(path: Path) -> Path:
-    """The one file with an SAE's weights that a path names or holds.
+    """Find the weights file of an SAE.
+
+    Args:
+        path: Weights file, or its folder.
 
     Raises:
-        UnusableSAEError: There is none, or there are several.
+        UnusableSAEError: There is no weights file, or there are several.
     """
     if path.is_file():
         if not any(path.match(pattern) for pattern in FORMATS):
@@ -57,16 +59,16 @@ def weights_file(path: Path) -> Path:
 
 
 def holds_sae(path: Path) -> bool:
-    """Whether a path is, or is a folder that holds, the weights of an SAE."""
+    """Tell if a path is the weights file of an SAE, or its folder."""
     return any(path.match(pattern) if path.is_file() else any(path.glob(pattern)) for pattern in FORMATS)
 
 
 def not_an_sae(files: list[str]) -> str:
-    """Why no SAE can be read out of a folder or repository that holds the given files, none of them its weights."""
+    """Explain why a folder or repository with the given files has no SAE at the requested place."""
     saes = set()
     for file in map(Path, files):
         for pattern in FORMATS:
-            if file.match(pattern):  # one to a folder, but for those that are told apart by the file's name
+            if file.match(pattern):  # one SAE in a folder, or one in each file
                 saes.add(file.as_posix() if "*" in pattern else file.parents[pattern.count("/")].as_posix())
     if saes:
         return f"holds several SAEs, name one of them: {listed(sorted(saes))}."
@@ -80,5 +82,10 @@ def not_an_sae(files: list[str]) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """The first names of a list that may be long."""
+    """Join the first eight names, and count the others.
+
+    Example:
+        >>> listed(["a", "b"])
+        'a, b'
+    """
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,4 +1,4 @@
-"""Base models with the SAE that goes with them."""
+"""Base models, each with a recommended SAE."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from pathlib import Path
 from ...runtime import SparseRMError
 
 SHIPPED_SAE = Path(__file__).parent / "smollm2-135m-instruct"
-AUTO = "auto"  # the name of whichever SAE fits the base model
+AUTO = "auto"  # in the place of an SAE's name: the default SAE of the base model
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A base model and its SAE, whose hook says the layer.
+    """A base model with a recommended SAE. The hook of the SAE names the layer.
 
     Attributes:
-        model: The base model's id on the Hub.
-        sae: What `load_sae` takes.
-        why: Why this SAE.
+        model: Id of the base model on the Hub.
+        sae: Name of the SAE for `load_sae`.
+        why: Reason for this SAE.
+
+    Example:
+        >>> PRESETS["gemma-2-2b-it"].sae
+        'gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical'
     """
 
     model: str
@@ -38,7 +42,7 @@ def _qwen_3(size: str, width: int, layer: int) -> Preset:
     )
 
 
-# Layers in the names of SAEs are counted from 0: layer_13 is blocks.13.hook_resid_post, and 14 layers are kept.
+# The names of SAEs count layers from 0: layer_13 is blocks.13.hook_resid_post, which is layer 14 counted from 1.
 PRESETS = {
     "gemma-2-2b-it": Preset(
         "google/gemma-2-2b-it",
@@ -48,7 +52,7 @@ PRESETS = {
     "gemma-2-9b-it": Preset(
         "google/gemma-2-9b-it",
         "gemma-scope-9b-it-res-canonical/layer_31/width_131k/canonical",
-        "the paper's; trained on this model; the authors name latent 86,761, which 16k latents have not",
+        "the paper's; trained on this model; the authors name latent 86,761, so it has 131k latents, not 16k",
     ),
     "gemma-3-270m-it": _gemma_3("270m", 9),
     "gemma-3-1b-it": _gemma_3("1b", 13),
@@ -80,10 +84,22 @@ PRESETS = {
 
 
 def model_and_sae(preset: str | None, model: str | None, sae: str) -> tuple[str, str]:
-    """The base model and the SAE that a command line names. What it names wins over the preset, but for `auto`.
+    """Fill in the base model and the SAE of a preset. A given model, and an SAE other than `auto`, win over it.
+
+    Args:
+        preset: Name of a preset, or None.
+        model: Base model, or None.
+        sae: Name of an SAE, or `auto`.
+
+    Returns:
+        Names of the base model and the SAE.
 
     Raises:
         SparseRMError: There is no base model.
+
+    Example:
+        >>> model_and_sae("gpt2", None, "auto")
+        ('openai-community/gpt2', 'gpt2-small-resid-post-v5-32k/blocks.6.hook_resid_post')
     """
     if preset is not None:
         model, sae = model or PRESETS[preset].model, PRESETS[preset].sae if sae == AUTO else sae

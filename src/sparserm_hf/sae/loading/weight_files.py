@@ -1,4 +1,4 @@
-"""Read the files of an SAE without running anything that is in them."""
+"""Read the files of an SAE without running code in them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from safetensors.torch import load_file
 
 from ...runtime import reason
 
-MOST_UNPACKED = 100  # times the size of an archive; weights hardly shrink when they are packed
+MOST_UNPACKED = 100  # times the size of an archive; compression hardly shrinks weights
 
 
 class UnusableSAEError(ValueError):
-    """Why an SAE cannot be used: the rest of a sentence that begins with "The SAE <name>"."""
+    """Reason why an SAE cannot be used: the rest of a sentence that begins with "The SAE <name>"."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read a JSON object from a file.
 
     Raises:
-        UnusableSAEError: There is no such file, or no object in it.
+        UnusableSAEError: The file is missing, or holds no JSON object.
     """
     if not path.is_file():
         raise UnusableSAEError(f"is incomplete: {path.name} must stand beside its weights.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError; objects in each other
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError; too deeply nested
         raise UnusableSAEError(f"is broken: {path.name} is not JSON: {reason(error)}.") from error
     if not isinstance(content, dict):
         raise UnusableSAEError(f"is broken: {path.name} holds no JSON object.")
@@ -41,10 +41,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a `.safetensors`, `.npz` or `.pt` file, by name.
+    """Read the tensors in a `.safetensors`, `.npz` or `.pt` file, by name.
 
     Raises:
-        UnusableSAEError: The file is truncated, or holds something else than named tensors.
+        UnusableSAEError: The file is truncated, or holds something other than named tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return _read_npz(path) if path.suffix == ".npz" else _read_pt(path)
     except UnusableSAEError:
         raise
-    # What numpy, zipfile, torch and safetensors make of a truncated file.
+    # The errors of numpy, zipfile, torch and safetensors for a truncated file.
     except (
         SafetensorError,
         ValueError,
@@ -70,10 +70,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def matrix(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """One of the tensors in a file, which must have rows and columns.
+    """Return the tensor of a name, which must be a matrix.
 
     Raises:
-        UnusableSAEError: It is missing, or of another shape.
+        UnusableSAEError: The tensor is missing, or is no matrix.
+
+    Example:
+        >>> matrix({"W_enc": torch.zeros(2, 3)}, "W_enc").shape
+        torch.Size([2, 3])
     """
     if name not in tensors:
         raise UnusableSAEError(f"is broken: its files hold no {name}, but {', '.join(sorted(tensors)) or 'nothing'}.")
@@ -83,7 +87,7 @@ def matrix(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 
 
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
-    if not zipfile.is_zipfile(path):  # numpy would recommend to allow pickles
+    if not zipfile.is_zipfile(path):  # the error of numpy would recommend pickles
         raise zipfile.BadZipFile("it is not a zip archive")
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -100,7 +104,7 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_pt(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict; the weights-only unpickler builds tensors and plain containers and calls nothing else."""
+    """Read a state dict. The weights-only unpickler builds tensors and plain containers, and calls nothing else."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

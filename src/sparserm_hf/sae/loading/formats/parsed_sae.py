@@ -1,4 +1,4 @@
-"""The common form that SAEs of all formats are read into."""
+"""Common form of SAEs of all formats."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ParsedSAE:
         k: Latents that may fire on one token, for the architecture `topk`.
         normalization: Normalisation of an input before it is encoded.
         input_scale: Factor on an input before the normalisation; a reconstruction is divided by it.
-        apply_b_dec_to_input: Whether the decoder bias is subtracted from the input before it is encoded.
-        rescale_acts_by_decoder_norm: Whether activations are multiplied by the norms of their decoder rows before
+        apply_b_dec_to_input: True if the decoder bias is subtracted from the input before it is encoded.
+        rescale_acts_by_decoder_norm: True if activations are multiplied by the norms of their decoder rows before
             the largest are selected.
-        centred: Whether the SAE was trained on the residual stream minus its mean, an option of TransformerLens.
+        centred: True if the SAE was trained on the residual stream minus its mean, an option of TransformerLens.
         source: Origin of the SAE: format, hook_name, model_name and more.
     """
 
