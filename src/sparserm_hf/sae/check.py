@@ -13,14 +13,13 @@ from ..runtime import SparseRMError, named_dtype, process_state
 from .fit import MIN_TOKENS
 from .loading.choosing import chosen_sae, matching_layer
 from .loading.loaded_sae import load_sae
-from .loading.presets import AUTO
 from .measuring import SAECheck, measure_sae
 
 
 def check_sae(
     model: str,
-    sae: str = AUTO,
-    dataset: str = "",
+    sae: str,
+    dataset: str,
     dataset_split: str = "train",
     dataset_config: str | None = None,
     layer: int | None = None,
