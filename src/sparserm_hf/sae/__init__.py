@@ -1,7 +1,7 @@
 """Sparse autoencoders (SAEs): find, load, check and train them, and name their latents.
 
-The calls behind `sparserm sae`: `check_sae` measures the fit of an SAE to a base model, `find_saes` lists the SAEs that
-are published for a base model, and `train_sae` trains an SAE. `load_sae` loads an SAE in any known format.
+The calls behind `sparserm sae`: `check_sae` measures the fit of an SAE to a base model, `find_saes` lists the SAEs
+that are published for a base model, and `train_sae` trains an SAE. `load_sae` loads an SAE in any known format.
 
 Files by question:
     How is an SAE loaded, from which formats?     `loading/`; each format is a file of `loading/formats/`
