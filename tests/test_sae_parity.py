@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import published_saes as published
+import published_scopes as scopes
 import pytest
 import torch
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
@@ -85,22 +86,22 @@ ROWS = [
     row("sae-lens before 6", "topk", "sae-lens", published.sae_lens_old, "TopKSAE", **TOPK),
     row("sae-lens before 6", "gated", "sae-lens", published.sae_lens_old, "GatedSAE", architecture="gated"),
     row("sae-lens before 6", "jumprelu", "sae-lens", published.sae_lens_old, "JumpReLUSAE", architecture="jumprelu"),
-    row("Gemma Scope", "jumprelu", "sae-lens", published.gemma_scope, by_hand=False),
-    row("Gemma Scope", "jumprelu", "by hand", published.gemma_scope, by_hand=True),
-    row("Gemma Scope 2", "jumprelu", "sae-lens", published.gemma_scope_2, by_hand=False),
-    row("Gemma Scope 2", "jumprelu", "by hand", published.gemma_scope_2, by_hand=True),
+    row("Gemma Scope", "jumprelu", "sae-lens", scopes.gemma_scope, by_hand=False),
+    row("Gemma Scope", "jumprelu", "by hand", scopes.gemma_scope, by_hand=True),
+    row("Gemma Scope 2", "jumprelu", "sae-lens", scopes.gemma_scope_2, by_hand=False),
+    row("Gemma Scope 2", "jumprelu", "by hand", scopes.gemma_scope_2, by_hand=True),
     row(
         "Llama Scope, unit decoder",
         "jumprelu",
         "sae-lens",
-        published.llama_scope,
+        scopes.llama_scope,
         by_hand=False,
         unit_decoder=True,
         **DATASET,
     ),
-    row("Llama Scope", "jumprelu", "by hand", published.llama_scope, by_hand=True, unit_decoder=False, **DATASET),
-    row("Qwen Scope", "topk", "sae-lens", published.qwen_scope, by_hand=False),
-    row("Qwen Scope", "topk", "by hand", published.qwen_scope, by_hand=True),
+    row("Llama Scope", "jumprelu", "by hand", scopes.llama_scope, by_hand=True, unit_decoder=False, **DATASET),
+    row("Qwen Scope", "topk", "sae-lens", scopes.qwen_scope, by_hand=False),
+    row("Qwen Scope", "topk", "by hand", scopes.qwen_scope, by_hand=True),
     row("sparsify", "topk", "eai-sparsify", published.sparsify, expansion_factor=D_SAE // D_MODEL),
     row("sparsify, num_latents", "topk", "eai-sparsify", published.sparsify, num_latents=D_SAE, multi_topk=True),
     of_dictionary_learning("standard", "AutoEncoder"),
