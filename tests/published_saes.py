@@ -34,13 +34,13 @@ K = 8
 
 @dataclass
 class Published:
-    """An SAE on disk and what its reference makes of it.
+    """An SAE on disk, with the results of its reference.
 
     Attributes:
-        path: What to load.
-        encode: The reference's activations (N, d_sae) of (N, d_in) inputs.
-        reconstruct: The reference's reconstruction (N, d_in).
-        directions: The reference's decoder rows (d_sae, d_in).
+        path: Folder or file to load.
+        encode: Reference function from (N, d_in) inputs to (N, d_sae) activations.
+        reconstruct: Reference function from (N, d_in) inputs to their reconstructions.
+        directions: (d_sae, d_in) decoder rows of the reference.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Published:
 
 
 def randomize(module: torch.nn.Module, seed: int = 0) -> None:
-    """Random weights with which about half of the latents fire; thresholds above zero."""
+    """Set random weights with which about half of the latents fire, and positive thresholds."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -61,7 +61,7 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> None:
 
 
 def random_tensors(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    """Random tensors; those named threshold are above zero."""
+    """Make random tensors; tensors named threshold are positive."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.randn(shape, generator=generator) * (0.3 if len(shape) == 1 else 1)
@@ -105,7 +105,7 @@ def from_sae_lens(path: Path, sae: sae_lens.SAE) -> Published:
 
 
 def sae_lens_sae(folder: Path, class_name: str, **settings) -> Published:
-    """An inference SAE, saved by itself."""
+    """Save an inference SAE of sae-lens."""
     config = getattr(sae_lens, f"{class_name}Config")(d_in=D_MODEL, d_sae=D_SAE, **settings)
     config.metadata.hook_name = HOOK
     config.metadata.neuronpedia_id = "tiny/1-res"
@@ -116,7 +116,7 @@ def sae_lens_sae(folder: Path, class_name: str, **settings) -> Published:
 
 
 def sae_lens_trained(folder: Path, class_name: str, save: str, **settings) -> Published:
-    """A training SAE, saved for inference or as a checkpoint; the reference is what sae-lens runs for inference."""
+    """Save a training SAE of sae-lens, for inference or as a checkpoint; the reference is its inference form."""
     config = getattr(sae_lens, f"{class_name}Config")(d_in=D_MODEL, d_sae=D_SAE, **settings)
     config.metadata.hook_name = HOOK
     sae = getattr(sae_lens, class_name)(config)
@@ -130,7 +130,7 @@ def sae_lens_trained(folder: Path, class_name: str, save: str, **settings) -> Pu
 
 
 def sae_lens_old(folder: Path, class_name: str, **old) -> Published:
-    """A folder as sae-lens wrote it before version 6, when a TopK SAE called itself standard."""
+    """Write an SAE like sae-lens before version 6, which called a TopK SAE standard."""
     sae_lens_sae(folder, class_name, **({"k": K} if class_name == "TopKSAE" else {}))
     old = {"architecture": "standard", "d_in": D_MODEL, "d_sae": D_SAE, "hook_name": HOOK, "dtype": "float32"} | old
     old |= {"device": "cpu", "model_name": "tiny", "normalize_activations": "none", "apply_b_dec_to_input": True}
@@ -172,7 +172,7 @@ DICTIONARIES = {
 
 
 def dictionary_learning(root: Path, dict_class: str) -> Published:
-    """Saved as dictionary_learning's `trainSAE` does."""
+    """Save an SAE like `trainSAE` of dictionary_learning."""
     ae = DICTIONARIES[dict_class]()
     randomize(ae)
     if "threshold" in dict(ae.named_buffers()):

@@ -114,7 +114,7 @@ LLAMA_SCOPE = {  # fnlp/Llama3_1-8B-Base-LXR-8x, Llama3_1-8B-Base-L8R-8x/hyperpa
 
 
 def llama_scope(root: Path, by_hand: bool, unit_decoder: bool) -> Published:
-    """Where the decoder's rows have norm 1 sae-lens is right; by hand: as the authors' own library loads it."""
+    """sae-lens is right if the decoder's rows have norm 1; the formula by hand is that of the authors' library."""
     folder = root / "Llama3_1-8B-Base-L1R-8x"
     write_json(folder / "hyperparams.json", LLAMA_SCOPE)
     shapes = {"encoder.weight": (D_SAE, D_MODEL), "decoder.weight": (D_MODEL, D_SAE)}

@@ -1,4 +1,4 @@
-"""Names of latents: found on half of the prompts, scored on the other half, and quoting nobody's secrets."""
+"""Names of latents are found on half of the prompts, scored on the other half, and quote no secrets."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ TEXTS = [
 
 
 def world(count=48):
-    """Responses of several prompts: their tokens, each with the space before it."""
+    """Return the tokens of responses, each with the space before it, and the number of each response's prompt."""
     pieces = []
     for i in range(count):
         words = TEXTS[i % len(TEXTS)].replace("\n", " \n ").split(" ")
@@ -24,7 +24,7 @@ def world(count=48):
 
 
 def named(fires, pieces=None, groups=None):
-    """The name of one latent that fires where a function of a token and its place says so."""
+    """Name a latent that fires if `fires(tokens, position)` is true."""
     given, given_groups = world()
     pieces, groups = pieces or given, groups or given_groups
     rows = [fires(tokens, j) for tokens in pieces for j in range(len(tokens))]
@@ -58,7 +58,7 @@ def test_what_a_latent_fires_on_is_its_name(fires, name):
 
 
 def test_precision_and_recall_by_hand():
-    """Of the 12 times that `not` is said in the half that scores, it fires on 8, and twice elsewhere."""
+    """In the scoring half, the latent fires on 8 of 12 tokens `not`, and on two other tokens."""
     pieces = [[" a", " not", " b", " c"]] * 24
     groups = [i // 2 for i in range(24)]
     fires = np.zeros((24, 4))
@@ -78,7 +78,7 @@ def test_a_name_that_holds_by_chance_scores_low():
 
 
 def test_no_private_word_enters_a_name():
-    """A latent that fires on a secret of one prompt, however often it is said there, is not named after it."""
+    """A latent that fires on a secret of one prompt is not named after it, even if it occurs there often."""
     pieces, groups = world()
     secret = [" my", " password", " is", " hunter2"] * 20
     pieces, groups = [*pieces, secret, secret], [*groups, 98, 98]
@@ -90,7 +90,7 @@ def test_no_private_word_enters_a_name():
 
 
 def test_a_private_word_in_many_pieces_counts_once_each_time():
-    """Five pieces of a user name that four prompts hold were counted as twenty occurrences, and it became a name."""
+    """A user name of five tokens in four prompts counted as twenty occurrences and became a name."""
     user = [" ask", " jo", "hn", "smi", "th", "42", " now"]
     fires = lambda tokens, j: tokens[j] in user[1:-1]  # noqa: E731
     for prompts, is_named in ((8, False), (10, True)):  # half of them are in the half that names are found on
@@ -104,7 +104,7 @@ def test_the_one_word_of_many_responses_occurs_once_in_each():
 
 
 def test_no_long_word_enters_a_name_beside_a_short_one():
-    """A key of 40 characters was in names through the word after it: `"<key> b"` and `after "<key> b"`."""
+    """A key of 40 characters got into names through the next word: `"<key> b"` and `after "<key> b"`."""
     pieces = [[" is", " " + "x" * 40, " b", " c", " d"]] * 12 + [[" b", " c", " b", " d"]] * 12
     for place in range(5):
         fires = lambda tokens, j, place=place: len(tokens) == 5 and j == place  # noqa: E731

@@ -1,4 +1,4 @@
-"""Descriptions of Neuronpedia: asked for once, kept, and never in the way of a training."""
+"""Descriptions on Neuronpedia are looked up once and cached, and their failure never stops a training."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ SAID = {
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What a local Neuronpedia was asked for."""
+    """Start a local Neuronpedia, and return the list of the paths that it is asked for."""
     paths = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,7 +44,7 @@ def asked(monkeypatch):
 
 
 def _session():
-    """A client of our own: that of huggingface_hub refuses everything where the tests made it offline."""
+    """Make an own client: the client of huggingface_hub refuses everything in offline mode."""
     import httpx
 
     return httpx.Client()

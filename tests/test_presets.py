@@ -1,6 +1,5 @@
-"""Presets: in sae-lens' registry, and fitting the real models' shapes, with random weights."""
+"""Presets are in sae-lens' registry, and their SAEs fit the shapes of the real models."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -18,14 +17,14 @@ from sparserm_hf.modeling.backbone_sparserm import (
 from tiny import tiny_causal_lm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from sparserm_hf import PRESETS, SparseRMTrainer, SparseRMTrainingConfig
+from sparserm_hf import PRESETS
 from sparserm_hf.cli.main import build_parser, main
 from sparserm_hf.representations.activations import encode_texts
 from sparserm_hf.runtime.errors import SparseRMError
-from sparserm_hf.sae.loading.choosing import chosen_sae, default_sae, matching_layer
+from sparserm_hf.sae.loading.choosing import default_sae, matching_layer
 from sparserm_hf.sae.loading.loaded_sae import LoadedSAE, load_sae
 from sparserm_hf.sae.loading.presets import SHIPPED_SAE, model_and_sae
-from sparserm_hf.sae.loading.registry import ListedSAE, find_saes, middle_sae
+from sparserm_hf.sae.loading.registry import find_saes, middle_sae
 
 # The real models' config.json on the Hub: what decides shapes. Then their parameters, in millions.
 GEMMA_2 = {
@@ -103,14 +102,14 @@ def real_config(name, **smaller):
 
 
 def registered(name):
-    """A preset's release in sae-lens' registry, and its id there."""
+    """Return the release of a preset in sae-lens' registry, and the id of its SAE there."""
     release, _, sae_id = PRESETS[name].sae.partition("/")
     return get_pretrained_saes_directory()[release], sae_id
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_saes_are_named_on_neuronpedia(name):
-    """Their names there say layer and width: 13-gemmascope-res-16k."""
+    """Names on Neuronpedia tell layer and width: 13-gemmascope-res-16k."""
     release, sae_id = registered(name)
     model, layer, kind, width = re.fullmatch(
         r"(.*)/(\d+)-(gemma|llama)scope-res-(\d+)k", release.neuronpedia_id[sae_id]
@@ -125,7 +124,7 @@ def test_the_papers_saes_are_named_on_neuronpedia(name):
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_a_preset_is_in_the_registry(name):
-    """On the residual stream after its layer, of this model or its base, in a format that is read."""
+    """The SAE encodes the residual stream after its layer, of this model or its base, in a known format."""
     preset, depth = PRESETS[name], real_config(name).get_text_config().num_hidden_layers
     saes = find_saes(preset.model)
     ours = next(sae for sae in saes if sae.name == preset.sae)
@@ -140,7 +139,7 @@ def test_a_preset_is_in_the_registry(name):
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_what_sae_lens_knows_of_a_preset_fits_the_real_model(name):
-    """Of some formats it knows the width of the input without the files; of Llama Scope how many times it is taken."""
+    """For some formats sae-lens knows d_in without the files; for Llama Scope it knows the expansion factor."""
     release, sae_id = registered(name)
     path, d_model = release.saes_map[sae_id], real_config(name).get_text_config().hidden_size
     read = {"gemma_2": get_gemma_2_config_from_hf, "qwen_scope": get_qwen_scope_config_from_hf}
@@ -157,7 +156,7 @@ def test_what_sae_lens_knows_of_a_preset_fits_the_real_model(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_fits_the_real_model(name):
-    """The whole model at its real shape, without weights."""
+    """The whole model has its real shape, but no weights."""
     config, layer = real_config(name), LAYERS[name]
     d_model = config.get_text_config().hidden_size
     sae = LoadedSAE(SparseAutoencoder(d_model, 32), {"hook_name": f"blocks.{layer - 1}.hook_resid_post"})
@@ -197,57 +196,6 @@ def test_the_shipped_sae_is_found_by_shape_too():
         default_sae(tiny_causal_lm().config, "tiny")
 
 
-def sae(name, layer, width="16k", l0=60.0, model="tiny-it", explained=None):
-    return ListedSAE(name, model, layer, width, l0, explained)
-
-
-@pytest.mark.parametrize(
-    ("better", "worse"),
-    [
-        pytest.param(sae("b", 8), sae("a", 5, model="tiny"), id="its own model before the nearer layer"),
-        pytest.param(sae("b", 5, "8k"), sae("a", 6), id="the nearer layer before the wider SAE"),
-        pytest.param(sae("b", 4), sae("a", 6), id="the earlier of two layers"),
-        pytest.param(sae("b", 5), sae("a", 5, "65k"), id="the smaller of two widths that are enough"),
-        pytest.param(sae("b", 5, "1m"), sae("a", 5, "8k"), id="a width that is enough"),
-        pytest.param(sae("b", 5, "8k"), sae("a", 5, "4k"), id="the larger of two widths that are not enough"),
-        pytest.param(sae("b", 5, "4k"), sae("a", 5, ""), id="a width that is known"),
-        pytest.param(sae("b", 5, l0=20.0), sae("a", 5, l0=150.0), id="the lower of two L0"),
-        pytest.param(sae("b", 5, l0=150.0), sae("a", 5, l0=None), id="an L0 that is known"),
-        pytest.param(sae("a", 5), sae("b", 5), id="the first by name"),
-        pytest.param(sae("b", 9), sae("a", None), id="a layer that is known"),
-        pytest.param(sae("b", 9), sae("a", 5, explained=-0.2), id="one that explains something"),
-    ],
-)
-def test_auto_takes_the_better_sae(better, worse):
-    """Of a base model with 10 layers, whose middle one is number 5."""
-    assert middle_sae([better, worse], "me/Tiny-it", 10) == middle_sae([worse, better], "me/Tiny-it", 10) == better
-
-
-def test_auto_takes_the_median_l0_or_nothing():
-    saes = [sae(f"L0 {l0}", 5, l0=l0) for l0 in (150.0, 20.0, 60.0)]
-    assert middle_sae(saes, "tiny", 10).l0 == 60
-    assert middle_sae([], "tiny", 10) is None and middle_sae([sae("a", None)], "tiny", 10) is None
-
-
-def test_auto_says_what_it_took(caplog, tmp_path):
-    config = CONFIG_MAPPING["gemma2"](num_hidden_layers=46)  # no preset has its base model
-    taken = "gemma-scope-27b-pt-res/layer_22/width_131k/average_l0_48"
-    for given in ("auto", None):
-        caplog.clear()
-        with caplog.at_level(logging.INFO):
-            assert chosen_sae(given, config, "google/gemma-2-27b-it") == taken
-        assert caplog.messages == [f"The SAE for google/gemma-2-27b-it is {taken}: --sae names another."]
-    assert chosen_sae("my/sae", config, "google/gemma-2-27b-it") == "my/sae"
-    assert chosen_sae("auto", real_config("gemma-2-2b-it"), "google/gemma-2-2b-it") == PRESETS["gemma-2-2b-it"].sae
-    (tmp_path / "gemma-2-27b-it").mkdir()
-    with pytest.raises(SparseRMError, match="name one with --sae"):  # what is in a folder its name does not say
-        chosen_sae("auto", config, str(tmp_path / "gemma-2-27b-it"))
-    with pytest.raises(SparseRMError, match="name one with --sae"):
-        chosen_sae("auto", tiny_causal_lm().config, "meta-llama/Llama-3.2-1B-Instruct")
-    with pytest.raises(SparseRMError, match="name one with --sae"):  # and not that there is no SAE called auto
-        SparseRMTrainer(tiny_causal_lm(), "auto", SparseRMTrainingConfig(str(tmp_path / "out")), [])
-
-
 def test_the_table_of_presets_in_the_manual():
     rows = []
     for name, preset in PRESETS.items():
@@ -278,33 +226,3 @@ def test_a_preset_on_the_command_line(command, capsys):
     assert (
         "No base model is given: name one with --model, or take a --preset (gemma-2-2b-it" in capsys.readouterr().err
     )
-
-
-def test_the_saes_of_a_base_model_are_found_in_the_registry(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
-    saes = find_saes("google/gemma-2-9b-it")
-    names = {sae.name for sae in saes}
-    assert (
-        PRESETS["gemma-2-9b-it"].sae in names
-        and "gemma-scope-9b-pt-res-canonical/layer_20/width_16k/canonical" in names
-    )
-    assert not any(part in sae.name for sae in saes for part in ("att", "mlp", "transcoder", "resid_mid"))
-    ours = next(sae for sae in saes if sae.name == PRESETS["gemma-2-9b-it"].sae)
-    assert (ours.layer, ours.width, ours.model) == (31, "131k", "gemma-2-9b-it")
-    assert {sae.model for sae in find_saes("meta-llama/Llama-3.1-8B-Instruct")} >= {"meta-llama/Llama-3.1-8B"}
-    gpt2 = {sae.name: sae for sae in find_saes("openai-community/gpt2")}
-    assert gpt2["gpt2-small-res-jb/blocks.8.hook_resid_pre"].layer == 7, "whose output is the input of layer 8"
-    assert "gpt2-small-res-jb/blocks.0.hook_resid_pre" not in gpt2, "which reads the embedding"
-    assert gpt2["gpt2-small-res-jb/blocks.8.hook_resid_pre"].explained_variance == 0.9
-    assert gpt2["gpt2-small-resid-post-v5-32k/blocks.6.hook_resid_post"].latents == 32_000
-    assert not any(sae.name.startswith("temporal") for sae in find_saes("google/gemma-2-2b")), "not read"
-    tuned = [sae for sae in saes if sae.name.startswith("gemma-scope-9b-it-res/")]
-    assert {sae.model for sae in tuned} == {"gemma-2-9b-it"}
-    assert {sae.explained_variance for sae in tuned} == {None}, "1 means that it was not measured"
-    assert main(["sae", "find", "google/gemma-2-9b-it"]) == 0
-    assert "gemma-scope-9b-it-res-canonical" in capsys.readouterr().out
-    assert main(["sae", "find", "google/gemma-2-9b-it", "--layer", "31"]) == 0
-    assert PRESETS["gemma-2-9b-it"].sae in capsys.readouterr().out
-    assert main(["sae", "find", "nobody/nothing"]) == 2
-    assert main(["sae", "find", "google/gemma-2-9b-it", "--layer", "99"]) == 2
-    assert "train one with `sparserm sae train`" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Does an SAE fit: the measures by hand, the hooks against cut models, the verdict on right and wrong set-ups."""
+"""The check of an SAE: measures by hand, hooks against cut models, verdicts on right and wrong set-ups."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ LAYER = 2
 
 
 class Half(torch.nn.Module):
-    """Reads the first of two numbers, gives half of both back; its third latent never fires."""
+    """An SAE that encodes the first of two numbers and returns half of both; its third latent never fires."""
 
     d_sae = 3
 
@@ -39,7 +39,7 @@ class Half(torch.nn.Module):
 
 
 def test_fit_by_hand():
-    """Eight tokens around 0, unexplained a quarter of the variance; the ninth, 50 long, would be nearly all of it."""
+    """A quarter of the variance of eight tokens is unexplained; a ninth token, of norm 50, is a sink and left out."""
     tokens = torch.tensor([[2.0, 0.0], [-2.0, 0.0]] * 4 + [[30.0, 40.0]])
     assert measure_fit(Half(), tokens) == Fit(8, 1, 2.0, 1.0, 0.75, pytest.approx(1 / 3), 0.5)
 
@@ -72,7 +72,7 @@ def test_the_verdict(found, neighbour, fits, says):
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_a_layer_read_is_the_output_of_a_model_cut_there(architecture):
-    """The last one too: `hidden_states` has the final norm on it. Left out: BOS and the first token after it."""
+    """The last layer too, although `hidden_states` has the final norm there. BOS and the next token are left out."""
     model, texts = tiny_causal_lm(architecture), tiny_texts()
     found = collect_residual_streams(decoder_of(model), texts, [1, 2, 3, 4], BOS, "test")
     cut = model
@@ -116,7 +116,7 @@ def test_texts_are_sampled_from_all_over():
 
 
 def base_model(seed=0):
-    """A random Llama whose residual stream has, as real ones have, a mean and another scale than 1."""
+    """A random Llama whose residual stream has a mean and a scale other than 1, like real models."""
     model = tiny_causal_lm(seed=seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -127,7 +127,7 @@ def base_model(seed=0):
 
 
 def principal_sae(tokens, rank=16):
-    """The SAE whose latents are the principal components of normalised tokens (N, d), a pair for each: up and down."""
+    """An SAE with two latents for each principal component of normalised (N, d) tokens: up and down."""
     sae = SparseAutoencoder(D_MODEL, 2 * rank, "standard", normalization="constant_norm_rescale")
     x = sae.normalize(tokens)[0]
     components = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:rank]
@@ -149,7 +149,7 @@ def save_sae(folder, sae, hook, normalization="constant_norm_rescale"):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A base model, the SAE of its layer 2, and set-ups in which one thing is wrong."""
+    """A base model, the SAE of its layer 2, and set-ups with one mistake each."""
     root = tmp_path_factory.mktemp("world")
     tokenizer = tiny_tokenizer("<bos> " + CHAT_TEMPLATE)
     words = torch.randint(0, VOCAB - 8, (60, 40), generator=torch.Generator().manual_seed(0)).tolist()
@@ -272,7 +272,7 @@ def test_training_stops_on_a_mismatch_before_anything_is_computed(world, tmp_pat
 
 
 def test_the_check_leaves_the_trained_model_as_it_is(world, tmp_path):
-    """It runs on a base model with one layer more, which is cut off afterwards."""
+    """The check runs on a base model with the next layer, which is cut off afterwards."""
     data = Dataset.from_list([json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()])
     weights = []
     for check in (True, False):
@@ -286,7 +286,7 @@ def test_the_check_leaves_the_trained_model_as_it_is(world, tmp_path):
 
 
 def test_the_last_layer_has_one_neighbour(world):
-    """There is no layer behind, and what the whole model puts out is after the final norm."""
+    """The last layer has no next layer, and the output of the whole model comes after the final norm."""
     model, texts = base_model(), tiny_texts() * 3
     tokens = collect_residual_streams(decoder_of(model), texts, [4], BOS, "test")[4]
     sae = LoadedSAE(principal_sae(tokens), {"source": "test"})

@@ -99,7 +99,7 @@ def test_qwen_scope_without_its_configuration_takes_k_from_the_folders_name(tmp_
 
 
 def at_the_threshold(module, threshold):
-    """Latent i reads input i and fires above 2."""
+    """Set the weights so that latent i fires if input i is above 2."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
@@ -111,7 +111,7 @@ def at_the_threshold(module, threshold):
 
 @pytest.mark.parametrize("kind", ["sae-lens", "dictionary_learning"])
 def test_a_latent_exactly_at_its_threshold_does_not_fire(kind, tmp_path):
-    """dictionary_learning's own comment says "at or above", its code and that of sae-lens say above."""
+    """A comment in dictionary_learning says "at or above", but its code, like sae-lens', says above."""
     if kind == "sae-lens":
         sae = sae_lens.JumpReLUSAE(sae_lens.JumpReLUSAEConfig(d_in=D_MODEL, d_sae=D_SAE))
         at_the_threshold(sae, sae.threshold.data).save_model(tmp_path / "sae")
@@ -128,7 +128,7 @@ def test_a_latent_exactly_at_its_threshold_does_not_fire(kind, tmp_path):
 
 
 def test_thresholds_are_computed_in_float32_whatever_the_file_is_in(tmp_path):
-    """In bfloat16, as sae-lens' registry has Llama Scope, a threshold is off by up to 0.4%."""
+    """In bfloat16, the type of Llama Scope's files, a threshold is off by up to 0.4%."""
     sae = scopes.llama_scope(tmp_path, by_hand=True, unit_decoder=True)
     file = sae.path / "checkpoints/final.safetensors"
     save_file({name: t.bfloat16() for name, t in load_file(file).items()}, file)

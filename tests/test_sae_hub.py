@@ -21,7 +21,7 @@ GEMMA_SCOPE = "google/gemma-scope-2b-pt-res"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A cache of the Hub to put repositories into, and no network: whatever opens a connection fails."""
+    """Make a cache of the Hub for repositories, and let every connection to the network fail."""
 
     def no_network(*_, **__):
         raise AssertionError("the network was touched")
@@ -44,7 +44,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def register(monkeypatch, release, **facts):
-    """A release in sae-lens' registry."""
+    """Add a release to sae-lens' registry."""
     from sae_lens.loading import pretrained_saes_directory as registry
 
     known = dict(registry.get_pretrained_saes_directory())
@@ -106,7 +106,7 @@ def test_what_is_not_in_the_cache_is_asked_of_the_hub(hub):
 
 
 def test_a_repository_without_an_sae_at_that_place_says_where_there_are_some(hub, monkeypatch):
-    """The whole repository is not fetched to find out; Qwen's hold 28 files of a gigabyte."""
+    """The repository is not downloaded to find the SAEs: those of Qwen hold 28 files of a gigabyte."""
     snapshot, asked = hub("Qwen/saes"), []
     monkeypatch.setattr(
         "sparserm_hf.sae.loading.hub_saes.snapshot_download",
@@ -140,7 +140,7 @@ def test_an_id_that_the_registry_does_not_have_is_answered_with_those_that_it_ha
 
 
 def test_what_only_the_registry_knows_is_folded_in(hub, monkeypatch):
-    """The factor of a normalisation, and an input that TransformerLens had taken the mean off."""
+    """The registry knows the factor of a normalisation, and the centring of the residual stream by TransformerLens."""
     folder = hub("somebody/old-saes")
     sizes = {"normalize_activations": "expected_average_only_in"}
     sae = published.sae_lens_sae(folder / "a", "JumpReLUSAE", **sizes)

@@ -1,4 +1,4 @@
-"""Every format and architecture, on random weights: our embedded form equals its reference, through save and load."""
+"""The embedded form of random SAEs of each format and architecture equals its reference, also after save and load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOLERANCE = 1e-5  # of the largest value
 
 @dataclass
 class Row:
-    """One line of the parity table, filled in by its test."""
+    """A row of the parity table, filled in by its test."""
 
     format: str
     architecture: str
@@ -114,7 +114,7 @@ ROWS = [
 
 
 def table() -> list[str]:
-    """The parity table, for the summary of the test run."""
+    """Format the parity table for the summary of the test run."""
     lines = [
         "Largest |difference| from the reference as a share of its largest |value|, after save and load of the model:",
         f"{'format':<26}{'architecture':<32}{'normalisation':<24}{'activations':>12}{'reconstruction':>16}"

@@ -1,4 +1,4 @@
-"""An SAE trained with sae-lens on a tiny model: it learns, can be read by everyone, and survives being killed."""
+"""Training of an SAE on a tiny model: it learns, sae-lens loads it too, and a killed run resumes."""
 
 import json
 
@@ -31,7 +31,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def base_model():
-    """Not a Llama: GPT-NeoX is what Pythia is."""
+    """A cut GPT-NeoX, the architecture of Pythia."""
     return cut_base_model(tiny_causal_lm("gpt_neox"), 2)
 
 
@@ -63,7 +63,7 @@ def test_it_learns_and_equals_what_sae_lens_reads(architecture, saved_as, steps,
 
 
 def kill_at(position, monkeypatch):
-    """End every run when it comes to read a position."""
+    """Interrupt every run at a position of its tokens."""
     read = ResidualTokens.__call__
 
     def killed_later(self, asked):
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(base_model, texts, tmp_
 
 
 def test_a_short_run_too_is_saved_with_a_threshold_that_lets_k_latents_fire(base_model, texts, tmp_path):
-    """The running mean of sae-lens starts at zero: after 16 steps it let seven times as many fire."""
+    """The running mean of sae-lens starts at zero: after 16 steps it let seven times as many latents fire."""
     config = SAETrainingConfig(total_tokens=16 * 256, **SETTINGS)
     assert 6 < train_and_save(base_model, texts, tmp_path / "sae", config, METADATA).l0 < 10
 
@@ -135,7 +135,7 @@ def test_too_little_text_is_told_before_training(base_model, texts, tmp_path):
 
 
 def test_sinks_stay_out_and_every_token_has_the_same_norm(texts):
-    """Left in, sinks are nearly all of the variance: explained variance looks perfect, and little else is learnt."""
+    """Sinks carry nearly all of the variance: with them, explained variance looks perfect and little is learnt."""
     base_model = cut_base_model(tiny_causal_lm(), 2)
     base_model.layers[1].register_forward_hook(
         lambda m, i, o: o * torch.where(torch.arange(o.shape[1]) == 5, 100.0, 1.0)[:, None]
@@ -170,7 +170,7 @@ def test_batch_topk_equals_that_of_sae_lens_whatever_the_last_step_was_like():
     "command", [[], ["train"], ["score"], ["evaluate"], ["demo"], ["sae", "train"], ["sae", "check"]]
 )
 def test_every_command_has_help(command, capsys):
-    """A percent sign in a help text is a format to argparse, which then fails."""
+    """argparse takes a percent sign in a help text for a format, and fails."""
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])
     assert end.value.code == 0 and "--help" in capsys.readouterr().out

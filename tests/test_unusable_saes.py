@@ -28,7 +28,7 @@ WRITERS = {
 
 @pytest.fixture(params=WRITERS)
 def any_format(request, tmp_path):
-    """The file of weights of an SAE in each format."""
+    """Write an SAE in each format, and return its weights file."""
     path = WRITERS[request.param](tmp_path).path
     return path if path.is_file() else path / request.param
 
@@ -88,7 +88,7 @@ def test_a_configuration_that_cannot_be_understood_is_refused(any_format):
 
 
 class Malicious:
-    """What runs when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     ran = False
 
@@ -198,7 +198,7 @@ def test_a_missing_k_is_refused(tmp_path):
 
 
 def test_thresholds_that_were_rounded_to_zero_are_refused(tmp_path, caplog):
-    """With all of them gone the SAE would silently be a plain ReLU; with some gone, some latents fire too easily."""
+    """Without thresholds, the SAE would silently be a plain ReLU SAE; without some, some latents fire too easily."""
     sae = published.sae_lens_sae(tmp_path, "JumpReLUSAE")
     file = tmp_path / "sae_weights.safetensors"
     gone = torch.full((D_SAE,), 1e-42).bfloat16()
