@@ -26,7 +26,8 @@ import torch
 from layers import FITTED, RESULTS, TASKS, machine
 from matplotlib.figure import Figure
 from scipy import sparse
-from sparserm_hf.modeling.backbone_sparserm import normalised_tokens, residual_stream, root_mean_square
+from sparserm_hf.modeling.backbone_sparserm import residual_stream
+from sparserm_hf.modeling.pooling_sparserm import normalised_tokens, root_mean_square
 from tqdm.auto import tqdm
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences

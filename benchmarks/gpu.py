@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from layers import RESULTS, machine, seconds
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers, decoder_of, pool_representations
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers, decoder_of
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
+from sparserm_hf.modeling.pooling_sparserm import pool_representations
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 

@@ -19,7 +19,8 @@ from layers import FITTED, RESULTS, TASKS, load_pairs, machine, measure
 from methods import Data, InMemory, Method, accuracy_cell, data_of, difference_cell, representation, selected, train
 from safetensors.torch import load_file, save_file
 from scipy import sparse
-from sparserm_hf.modeling.backbone_sparserm import cut_base_model, pool_representations
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model
+from sparserm_hf.modeling.pooling_sparserm import pool_representations
 from sparserm_hf.modeling.response_sparserm import pooled_tokens
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm

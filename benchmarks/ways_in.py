@@ -70,6 +70,11 @@ class Ways:
         rows = [ex.row for ex in self.examples] if rows is None else rows
         return [row["reward"] for row in score_rows(self.model, self.tokenizer, rows)]
 
+    def predict(self) -> list[float]:
+        """`model.predict`, which travels with the checkpoint."""
+        rows = [{"messages": ex.messages, "tools": ex.tools} for ex in self.examples]
+        return self.model.predict(rows, self.tokenizer, batch_size=BATCH)
+
     def of_texts(self, texts: list[str]) -> list[float]:
         """The rewards of rendered texts, as `sparserm score` reads them."""
         return self.score_rows([{"text": text} for text in texts])
@@ -183,6 +188,7 @@ CHEAP: dict[str, Callable[[Ways], list[float]]] = {
     "text, BOS added": lambda ways: ways.of_texts(ways.more_bos),
     "text, BOS removed": lambda ways: ways.of_texts(ways.no_bos),
     "`SparseRMReward`": Ways.reward_function,
+    "`model.predict`": Ways.predict,
     "/get_reward": lambda ways: ways.served("/get_reward"),
     "ids, alone": lambda ways: ways.forward(ways.ids()),
     "ids, left padding": lambda ways: ways.forward(ways.ids(), BATCH, "left"),

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .backbone_sparserm import normalised_tokens, residual_stream, root_mean_square
+from .backbone_sparserm import residual_stream
+from .pooling_sparserm import normalised_tokens, root_mean_square
 from .response_sparserm import pooled_tokens
 
 

@@ -9,16 +9,22 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .autoencoder_sparserm import SparseAutoencoder
-from .backbone_sparserm import backbone_from_config, check_layers, pool_representations, residual_stream
+from .backbone_sparserm import backbone_from_config, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
-from .fields_sparserm import FIELDS  # noqa: F401
 from .head_sparserm import HEADS
-from .latents_sparserm import Latent  # noqa: F401
-from .quantized_sparserm import adopt_quantizer, drop_quantizer, keep_packing
+from .pooling_sparserm import pool_representations
+from .pretrained_sparserm import SparseRMPreTrainedModel
 from .response_sparserm import align_bos, find_responses, mask_from_padding, pooled_tokens
-from .slim_sparserm import BASE_LOADING_ARGUMENTS, has_adapter, head_weights, load_base_of_slim, sample_weights
-from .weights_sparserm import check_index, check_loaded, digest_of
+from .text_sparserm import ScoresConversations
+
+# isort: split
+# transformers 4 copies, out of a local folder, the files that this one imports itself, and no others.
+from .fields_sparserm import FIELDS  # noqa: F401
+from .latents_sparserm import Latent  # noqa: F401
+from .quantized_sparserm import is_quantized  # noqa: F401
+from .slim_sparserm import has_adapter  # noqa: F401
+from .weights_sparserm import check_index  # noqa: F401
 
 # What `forward` is given by trainers and pipelines, and does not need.
 IGNORED = (
@@ -34,7 +40,7 @@ IGNORED = (
 )
 
 
-class SparseRMForSequenceClassification(PreTrainedModel):
+class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedModel):
     """A reward model that reads directions of a sparse autoencoder out of a frozen base model.
 
     The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the average token of the
@@ -51,17 +57,6 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             checkpoint of version 0.1 has none; there an empty response has the features `feature_mean`.
         score: The head.
     """
-
-    config_class = SparseRMConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _auto_class = "AutoModelForSequenceClassification"
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flash_attn_2 = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["score"]  # noqa: RUF012
 
     def __init__(self, config: SparseRMConfig, base_model: PreTrainedModel | None = None):
         super().__init__(config)
@@ -86,38 +81,6 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         self.score = HEADS[config.head_type](config)
         self.post_init()
         self.freeze()
-
-    def _attach(self, base_model: PreTrainedModel) -> None:
-        self.model = base_model
-        self.base_model_prefix = type(self).base_model_prefix
-        self._no_split_modules = [*(base_model._no_split_modules or []), HEADS[self.config.head_type].__name__]
-        if self.config.slim:
-            self._base_samples = sample_weights(base_model)
-        else:
-            adopt_quantizer(self, base_model)
-
-    def is_custom_code(self) -> bool:
-        """No: else transformers 5 would leave the buffers that Falcon H1 does not save as they are in memory."""
-        return False
-
-    def freeze(self) -> None:
-        """Leave only the head trainable. `from_pretrained` makes everything it loads trainable."""
-        self.requires_grad_(False)
-        self.score.requires_grad_(True)
-
-    def train(self, mode: bool = True) -> "SparseRMForSequenceClassification":
-        """Set the head's mode; the base model stays in eval mode whatever is asked for."""
-        super().train(mode)
-        self.model.eval()
-        return self
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The base model's token embedding."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the base model's token embedding."""
-        self.model.set_input_embeddings(value)
 
     def _mask(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is not None:
@@ -272,6 +235,15 @@ class SparseRMForSequenceClassification(PreTrainedModel):
         """Rewards (B, len(latents)) of texts (B, T) without what each latent adds; see `rewards_at_average`."""
         return rewards_at_average(self, latents, self._run(input_ids, self._mask(input_ids, attention_mask))[0])
 
+    def extra_repr(self) -> str:
+        """Summarise the model in one line, above its modules."""
+        config = self.config
+        base = config.base_model_name_or_path or "a base model"
+        return (
+            f"{base} cut after layer {config.layer}, {config.pooling} pooling, {len(config.latents)} latents, "
+            f"{config.head_type} head{', slim' if config.slim else ''}"
+        )
+
     def to_slim(self) -> "SparseRMForSequenceClassification":
         """The same model as a slim one: its checkpoint holds the head and the selected latents' directions only."""
         if self.config.slim:
@@ -288,57 +260,3 @@ class SparseRMForSequenceClassification(PreTrainedModel):
             slim.empty_features = self.empty_features
         slim.score = self.score
         return slim.eval()
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save the checkpoint with its code.
-
-        A slim model leaves the base model out, unless its base model has changed since it was loaded: then the
-        checkpoint is self-contained, and the log says so.
-
-        Raises:
-            ValueError: It has changed, and is quantised; or it carries an adapter.
-        """
-        if has_adapter(self) and not self._hf_peft_config_loaded:  # then transformers saves the adapter alone
-            raise ValueError("The model carries an adapter: save the PeftModel, or call its merge_and_unload() first.")
-        slim = self.config.slim
-        if slim:
-            state = kwargs.get("state_dict")
-            head = head_weights(self.state_dict() if state is None else state, self._base_samples, self.config)
-            self.config.slim = head is not None
-            if head is not None:
-                kwargs["state_dict"] = head
-        state = kwargs.get("state_dict")
-        self.config.weights_digest = digest_of(self.state_dict() if state is None else state)
-        if self.config.base_config is not None:  # resizing the token embedding changes one of the two
-            self.config.base_config.vocab_size = self.config.vocab_size
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            self.config.slim = slim
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint, self-contained or slim, as any transformers model is loaded.
-
-        Raises:
-            ValueError: The weights are not those that were saved, not finite, or not all of the checkpoint.
-            OSError: The base model of a slim checkpoint cannot be found.
-        """
-        name = pretrained_model_name_or_path
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        for_base = {name: kwargs[name] for name in BASE_LOADING_ARGUMENTS if name in kwargs}
-        kwargs.setdefault("use_safetensors", True)  # never a pickle
-        if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", "auto")  # as transformers 5 does; transformers 4 takes one that depends
-        check_index(name, kwargs)
-        model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
-        check_loaded(name, model, info)
-        if model.config.slim:
-            drop_quantizer(model)  # it is the base model's
-            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-            for_base["dtype"] = model.config.dtype if dtype in (None, "auto") else dtype
-            model._attach(load_base_of_slim(model.config, for_base))
-        check_layers(model.model, model.config.layer)
-        model.freeze()
-        keep_packing(model).eval()
-        return (model, info) if output_loading_info else model

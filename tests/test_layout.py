@@ -38,9 +38,17 @@ def imported_modules(path: Path) -> set[str]:
 def test_what_travels_imports_torch_transformers_and_its_siblings_only():
     for path in (ROOT / "modeling").glob("*.py"):
         roots = {name.split(".")[0] for name in imported_modules(path) if not name.startswith(".")}
-        assert roots <= {"collections", "copy", "dataclasses", "inspect", "json", "typing", "torch", "transformers"}, (
-            path.name
-        )
+        assert roots <= {
+            "collections",
+            "copy",
+            "dataclasses",
+            "inspect",
+            "json",
+            "re",
+            "typing",
+            "torch",
+            "transformers",
+        }, path.name
         siblings = {name[1:] for name in imported_modules(path) if name.startswith(".")}
         assert all((ROOT / "modeling" / f"{name}.py").is_file() for name in siblings), path.name
 

@@ -8,12 +8,8 @@ import torch
 from sae_lens.loading.pretrained_sae_loaders import get_gemma_2_config_from_hf, get_qwen_scope_config_from_hf
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
-from sparserm_hf.modeling.backbone_sparserm import (
-    cut_base_model,
-    decoder_layers,
-    pool_representations,
-    residual_stream,
-)
+from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers, residual_stream
+from sparserm_hf.modeling.pooling_sparserm import pool_representations
 from tiny import tiny_causal_lm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 

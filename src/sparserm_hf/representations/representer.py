@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from ..base_models import Family, can_pack, find_families, fingerprint_module, run_packed
 from ..conversations import TokenizedText
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
-from ..modeling.backbone_sparserm import pool_representations, residual_stream
+from ..modeling.backbone_sparserm import residual_stream
+from ..modeling.pooling_sparserm import pool_representations
 from ..modeling.response_sparserm import pooled_tokens
 from ..runtime import SparseRMError, attention_of, pad_texts
 from .activations import encode_texts, mean_and_largest

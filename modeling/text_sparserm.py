@@ -1,0 +1,339 @@
+"""From conversations to token ids, with nothing but the tokenizer: a content cannot write structure."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .response_sparserm import count_bos, find_response, trim
+
+TAG = re.compile(r"[<\[][^<>\[\]\s]+[>\]]$")
+# Stands for a special token while a template renders: a code point that Unicode keeps free of characters, so that no
+# text holds it, and then one of a private range.
+RESERVED, STAND_IN = "\ufdd0", 0xF0000
+ANSWER = "\ufdd2"  # stands for an answer in a rendering
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message, by various templates
+WHITESPACE = " \t\n\r\v\f"  # each is one byte, so that tokens of it are told from others
+
+
+class SpecialTokens:
+    """The special tokens of a tokenizer, and their spellings as ordinary text.
+
+    A spelling inside a content is replaced by a stand-in before the chat template renders, and becomes the tokens of
+    ordinary text afterwards.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        template = str(tokenizer.chat_template)
+        # Special tokens, and tokens that only the template makes special, such as the tags around reasoning. Not the
+        # unknown token, which stands for any word that the vocabulary lacks.
+        self.ids = {
+            token.content: number
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if number != tokenizer.unk_token_id
+            and (token.special or (TAG.fullmatch(token.content) and token.content in template))
+        }
+        spellings = sorted(self.ids, key=len, reverse=True)
+        self._spelling = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
+        self._stand_ins = {spelling: RESERVED + chr(STAND_IN + i) for i, spelling in enumerate(spellings)}
+        self._spelled = {stand_in: spelling for spelling, stand_in in self._stand_ins.items()}
+        self._stand_in = re.compile("|".join(self._spelled) or r"(?!)")
+        self._id_set = set(self.ids.values())
+        self._as_text: dict[str, tuple[int, ...]] = {}
+
+    def hide(self, value: Any) -> Any:
+        """Replace the spellings in a value by stand-ins, in strings, lists and names and values of mappings."""
+        if isinstance(value, str):
+            return self._spelling.sub(lambda match: self._stand_ins[match[0]], value)
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
+        return [self.hide(item) for item in value] if isinstance(value, list) else value
+
+    def spell(self, text: str, region: tuple[int, int]) -> tuple[str, tuple[int, int], list[tuple[int, int]]]:
+        """Put the spellings back into a rendered text.
+
+        Returns:
+            The text, a region of it moved along, and the regions of the spellings.
+        """
+        fakes: list[tuple[int, int]] = []
+        start, stop = region
+        longer = 0  # by how many characters the text has grown so far
+        for match in self._stand_in.finditer(text):
+            at, spelling = match.start(), self._spelled[match[0]]
+            fakes.append((at + longer, at + longer + len(spelling)))
+            more = len(spelling) - len(match[0])
+            longer += more
+            start += more * (at < region[0])
+            stop += more * (at < region[1])
+        return self._stand_in.sub(lambda match: self._spelled[match[0]], text), (start, stop), fakes
+
+    def tokenize(
+        self, text: str, region: tuple[int, int], fakes: list[tuple[int, int]]
+    ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """Tokenize a rendered text, in which special tokens inside the region or the fakes are ordinary text.
+
+        Returns:
+            Token ids, and the first and last character of each token.
+        """
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for token, (left, right) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            own: tuple[int, ...] = (token,)
+            span = (left, right)
+            if token in self._id_set:
+                if region[0] <= left < right <= region[1] or any(left < end and right > start for start, end in fakes):
+                    own = self.ordinary(text[left:right])
+                else:
+                    span = (right, right)  # structure, even where it takes in spaces of a content beside it
+            ids += own
+            spans += [span] * len(own)
+        return tuple(ids), spans
+
+    def ordinary(self, spelling: str) -> tuple[int, ...]:
+        """Tokenize a special token's spelling as ordinary text."""
+        if spelling not in self._as_text:
+            ids = self.tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            if set(ids) & self._id_set:
+                # It is special to the template alone, or a word of the vocabulary: cut it, so that it is not found.
+                ids = [i for char in spelling for i in self.tokenizer(char, add_special_tokens=False)["input_ids"]]
+            self._as_text[spelling] = tuple(ids)
+        return self._as_text[spelling]
+
+
+class EncodedText(NamedTuple):
+    """Token ids of a text, and the place of its response in them: first index, index after the last."""
+
+    ids: list[int]
+    place: tuple[int, int]
+
+
+class RankedResponse(NamedTuple):
+    """A response with its index in the given list and its reward."""
+
+    index: int
+    reward: float
+    response: str
+
+
+def encode_conversation(text: Any, tokenizer: Any, specials: SpecialTokens, config: Any) -> EncodedText:
+    """Encode a conversation or a string for a reward model.
+
+    Args:
+        text: A list of messages that ends with the assistant's message, a row with such `messages` and perhaps
+            `tools` and `chat_template_kwargs`, or a string.
+        tokenizer: The reward model's tokenizer.
+        specials: Its special tokens.
+        config: The reward model's `SparseRMConfig`.
+
+    Raises:
+        ValueError: The conversation does not end with the assistant's message, or the text is empty.
+    """
+    if isinstance(text, str):
+        rendered = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        ids = list(tokenizer(text, add_special_tokens=not rendered)["input_ids"])
+        if config.response_marks is not None:  # the begin-of-text tokens that training gave a text
+            found, wanted = count_bos(ids, tokenizer.bos_token_id, config.response_marks)
+            ids = [tokenizer.bos_token_id] * (wanted - found) + ids[max(found - wanted, 0) :]
+        place = None
+    else:
+        ids, place = _encode_messages(text, tokenizer, specials, config)
+    if place is None:
+        response = find_response(ids, config.response_marks, config.response_marker_ids)
+        if response is None or not ids:
+            raise ValueError("The text holds no response: end it with the assistant's turn.")
+        place = response.start, response.stop
+    return _keep_end(ids, *place, tokenizer, config)
+
+
+def _encode_messages(
+    text: Any, tokenizer: Any, specials: SpecialTokens, config: Any
+) -> tuple[list[int], tuple[int, int] | None]:
+    """Encode messages; the place of the response is None where the marks of the chat template tell it."""
+    row = text if isinstance(text, Mapping) else {"messages": text}
+    messages = row.get("messages")
+    if not messages or messages[-1].get("role") != "assistant":
+        raise ValueError("A conversation must end with a message of the role assistant, whose reward is computed.")
+    last, marks = messages[-1], config.response_marks
+    guarded = [_guarded(message, tokenizer, specials, marks) for message in messages]
+    given = specials.hide({"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})})
+    written = tokenizer.apply_chat_template(guarded, tokenize=False, **given)
+    region, content = (0, 0), last.get("content")
+    if marks is not None and isinstance(content, str):
+        # Rendered again with a placeholder in the place of the answer, the template shows where the answer stands.
+        opening = content[: len(content) - len(answer_of(last, _reasoning_tags(tokenizer, marks)))]
+        marked = _guarded(last | {"content": opening}, tokenizer, specials, marks)
+        marked["content"] += ANSWER
+        around = tokenizer.apply_chat_template([*guarded[:-1], marked], tokenize=False, **given)
+        region = region_between(written, around)
+    spelled, region, fakes = specials.spell(written, region)
+    region = without_whitespace(spelled, region)
+    ids, spans = specials.tokenize(spelled, region, fakes)
+    place = None if marks is None or last.get("tool_calls") else place_of(ids, spans, region, marks)
+    return list(ids), place
+
+
+def region_between(written: str, around: str) -> tuple[int, int]:
+    """Find the answer in a rendered text, by the same text rendered with a placeholder; (0, 0) if it is not found."""
+    ahead, found, behind = around.rpartition(ANSWER)
+    known = bool(found) and written.startswith(ahead) and written.endswith(behind)
+    known = known and len(ahead) + len(behind) <= len(written)
+    return (len(ahead), len(written) - len(behind)) if known else (0, 0)
+
+
+def without_whitespace(text: str, region: tuple[int, int]) -> tuple[int, int]:
+    """Shrink a region of a text by the whitespace at its ends: a token before it may take in the space between."""
+    start, stop = region
+    content = text[start:stop]
+    return start + len(content) - len(content.lstrip(WHITESPACE)), start + len(content.rstrip(WHITESPACE))
+
+
+def place_of(
+    ids: Sequence[int], spans: Sequence[tuple[int, int]], region: tuple[int, int], marks: dict[str, Any]
+) -> tuple[int, int] | None:
+    """Find the tokens of a region, without whitespace and reasoning; None if there are none."""
+    inside = [i for i, (left, right) in enumerate(spans) if max(left, region[0]) < min(right, region[1])]
+    start, stop = trim(ids, marks, inside[0], inside[-1] + 1) if inside else (0, 0)
+    return (start, stop) if start < stop else None
+
+
+def _reasoning_tags(tokenizer: Any, marks: dict[str, Any]) -> tuple[str, str]:
+    begin, end = (
+        tokenizer.decode(marks[name][0]).strip() if marks[name] else ""
+        for name in ("begin_of_reasoning", "end_of_reasoning")
+    )
+    return begin, end
+
+
+def answer_of(message: Mapping[str, Any], tags: tuple[str, str]) -> str:
+    """Return a content without the reasoning block that it begins with, or without the opening of an endless one."""
+    content, (begin, end) = message["content"], tags
+    if not end or any(message.get(name) for name in REASONING_FIELDS):
+        return content
+    block, closed, answer = content.partition(end)
+    return answer if closed else block.lstrip().removeprefix(begin) if block.lstrip().startswith(begin) else block
+
+
+def _guarded(message: Mapping[str, Any], tokenizer: Any, specials: SpecialTokens, marks: Any) -> dict[str, Any]:
+    """Hide the spellings of special tokens in a message, but for the tags around an assistant's reasoning."""
+    if message.get("role") != "assistant" or not isinstance(message.get("content"), str) or not marks:
+        return specials.hide(dict(message))
+    return guard(message, specials, _reasoning_tags(tokenizer, marks))
+
+
+def guard(message: Mapping[str, Any], specials: SpecialTokens, tags: tuple[str, str]) -> dict[str, Any]:
+    """Hide the spellings of special tokens in an assistant's message, but for the tags around its reasoning."""
+    guarded, content, (begin, end) = specials.hide(dict(message)), message["content"], tags
+    answer = answer_of(message, tags)
+    if answer == content:
+        return guarded
+    closed = end if content[: len(content) - len(answer)].endswith(end) else ""
+    block = content[: len(content) - len(answer) - len(closed)]
+    blank = block[: len(block) - len(block.lstrip())]
+    opened = begin if block.lstrip().startswith(begin) else ""
+    block = block[len(blank + opened) :]
+    return guarded | {"content": blank + opened + specials.hide(block) + closed + specials.hide(answer)}
+
+
+def _keep_end(ids: list[int], start: int, stop: int, tokenizer: Any, config: Any) -> EncodedText:
+    """Cut a text that is too long: first what follows the response, then the start, but for a begin-of-text token."""
+    most = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or len(ids))
+    if len(ids) > most:
+        ids = ids[: max(stop, most)]
+        head = ids[: int(ids[0] == tokenizer.bos_token_id)]
+        taken = len(ids) - most
+        ids = head + ids[taken + len(head) :]
+        start, stop = max(start - taken, len(head)), max(stop - taken, len(head))
+    return EncodedText(ids, (start, stop))
+
+
+def as_conversations(prompt: str | Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[Any]:
+    """Make a conversation out of a prompt and each of some responses."""
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [[*asked, {"role": "assistant", "content": response}] for response in responses]
+
+
+class ScoresConversations:
+    """The part of a reward model that takes conversations: `predict` and `rank`."""
+
+    config: Any
+    directions: torch.Tensor
+    extract_features: Any
+    reward: Any
+
+    @torch.inference_mode()
+    def predict(self, conversations: Sequence[Any], tokenizer: Any, batch_size: int = 16) -> list[float]:
+        """Compute the rewards of conversations.
+
+        The spelling of a special token inside a content is ordinary text, so that a response cannot write structure.
+
+        Args:
+            conversations: Each a list of messages that ends with the assistant's message, a row with such `messages`
+                and perhaps `tools`, or a string.
+            tokenizer: The reward model's tokenizer, a fast one.
+            batch_size: Texts that are run at once, those of similar length together.
+
+        Returns:
+            A reward for each conversation.
+
+        Raises:
+            ValueError: A conversation does not end with the assistant's message, or a text is empty.
+
+        Example:
+            ```python
+            from sparserm_hf import load_reward_model
+
+            model, tokenizer = load_reward_model("my-reward-model")
+            question = {"role": "user", "content": "What is the capital of Italy?"}
+            rewards = model.predict([[question, {"role": "assistant", "content": "Rome."}]], tokenizer)
+            ```
+        """
+        specials = SpecialTokens(tokenizer)
+        texts = [encode_conversation(text, tokenizer, specials, self.config) for text in conversations]
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+        rewards = [0.0] * len(texts)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids = [torch.tensor(texts[i].ids) for i in batch]
+            mask = nn.utils.rnn.pad_sequence([torch.ones_like(x) for x in ids], batch_first=True)
+            padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+            device = self.directions.device
+            features = self.extract_features(
+                padded.to(device), mask.to(device), responses=[texts[i].place for i in batch]
+            )
+            for i, reward in zip(batch, self.reward(features)[:, 0].tolist(), strict=True):
+                rewards[i] = reward
+        return rewards
+
+    def rank(
+        self, prompt: Any, responses: Sequence[str], tokenizer: Any, batch_size: int = 16
+    ) -> list[RankedResponse]:
+        """Rank responses to a prompt by their rewards.
+
+        Args:
+            prompt: A string, or the messages before the response.
+            responses: The responses.
+            tokenizer: The reward model's tokenizer, a fast one.
+            batch_size: See `predict`.
+
+        Returns:
+            The responses with index and reward, the best first.
+
+        Example:
+            ```python
+            from sparserm_hf import load_reward_model
+
+            model, tokenizer = load_reward_model("my-reward-model")
+            best = model.rank("What is the capital of Italy?", ["Milan.", "Rome."], tokenizer)[0]
+            print(best.reward, best.response)
+            ```
+        """
+        rewards = self.predict(as_conversations(prompt, responses), tokenizer, batch_size)
+        ranked = [RankedResponse(i, reward, responses[i]) for i, reward in enumerate(rewards)]
+        return sorted(ranked, key=lambda response: -response.reward)
