@@ -24,6 +24,7 @@ from .fields_sparserm import FIELDS  # noqa: F401
 from .latents_sparserm import Latent  # noqa: F401
 from .quantized_sparserm import is_quantized  # noqa: F401
 from .slim_sparserm import has_adapter  # noqa: F401
+from .special_tokens_sparserm import SpecialTokens  # noqa: F401
 from .weights_sparserm import check_index  # noqa: F401
 
 # What `forward` is given by trainers and pipelines, and does not need.
