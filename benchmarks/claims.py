@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import TokenizedText
-from sparserm_hf.conversations.pieces import pooled_pieces, pooled_positions
+from sparserm_hf.conversations.token_texts import pooled_positions, pooled_token_texts
 from sparserm_hf.evaluation.metrics import pair_metrics
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.sae.naming import name_latents
@@ -185,7 +185,7 @@ def score_names(trainer: SparseRMTrainer, method: Method, tokens: list[torch.Ten
     else:
         z = (every / root_mean_square(every)[:, None]).numpy() @ method.directions.T
         fires = z > np.quantile(z, 1 - share, axis=0)
-    pieces = [pooled_pieces(trainer.processing_class, text, "response_mean") for text in naming_texts(trainer)]
+    pieces = [pooled_token_texts(trainer.processing_class, text, "response_mean") for text in naming_texts(trainer)]
     names = name_latents(pieces, sparse.csr_matrix(fires), naming_groups(trainer))
     scores = [name.f1 if name else 0.0 for name in names]
     return {"name_f1": float(np.mean(scores)), "fires": float(fires.mean())}

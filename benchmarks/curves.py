@@ -30,7 +30,7 @@ from methods import (
 )
 from tqdm.auto import tqdm
 
-from sparserm_hf.conversations.preferences import TokenizedPreferences
+from sparserm_hf.conversations.tokenized_preferences import TokenizedPreferences
 from sparserm_hf.representations.shards import Representations
 
 matplotlib.use("Agg")

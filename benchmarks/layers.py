@@ -36,9 +36,9 @@ from sparserm_hf.base_models.gguf import unpacked
 from sparserm_hf.base_models.loading import load_base_model
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
-from sparserm_hf.conversations.marks import find_marks
-from sparserm_hf.conversations.preferences import TokenizedPreferences, tokenize_preferences
-from sparserm_hf.conversations.templates import prepare_tokenizer
+from sparserm_hf.conversations.response_marks import find_marks
+from sparserm_hf.conversations.tokenized_preferences import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.conversations.tokenizer_preparation import prepare_tokenizer
 from sparserm_hf.representations.activations import encode_texts, mean_and_largest
 from sparserm_hf.representations.collect import collect_representations, plan_shards
 from sparserm_hf.representations.representer import Pooling

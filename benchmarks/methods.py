@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.stats import ttest_1samp
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 
-from sparserm_hf.conversations.preferences import TokenizedPreferences
+from sparserm_hf.conversations.tokenized_preferences import TokenizedPreferences
 from sparserm_hf.evaluation.metrics import pair_metrics
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.training.directions import make_directions, random_directions

@@ -35,11 +35,12 @@ from transformers import AutoTokenizer, PreTrainedModel
 from sparserm_hf.base_models.gguf import unpacked
 from sparserm_hf.base_models.loading import load_base_model
 from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf.conversations.chat_templates import encode
 from sparserm_hf.conversations.data_files import iterate_json, load_preferences
 from sparserm_hf.conversations.encoding import ChatEncoder
-from sparserm_hf.conversations.marks import find_marks
-from sparserm_hf.conversations.preferences import TokenizedPreferences, tokenize_preferences
-from sparserm_hf.conversations.templates import encode, prepare_tokenizer
+from sparserm_hf.conversations.response_marks import find_marks
+from sparserm_hf.conversations.tokenized_preferences import TokenizedPreferences, tokenize_preferences
+from sparserm_hf.conversations.tokenizer_preparation import prepare_tokenizer
 from sparserm_hf.runtime.atomic_files import replacing_folder
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
 from sparserm_hf.sae.fit import SINK_RATIO, measure_fit

@@ -18,8 +18,8 @@ from sparserm_hf.base_models.cutting import prepare_base_model
 from sparserm_hf.base_models.gguf import unpacked
 from sparserm_hf.base_models.loading import load_base_model, load_tokenizer
 from sparserm_hf.cli.demo import find_base_model
-from sparserm_hf.conversations.templates import prepare_tokenizer
-from sparserm_hf.conversations.texts import load_texts
+from sparserm_hf.conversations.sae_texts import load_texts
+from sparserm_hf.conversations.tokenizer_preparation import prepare_tokenizer
 from sparserm_hf.runtime.devices import preferred_dtype
 from sparserm_hf.sae.training.sae_config import SAETrainingConfig
 from sparserm_hf.sae.training.training_loop import train_on_tokens

@@ -28,8 +28,8 @@ from trl import RewardConfig, RewardTrainer
 from sparserm_hf.align.dpo import last_whole_checkpoint
 from sparserm_hf.base_models.gguf import unpacked
 from sparserm_hf.cli.demo import find_base_model
-from sparserm_hf.conversations.preferences import TokenizedPreferences
-from sparserm_hf.conversations.templates import prepare_tokenizer
+from sparserm_hf.conversations.tokenized_preferences import TokenizedPreferences
+from sparserm_hf.conversations.tokenizer_preparation import prepare_tokenizer
 from sparserm_hf.evaluation.metrics import pair_accuracy
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
 from sparserm_hf.training.folds import group_folds

@@ -25,8 +25,8 @@ from tokenizers import (
 )
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from sparserm_hf.conversations.marks import find_marks
-from sparserm_hf.conversations.templates import prepare_tokenizer
+from sparserm_hf.conversations.response_marks import find_marks
+from sparserm_hf.conversations.tokenizer_preparation import prepare_tokenizer
 
 SMOLLM2 = r"""
 {%- for m in messages %}

@@ -25,7 +25,7 @@ from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.align.truthfulqa import PROMPT, Item, load_truthfulqa, multiple_choice, without
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.cli.main import main
-from sparserm_hf.conversations.rows import read_preference
+from sparserm_hf.conversations.preferences import parse_preference
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 
@@ -177,7 +177,7 @@ def test_divergence_from_the_first_policy_is_the_sum_over_the_vocabulary():
 
 def test_preference_accuracy_counts_the_likelier_response():
     policy = Policy(tiny_causal_lm(), tiny_tokenizer())
-    pairs = [read_preference(row, "A pair") for row in make_rows(12)]
+    pairs = [parse_preference(row, "A pair") for row in make_rows(12)]
     right = preference_accuracy(policy, pairs)
     swapped = preference_accuracy(
         policy, [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in pairs]

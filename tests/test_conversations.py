@@ -11,13 +11,15 @@ from datasets import Dataset, DatasetDict
 from tiny import CHAT_TEMPLATE, tiny_encoder, tiny_reward_model, tiny_tokenizer
 from trl.data_utils import apply_chat_template
 
-from sparserm_hf.conversations import templates
+from sparserm_hf.conversations import tokenizer_preparation
+from sparserm_hf.conversations.chat_templates import encode
 from sparserm_hf.conversations.data_files import iterate_json, iterate_rows, load_preferences
 from sparserm_hf.conversations.encoding import TokenizedText
-from sparserm_hf.conversations.marks import find_marks
-from sparserm_hf.conversations.preferences import tokenize_preferences
-from sparserm_hf.conversations.rows import read_preference, texts_of_row
-from sparserm_hf.conversations.templates import PLAIN_CHAT_TEMPLATE, encode, prepare_tokenizer
+from sparserm_hf.conversations.preferences import parse_preference
+from sparserm_hf.conversations.response_marks import find_marks
+from sparserm_hf.conversations.rows import texts_of_row
+from sparserm_hf.conversations.tokenized_preferences import tokenize_preferences
+from sparserm_hf.conversations.tokenizer_preparation import PLAIN_CHAT_TEMPLATE, prepare_tokenizer
 from sparserm_hf.conversations.turns import find_turns
 from sparserm_hf.evaluation.saved_models import evaluate
 from sparserm_hf.runtime.errors import SparseRMError
@@ -229,7 +231,7 @@ def test_standard_input_is_told_by_line():
 
 
 def split(chosen, rejected, **more):
-    pair = read_preference({"chosen": chosen, "rejected": rejected, **more}, "Row 1")
+    pair = parse_preference({"chosen": chosen, "rejected": rejected, **more}, "Row 1")
     return pair.prompt, pair.chosen, pair.rejected
 
 
@@ -503,7 +505,7 @@ def test_a_prompt_is_taken_off_each_side_that_repeats_it():
     """Off both or none it was taken once: a question stood twice in one response."""
     whole, answer = [user("w1"), assistant("w2")], [assistant("w3")]
     for prompt in ([user("w1")], "w1"):
-        pair = read_preference({"prompt": prompt, "chosen": whole, "rejected": answer}, "Row 1")
+        pair = parse_preference({"prompt": prompt, "chosen": whole, "rejected": answer}, "Row 1")
         assert (pair.prompt, pair.chosen, pair.rejected) == ([user("w1")], [assistant("w2")], answer)
     for completion in (whole, whole[1:]):
         texts = texts_of_row({"prompt": [user("w1")], "completion": completion}, "Row 1")
@@ -541,7 +543,7 @@ def test_the_date_of_a_template_is_that_of_training(monkeypatch):
         def now(cls, tz=None):
             return datetime(2055, 5, 5)
 
-    monkeypatch.setattr(templates, "datetime", Later)
+    monkeypatch.setattr(tokenizer_preparation, "datetime", Later)
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
     assert tokenizer.apply_chat_template([user("w1")], tokenize=False).startswith(today)
     again = tiny_tokenizer(dated)

@@ -10,8 +10,8 @@ from world import make_rows, save_sae, train_arguments
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain
 from sparserm_hf.cli.main import main
-from sparserm_hf.conversations.preferences import tokenize_preferences
-from sparserm_hf.conversations.styles import measure_styles
+from sparserm_hf.conversations.response_styles import measure_styles
+from sparserm_hf.conversations.tokenized_preferences import tokenize_preferences
 from sparserm_hf.training.head import Objective, PairFeatures
 from sparserm_hf.training.linear_head import fit_linear_path
 from sparserm_hf.training.mlp_head import fit_mlp_head

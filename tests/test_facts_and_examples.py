@@ -11,7 +11,7 @@ from sparserm_hf.modeling.backbone_sparserm import decoder_of
 from tiny import tiny_causal_lm, tiny_tokenizer
 
 from sparserm_hf.cli.demo import TRAIN_PAIRS, score_in_plain_transformers
-from sparserm_hf.conversations.templates import encode
+from sparserm_hf.conversations.chat_templates import encode
 from sparserm_hf.demo.facts import make_facts
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.sae.hooks import collect_residual_streams

@@ -5,8 +5,8 @@ import pytest
 from tiny import tiny_encoder, tiny_tokenizer
 from world import make_rows
 
-from sparserm_hf.conversations.marks import ChatFormat
-from sparserm_hf.conversations.preferences import tokenize_preferences
+from sparserm_hf.conversations.chat_format import ChatFormat
+from sparserm_hf.conversations.tokenized_preferences import tokenize_preferences
 from sparserm_hf.evaluation.evaluation import EVALUATION_FILE, Evaluation
 from sparserm_hf.evaluation.hacking import attacks_on, measure_attacks
 

@@ -17,9 +17,9 @@ from test_rows_of_any_kind import ANYTHING
 from tiny import tiny_tokenizer
 from transformers import CONFIG_MAPPING
 
-from sparserm_hf.conversations.render_process import MOST_SECONDS
-from sparserm_hf.conversations.rendering import Renderer, TemplateError
-from sparserm_hf.conversations.templates import render
+from sparserm_hf.conversations.chat_templates import render
+from sparserm_hf.conversations.template_process import MOST_SECONDS
+from sparserm_hf.conversations.template_renderer import Renderer, TemplateError
 
 # The same examples in every run, and none remembered from another.
 EXAMPLES = settings(

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_encoder, tiny_reward_model, tiny_tokenizer
 
-from sparserm_hf.conversations.preferences import tokenize_preferences
+from sparserm_hf.conversations.tokenized_preferences import tokenize_preferences
 from sparserm_hf.explanations.explained_rows import explain_rows
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring.scored_rows import ROW_ERROR, score_rows

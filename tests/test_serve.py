@@ -21,7 +21,7 @@ httpx = pytest.importorskip("httpx")
 from fastapi.testclient import TestClient  # noqa: E402
 
 from sparserm_hf.cli.main import main  # noqa: E402
-from sparserm_hf.conversations.templates import render  # noqa: E402
+from sparserm_hf.conversations.chat_templates import render  # noqa: E402
 from sparserm_hf.integrations.reward_function import SparseRMReward  # noqa: E402
 from sparserm_hf.scoring.reward_models import load_reward_model  # noqa: E402
 from sparserm_hf.scoring.scored_rows import score_rows  # noqa: E402

@@ -11,8 +11,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from world import make_rows, without_package
 
 from sparserm_hf.cli.main import main
+from sparserm_hf.conversations.chat_templates import render
 from sparserm_hf.conversations.messages import Conversation
-from sparserm_hf.conversations.templates import render
 from sparserm_hf.integrations.stock import export_stock, stock_tokenizer, to_stock, without_tail
 from sparserm_hf.runtime.batches import pad_texts
 from sparserm_hf.runtime.checkpoints import save_tokenizer

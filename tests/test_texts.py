@@ -8,8 +8,8 @@ from tiny import tiny_tokenizer
 
 from sparserm_hf.cli import align as align_cli
 from sparserm_hf.cli.main import main
-from sparserm_hf.conversations.templates import encode
-from sparserm_hf.conversations.texts import iterate_texts, load_texts
+from sparserm_hf.conversations.chat_templates import encode
+from sparserm_hf.conversations.sae_texts import iterate_texts, load_texts
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae import check as sae_check
 from sparserm_hf.sae.training import recipe

@@ -21,11 +21,12 @@ from chat_templates import (
 from sparserm_hf.modeling.fields_sparserm import POOLINGS
 from sparserm_hf.modeling.response_sparserm import find_response
 
-from sparserm_hf.conversations import templates
+from sparserm_hf.conversations import tokenizer_preparation
+from sparserm_hf.conversations.chat_templates import render
 from sparserm_hf.conversations.encoding import ChatEncoder
-from sparserm_hf.conversations.marks import find_marks
 from sparserm_hf.conversations.messages import Conversation
-from sparserm_hf.conversations.templates import prepare_tokenizer, render
+from sparserm_hf.conversations.response_marks import find_marks
+from sparserm_hf.conversations.tokenizer_preparation import prepare_tokenizer
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -193,7 +194,7 @@ def test_the_date_of_a_template_does_not_move(monkeypatch):
     today = before.partition("Today Date: ")[2].partition("\n")[0]
     assert datetime.strptime(today, "%d %b %Y")
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Another)
-    monkeypatch.setattr(templates, "datetime", Another)
+    monkeypatch.setattr(tokenizer_preparation, "datetime", Another)
     untouched = make_tokenizer(TEMPLATES["Llama 3"])
     untouched.chat_template += " "  # compiled templates are kept, with the date function of their time
     # By transformers itself: `render` renders in a process that has the true date.

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sparserm_hf.conversations.encoding import ChatEncoder, TokenizedText
-from sparserm_hf.conversations.marks import find_marks
+from sparserm_hf.conversations.response_marks import find_marks
 from sparserm_hf.runtime.batches import pad_texts
 
 D_MODEL, LAYERS, VOCAB, D_SAE = 32, 4, 96, 64

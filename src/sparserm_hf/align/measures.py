@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..conversations import Messages, Preference, check_columns, encode, read_preference, row_name
+from ..conversations import Messages, Preference, check_columns, encode, parse_preference, row_name
 from ..runtime import SparseRMError, common_prefix_length
 from .judges import SparseJudge
 from .policy import Policy, memory_advice
@@ -45,7 +45,7 @@ class Measures:
         pairs = []
         for number, row in enumerate(rows or [], 1):
             check_columns(list(row))
-            pair = read_preference(row, row_name(number))
+            pair = parse_preference(row, row_name(number))
             if not pair.prompt:
                 raise SparseRMError(f"Evaluation pair {number} has no prompt, so a policy cannot be asked it.")
             pairs.append(pair)

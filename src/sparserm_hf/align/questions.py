@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..conversations import Messages, check_messages, check_text, named, row_name
+from ..conversations import Messages, check_messages, check_text, list_names, row_name
 from ..runtime import SparseRMError
 from .settings import AlignmentConfig
 
@@ -32,7 +32,9 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Messages]:
     for number, row in enumerate(rows, 1):
         asked = next((row[name] for name in ("prompt", "question") if row.get(name)), None)
         if asked is None:
-            raise SparseRMError(f"Row {number} has the columns {named(row)}; it needs a `prompt` or a `question`.")
+            raise SparseRMError(
+                f"Row {number} has the columns {list_names(row)}; it needs a `prompt` or a `question`."
+            )
         where = f"{row_name(number)}, the question,"
         if isinstance(asked, str):
             asked = [{"role": "user", "content": check_text(asked, where)}]

@@ -12,12 +12,11 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
 
 from ..runtime import SparseRMError, reason
-from .messages import MOST_NESTED, check_fields, named, row_name
-from .preferences import check_dataset
-from .rows import FORMATS
+from .preferences import FORMATS
+from .row_checks import MOST_NESTED, check_fields, list_names, row_name
 
 MOST_CHARACTERS = 2**24  # of a line of JSON Lines, and of a packed .json file
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -121,6 +120,15 @@ def _suffix(source: str) -> str | None:
     return next((suffix for suffix in Path(source).suffixes if suffix in SUFFIXES), None)
 
 
+def check_dataset(rows: Any) -> None:
+    """Raise a `SparseRMError` where the splits of a dataset were given instead of one of them."""
+    if isinstance(rows, (DatasetDict, IterableDatasetDict)):
+        raise SparseRMError(
+            f"A DatasetDict with the splits {', '.join(map(str, rows))} was given, but one dataset is needed: pass "
+            f"one split, such as dataset[{next(iter(rows), 'train')!r}]."
+        )
+
+
 def load_preferences(source: str, split: str = "train") -> Dataset:
     """Load preference pairs.
 
@@ -178,7 +186,7 @@ def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
         reader = csv.reader(stream, strict=True)
         names = next(reader, [])
         if len(set(names)) < len(names):
-            raise SparseRMError(f"{path} has two columns of one name; the columns are {named(names)}.")
+            raise SparseRMError(f"{path} has two columns of one name; the columns are {list_names(names)}.")
         for number, cells in enumerate(filter(None, reader), 1):
             if len(cells) != len(names):
                 raise SparseRMError(

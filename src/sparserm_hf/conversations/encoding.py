@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.response_sparserm import count_bos, find_response, occurrences, trim
 from ..runtime import SparseRMError
-from .marks import ANSWER, REASONING_FIELDS, TAG, WHITESPACE, ChatFormat
+from .chat_format import ANSWER, REASONING_FIELDS, TAG, WHITESPACE, ChatFormat
+from .chat_templates import render
 from .messages import Conversation, GivenText, Text, given_text
-from .templates import render
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Conversations as users give them: checked, and brought into one form."""
+"""Conversations as users give them: check_texts, and brought into one form."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..runtime import MOST_SHOWN, SparseRMError, shown
+from ..runtime import SparseRMError, shown
+from .row_checks import check_fields, check_text, without_none
 
 Messages = list[dict[str, Any]]
 
-MOST_NAMES = 8  # columns that an error names
-MOST_NESTED = 100  # lists and objects in each other; Python's own functions give up at a few hundred
 # Arguments of `apply_chat_template` that decide what a tokenizer does, not what the template writes.
 RESERVED = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "conversations", "max_length",
@@ -40,42 +39,9 @@ Text = str | Conversation
 GivenText = str | Messages | Conversation  # as users pass it to a function
 
 
-def row_name(number: int, source: str = "") -> str:
-    """What errors call a row: `Row 3`, or `pairs.jsonl, row 3`."""
-    return f"{source}, row {number}" if source else f"Row {number}"
-
-
-def named(columns: Iterable[Any]) -> str:
-    """The names of columns as an error shows them: a name that is not a plain word is quoted, a long one shortened.
-
-    Example:
-        >>> named(["id", "a name", ""])
-        "id, 'a name', ''"
-    """
-    names = [name if str(name).isidentifier() and len(str(name)) <= MOST_SHOWN else shown(name) for name in columns]
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return (", ".join(map(str, names[:MOST_NAMES])) or "none") + more
-
-
 def is_messages(value: Any) -> bool:
     """Whether a value is a list of messages, however broken they are; strings and numbers are not."""
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(m, Mapping) for m in value)
-
-
-def check_text(text: str, where: str) -> str:
-    """A string, which must be one that can be written as UTF-8.
-
-    Raises:
-        SparseRMError: Half of a surrogate pair stands in it.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SparseRMError(
-            f"{where} holds half of a surrogate pair ({text[error.start]!r}) at character {error.start + 1}, which is "
-            "no text: remove it, or write the whole character."
-        ) from None
-    return text
 
 
 def check_messages(value: Any, where: str) -> Messages:
@@ -123,45 +89,6 @@ def _join_parts(parts: Any, where: str) -> str:
                 "alone, with a vision-language model too: leave that conversation out."
             )
     return "".join(part["text"] for part in parts)
-
-
-def without_none(value: Any, where: str, deepest: int = MOST_NESTED) -> Any:
-    """A value without the fields that are None, which `datasets` puts where other rows have such a field.
-
-    Args:
-        value: What was given.
-        where: What errors call it.
-        deepest: How many lists and objects may stand in each other.
-
-    Raises:
-        SparseRMError: A string in it is no text, or it is nested deeper.
-    """
-    if isinstance(value, str):
-        return check_text(value, where)
-    if not isinstance(value, (Mapping, list, tuple)):
-        return value
-    if deepest == 0:
-        raise SparseRMError(
-            f"{where} holds lists or objects that are nested more than {MOST_NESTED} deep: flatten them, or leave the "
-            "field out."
-        )
-    if isinstance(value, Mapping):
-        given = ((check_text(str(k), where), v) for k, v in value.items() if v is not None)
-        return {key: without_none(v, where, deepest - 1) for key, v in given}
-    return [without_none(item, where, deepest - 1) for item in value]
-
-
-def check_fields(fields: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """A row, or a message, without what is None; an error names the field, see `without_none`.
-
-    Raises:
-        SparseRMError: A string in it is no text, or a field is nested too deep.
-    """
-    kept = [(name, value) for name, value in fields.items() if value is not None]
-    return {
-        check_text(str(name), f"{where}, the name {shown(name)},"): without_none(value, f"{where}, `{named([name])}`")
-        for name, value in kept
-    }
 
 
 def check_tools(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, dict[str, Any]]:
@@ -238,3 +165,21 @@ def given_text(text: GivenText, where: str, column: str = "text") -> Text:
     if isinstance(text, str):
         return check_text(text, f"{where}, `{column}`")
     return as_conversation(check_messages(text, f"{where}, `{column}`"), {}, where, column)
+
+
+def check_texts(row: Mapping[str, Any], names: Iterable[str], where: str) -> dict[str, str | Messages]:
+    """The named fields of a row: all strings, or all messages.
+
+    Raises:
+        SparseRMError: One is of another form, or they are of different forms.
+    """
+    values = {
+        name: check_text(row[name], f"{where}, `{name}`")
+        if isinstance(row[name], str)
+        else check_messages(row[name], f"{where}, `{name}`")
+        for name in names
+    }
+    if len({isinstance(value, str) for value in values.values()}) > 1:
+        kinds = ", ".join(f"`{n}` is {'a string' if isinstance(v, str) else 'messages'}" for n, v in values.items())
+        raise SparseRMError(f"{where}: {kinds}; all must be strings, or all lists of {{'role', 'content'}}.")
+    return values

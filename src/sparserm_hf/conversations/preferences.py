@@ -1,192 +1,127 @@
-"""Preference pairs as token ids."""
+"""Rows of any form: a text, a conversation, a prompt with its completion, or a preference pair."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from datasets import DatasetDict, IterableDatasetDict
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
-from tqdm.auto import tqdm
+from ..runtime import SparseRMError, common_prefix_length
+from .messages import Messages, Text, as_conversation, check_texts, is_messages
+from .row_checks import check_row, list_names
 
-from ..modeling.response_sparserm import occurrences
-from ..runtime import SparseRMError, common_prefix_length, shown
-from .encoding import ChatEncoder, TokenizedText
-from .messages import row_name
-from .rows import FORMATS, Preference, check_columns, check_row, read_preference
+FORMATS = (
+    "Each row needs `chosen` and `rejected`, and may have a `prompt` and a number `margin`: all of them strings, or "
+    "all lists of {'role', 'content'}."
+)
+# Where an answer starts in a string: the dialogues of Anthropic's HH-RLHF, and many after them.
+TURN = re.compile(r"\n\n(?:Assistant|ASSISTANT|AI|Bot|Response|Answer):")
 
 
 @dataclass(frozen=True)
-class TokenizedPreferences:
-    """Preference pairs as token ids; pair i is `texts[chosen[i]]` against `texts[rejected[i]]`.
+class Preference:
+    """A prompt with two responses to it.
 
     Attributes:
-        texts: Each distinct text.
-        chosen: Index of each pair's chosen text.
-        rejected: Index of each pair's rejected text.
-        margins: How much better each chosen response is at least; 0 where the data does not say.
-        groups: For each pair, the number of its group. Pairs with one prompt, or with a text in common, are in one
-            group, which must not be split between training and validation.
-        left_out: How many pairs were left out, by reason.
-        truncated: How many pairs lost the start of their prompt.
+        prompt: A string, or messages; empty where there is none.
+        chosen: The better response, of the same form.
+        rejected: The other one.
+        row: The row that they stand in, for its tools.
+        where: What errors call the row.
     """
 
-    texts: list[TokenizedText]
-    chosen: list[int]
-    rejected: list[int]
-    margins: list[float]
-    groups: list[int]
-    left_out: dict[str, int]
-    truncated: int
-
-    def __len__(self) -> int:
-        return len(self.chosen)
+    prompt: str | Messages
+    chosen: str | Messages
+    rejected: str | Messages
+    row: Mapping[str, Any]
+    where: str
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
-        return np.array([len(text.ids) for text in self.texts])
+    def joined(self) -> tuple[str | Messages, str | Messages]:
+        """The prompt with the chosen response, and with the rejected one."""
+        return self.prompt + self.chosen, self.prompt + self.rejected  # type: ignore[operator]
 
-    def summary(self) -> str:
-        """One line: how many pairs, and what happened to the rest."""
-        parts = [f"{len(self)} pairs, {len(self.texts)} distinct texts"]
-        parts += [f"{count} left out ({reason})" for reason, count in sorted(self.left_out.items())]
-        if self.truncated:
-            parts.append(f"{self.truncated} lost the start of their prompt")
-        return "; ".join(parts)
+    def text(self, side: str) -> Text:
+        """The prompt with the response of one side, `chosen` or `rejected`.
 
+        Raises:
+            SparseRMError: The response is made of messages and does not end with the assistant's.
+        """
+        whole = self.joined[("chosen", "rejected").index(side)]
+        return whole if isinstance(whole, str) else as_conversation(whole, self.row, self.where, side)
 
-def check_dataset(rows: Any) -> None:
-    """Raise a `SparseRMError` where the splits of a dataset were given instead of one of them."""
-    if isinstance(rows, (DatasetDict, IterableDatasetDict)):
-        raise SparseRMError(
-            f"A DatasetDict with the splits {', '.join(map(str, rows))} was given, but one dataset is needed: pass "
-            f"one split, such as dataset[{next(iter(rows), 'train')!r}]."
-        )
-
-
-def _margin(row: Mapping[str, Any], where: str) -> float:
-    margin = row.get("margin")
-    try:
-        value = 0.0 if margin is None or margin == "" else float(margin)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise SparseRMError(f"{where}, `margin` is {shown(margin)}, but must be a number.")
-    return value
+    def is_empty(self, side: str) -> bool:
+        """Whether nothing is written in the response of one side."""
+        response = getattr(self, side)
+        if isinstance(response, str):
+            return not response.strip()
+        return not any(m["content"].strip() or m.get("tool_calls") or m.get("reasoning_content") for m in response)
 
 
-def _prompt_of(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder) -> Hashable:
-    """What pairs of one prompt have in common, in whatever form they are given; None where there is no prompt."""
-    chosen, rejected = texts
-    turn = min(chosen.turn, rejected.turn)
-    if turn:
-        # The last header that both texts have: dialogues may part before their last turn.
-        shared = common_prefix_length(chosen.ids, rejected.ids)
-        starts = (start for start, _ in occurrences(chosen.ids, encoder.headers, 0, shared) if start <= turn)
-        return chosen.ids[: max(starts, default=turn)]
-    written = pair.prompt.strip() if isinstance(pair.prompt, str) else pair.prompt
-    return json.dumps(written, default=str) if written else None
+def check_columns(columns: Iterable[str]) -> None:
+    """Raise a `SparseRMError` unless the columns hold preference pairs."""
+    missing = [name for name in ("chosen", "rejected") if name not in columns]
+    if missing:
+        raise SparseRMError(f"The column `{missing[0]}` is missing; the columns are {list_names(columns)}. {FORMATS}")
 
 
-def _groups(prompts: list[Hashable], texts: list[tuple[int, int]]) -> list[int]:
-    """For each pair the number of its group: pairs with one prompt, or with a text in common, are in one group.
+def parse_preference(row: Mapping[str, Any], where: str) -> Preference:
+    """Check a preference pair, and tell the prompt from the responses.
+
+    A prompt that `chosen` and `rejected` begin with too is taken off them. Where there is no prompt, it is what both
+    begin with: whole messages; of strings, all up to the last answer's start, or else whole words. Something is left
+    of both responses in any case.
 
     Args:
-        prompts: The prompt of each pair; None where it has none.
-        texts: The indices of the two texts of each pair.
-    """
-    keys: dict[Hashable, int] = {}  # what pairs may have in common
-    edges = [
-        (pair, keys.setdefault(key, len(keys)))
-        for pair, (prompt, sides) in enumerate(zip(prompts, texts, strict=True))
-        for key in [*(("text", side) for side in sides), *([("prompt", prompt)] if prompt is not None else [])]
-    ]
-    pairs, shared = np.array(edges).T
-    size = len(prompts) + len(keys)
-    graph = sparse.coo_array((np.ones(len(edges)), (pairs, len(prompts) + shared)), shape=(size, size))
-    numbers: dict[int, int] = {}  # in the order of the pairs
-    labels = connected_components(graph, directed=False)[1][: len(prompts)]
-    return [numbers.setdefault(label, len(numbers)) for label in labels.tolist()]
-
-
-def _shorten(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder) -> list[TokenizedText]:
-    """Texts of which the prompt has lost its start; none where a response alone is too long."""
-    bos, limit = encoder.tokenizer.bos_token_id, encoder.max_length
-    prompt: tuple[int, ...] = ()
-    if isinstance(pair.prompt, str) and pair.prompt.strip() and not texts[0].turn:
-        prompt = encoder.encode(pair.prompt, pair.where).ids
-    for text in texts:
-        own = text.stop - (text.turn or common_prefix_length(prompt, text.ids))
-        if text.stop > limit and own > limit - (text.ids[0] == bos):
-            return []
-    return [text.keep_end(limit, bos) for text in texts]
-
-
-def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder) -> TokenizedPreferences:
-    """Check and tokenise preference pairs in any of TRL's formats.
-
-    Left out and counted: pairs with an empty response, with twice the same text, or with a response longer than
-    `encoder.max_length`. Longer pairs lose the start of their prompt, never the response.
-
-    Args:
-        rows: A `datasets.Dataset` or any iterable of rows.
-        encoder: That of the reward model's tokenizer.
+        row: A row in one of TRL's preference formats.
+        where: What errors call it, see `row_name`.
 
     Raises:
-        SparseRMError: A row is of another form, or no pair is left.
+        SparseRMError: A field is missing or of another form.
     """
-    check_dataset(rows)
-    source = getattr(getattr(rows, "info", None), "dataset_name", None) or ""
-    index: dict[TokenizedText, int] = {}
-    prompts: list[Hashable] = []
-    sides: list[tuple[int, int]] = []
-    margins: list[float] = []
-    left_out: Counter[str] = Counter()
-    truncated = 0
-    number = 0
-    for number, row in enumerate(tqdm(rows, desc="Tokenising", unit="pair", delay=2), 1):
-        check_row(row, where := row_name(number, source))
-        if number == 1:
-            check_columns(list(row))
-        pair = read_preference(row, where)
-        if pair.is_empty("chosen") or pair.is_empty("rejected"):
-            same = pair.chosen == pair.rejected
-            left_out["chosen and rejected are identical" if same else "empty response"] += 1
-            continue
-        texts = [encoder.encode(pair.text(side), where) for side in ("chosen", "rejected")]
-        if texts[0].ids == texts[1].ids:
-            left_out["chosen and rejected are identical"] += 1
-            continue
-        if any(text.start == text.stop for text in texts):  # the template writes nothing of the response
-            left_out["empty response"] += 1
-            continue
-        prompt = _prompt_of(pair, texts, encoder)
-        is_long = max(text.stop for text in texts) > encoder.max_length
-        texts = _shorten(pair, texts, encoder)
-        if not texts:
-            left_out[f"response longer than max_length = {encoder.max_length}"] += 1
-            continue
-        truncated += is_long
-        chosen, rejected = (index.setdefault(text, len(index)) for text in texts)
-        sides.append((chosen, rejected))
-        prompts.append(prompt)
-        margins.append(_margin(row, where))
-    if not sides:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise SparseRMError(f"No usable pair in {number} rows{f' ({reasons})' if reasons else ''}. {FORMATS}")
-    return TokenizedPreferences(
-        texts=list(index),
-        chosen=[chosen for chosen, _ in sides],
-        rejected=[rejected for _, rejected in sides],
-        margins=margins,
-        groups=_groups(prompts, sides),
-        left_out=dict(left_out),
-        truncated=truncated,
+    check_row(row, where)
+    for name in ("chosen", "rejected"):
+        if row.get(name) is None:
+            raise SparseRMError(f"{where} has no `{name}` response. {FORMATS}")
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) and is_messages(row["chosen"]):  # UltraFeedback has the first question as its prompt
+        sides = [side for side in (row["chosen"], row["rejected"]) if is_messages(side)]
+        whole = all(any(message.get("role") == "user" for message in side) for side in sides)
+        prompt = None if whole else [{"role": "user", "content": prompt}]
+    names = [name for name in ("prompt", "chosen", "rejected") if name != "prompt" or prompt is not None]
+    found = check_texts({**row, "prompt": prompt}, names, where)
+    chosen, rejected = found["chosen"], found["rejected"]
+    if prompt is None:
+        shared: str | Messages = chosen[: implicit_prompt(chosen, rejected)]
+        return Preference(shared, chosen[len(shared) :], rejected[len(shared) :], row, where)
+    given = found["prompt"]
+    again = [repeats(given, side) for side in (chosen, rejected)]
+    if isinstance(given, str):  # one response alone may well begin with the words of a short prompt
+        again = [all(again)] * 2
+    chosen, rejected = (
+        side[len(given) :] if twice else side for side, twice in zip((chosen, rejected), again, strict=True)
     )
+    return Preference(given, chosen, rejected, row, where)
+
+
+def repeats(prompt: str | Messages, response: str | Messages) -> bool:
+    """Whether a response begins with the prompt, and goes on."""
+    return len(response) > len(prompt) and response[: len(prompt)] == prompt
+
+
+def implicit_prompt(chosen: str | Messages, rejected: str | Messages) -> int:
+    """Length of the prompt that two responses begin with: in messages, or in characters."""
+    shared = common_prefix_length(chosen, rejected)
+    if not isinstance(chosen, str):
+        return min(shared, len(chosen) - 1, len(rejected) - 1)
+    assert isinstance(rejected, str)
+    if shared == len(chosen) == len(rejected):
+        return 0
+    turns = [match.end() for match in TURN.finditer(chosen[:shared])]
+    if turns and chosen[turns[-1] :].strip() and rejected[turns[-1] :].strip():
+        return turns[-1]
+    # The starts of words that both have, and after which something is left of both.
+    least = min(len(chosen.rstrip()), len(rejected.rstrip()))
+    starts = (i for i in range(min(shared, least - 1), 0, -1) if chosen[i - 1].isspace() and not chosen[i].isspace())
+    return next(starts, 0)

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ..conversations import ChatEncoder, TokenizedText, check_fields, named, row_name, texts_of_row
+from ..conversations import ChatEncoder, TokenizedText, check_fields, list_names, row_name, texts_of_row
 from ..explanations import explain_row, group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
@@ -30,7 +30,7 @@ def check_json(row: Mapping[str, Any], where: str) -> None:
             json.dumps(value, allow_nan=False)
         except ValueError:
             raise SparseRMError(
-                f"{where}, `{named([name])}` holds NaN or infinity, which are no JSON: leave that field out."
+                f"{where}, `{list_names([name])}` holds NaN or infinity, which are no JSON: leave that field out."
             ) from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..conversations import TokenizedPreferences, TokenizedText, pooled_pieces
+from ..conversations import TokenizedPreferences, TokenizedText, pooled_token_texts
 from ..modeling.latents_sparserm import Latent
 from ..representations import Representations
 from ..runtime import as_numpy
@@ -97,7 +97,7 @@ def name_selected(
     """
     found = texts.token_activations(latents)
     group = dict(zip([*pairs.chosen, *pairs.rejected], [*pairs.groups, *pairs.groups], strict=True))
-    pieces = [pooled_pieces(tokenizer, pairs.texts[i], pooling) for i in found.texts]
+    pieces = [pooled_token_texts(tokenizer, pairs.texts[i], pooling) for i in found.texts]
     return name_latents(pieces, found.values, [group[i] for i in found.texts])
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from ...conversations import MOST_SHOWN
 from ...modeling.autoencoder_sparserm import ARCHITECTURES, NORMALIZATIONS, SparseAutoencoder
-from ...runtime import SparseRMError, kind_and_reason, reason, shown
+from ...runtime import MOST_SHOWN, SparseRMError, kind_and_reason, reason, shown
 from .folding import folded_weights
 from .formats import ParsedSAE
 from .hub_saes import read_from_hub

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .preferences import TokenizedPreferences
+from .tokenized_preferences import TokenizedPreferences
 
 # What `debias` may name, and what is measured of it: the controls for style that chatbot arenas use.
 STYLES = {"length": ("tokens",), "format": ("headers", "list items", "bold")}

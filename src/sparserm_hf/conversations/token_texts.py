@@ -23,6 +23,6 @@ def pooled_positions(text: TokenizedText, pooling: str) -> list[int]:
     return pooled_tokens(mask, [text.place], pooling)[0].nonzero()[:, 0].tolist()
 
 
-def pooled_pieces(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, pooling: str) -> list[str]:
+def pooled_token_texts(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, pooling: str) -> list[str]:
     """Decode the pooled tokens of a text, one by one, as they stand in it."""
     return [token_text(tokenizer, text.ids, position) for position in pooled_positions(text, pooling)]

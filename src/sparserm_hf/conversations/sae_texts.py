@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from ..runtime import SparseRMError
 from .data_files import iterate_rows, source_name
 from .encoding import ChatEncoder
-from .messages import row_name
-from .rows import check_row, texts_of_row
+from .row_checks import check_row, row_name
+from .rows import texts_of_row
 
 
 def iterate_texts(

@@ -17,9 +17,9 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from .render_process import MOST_SECONDS
+from .template_process import MOST_SECONDS
 
-SCRIPT = Path(__file__).with_name("render_process.py")
+SCRIPT = Path(__file__).with_name("template_process.py")
 MOST_FAILURES = 2  # renderings that a template may fail to end, before it is not rendered any more
 
 

@@ -1,0 +1,99 @@
+"""Checks of rows and fields, and the names that errors call them by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..runtime import MOST_SHOWN, SparseRMError, shown
+
+MOST_NAMES = 8  # columns that an error names
+MOST_NESTED = 100  # lists and objects in each other; Python's own functions give up at a few hundred
+# Columns of what vision-language models are trained on.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+
+def row_name(number: int, source: str = "") -> str:
+    """What errors call a row: `Row 3`, or `pairs.jsonl, row 3`."""
+    return f"{source}, row {number}" if source else f"Row {number}"
+
+
+def list_names(columns: Iterable[Any]) -> str:
+    """The names of columns as an error shows them: a name that is not a plain word is quoted, a long one shortened.
+
+    Example:
+        >>> list_names(["id", "a name", ""])
+        "id, 'a name', ''"
+    """
+    names = [name if str(name).isidentifier() and len(str(name)) <= MOST_SHOWN else shown(name) for name in columns]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return (", ".join(map(str, names[:MOST_NAMES])) or "none") + more
+
+
+def check_text(text: str, where: str) -> str:
+    """A string, which must be one that can be written as UTF-8.
+
+    Raises:
+        SparseRMError: Half of a surrogate pair stands in it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SparseRMError(
+            f"{where} holds half of a surrogate pair ({text[error.start]!r}) at character {error.start + 1}, which is "
+            "no text: remove it, or write the whole character."
+        ) from None
+    return text
+
+
+def check_row(row: Any, where: str) -> None:
+    """Raise a `SparseRMError` unless a row has columns, and none with images, videos or sound."""
+    if not isinstance(row, Mapping):
+        raise SparseRMError(
+            f"{where} is {shown(row)}, of the type {type(row).__name__}, but must be an object with columns, such as "
+            "{'chosen': 'Yes.', 'rejected': 'No.'}."
+        )
+    for name in MEDIA:
+        if row.get(name) not in (None, "", [], {}):
+            raise SparseRMError(f"{where} has `{name}`, but SparseRM reads text alone: leave that row out.")
+
+
+def check_fields(fields: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """A row, or a message, without what is None; an error names the field, see `without_none`.
+
+    Raises:
+        SparseRMError: A string in it is no text, or a field is nested too deep.
+    """
+    kept = [(name, value) for name, value in fields.items() if value is not None]
+    return {
+        check_text(str(name), f"{where}, the name {shown(name)},"): without_none(
+            value, f"{where}, `{list_names([name])}`"
+        )
+        for name, value in kept
+    }
+
+
+def without_none(value: Any, where: str, deepest: int = MOST_NESTED) -> Any:
+    """A value without the fields that are None, which `datasets` puts where other rows have such a field.
+
+    Args:
+        value: What was given.
+        where: What errors call it.
+        deepest: How many lists and objects may stand in each other.
+
+    Raises:
+        SparseRMError: A string in it is no text, or it is nested deeper.
+    """
+    if isinstance(value, str):
+        return check_text(value, where)
+    if not isinstance(value, (Mapping, list, tuple)):
+        return value
+    if deepest == 0:
+        raise SparseRMError(
+            f"{where} holds lists or objects that are nested more than {MOST_NESTED} deep: flatten them, or leave the "
+            "field out."
+        )
+    if isinstance(value, Mapping):
+        given = ((check_text(str(k), where), v) for k, v in value.items() if v is not None)
+        return {key: without_none(v, where, deepest - 1) for key, v in given}
+    return [without_none(item, where, deepest - 1) for item in value]

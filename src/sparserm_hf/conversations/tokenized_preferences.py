@@ -1,0 +1,146 @@
+"""Preference pairs as token ids."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..runtime import SparseRMError, common_prefix_length, shown
+from .data_files import check_dataset
+from .encoding import ChatEncoder, TokenizedText
+from .pair_groups import group_pairs, prompt_key
+from .preferences import FORMATS, Preference, check_columns, parse_preference
+from .row_checks import check_row, row_name
+
+
+@dataclass(frozen=True)
+class TokenizedPreferences:
+    """Preference pairs as token ids; pair i is `texts[chosen[i]]` against `texts[rejected[i]]`.
+
+    Attributes:
+        texts: Each distinct text.
+        chosen: Index of each pair's chosen text.
+        rejected: Index of each pair's rejected text.
+        margins: How much better each chosen response is at least; 0 where the data does not say.
+        groups: For each pair, the number of its group. Pairs with one prompt, or with a text in common, are in one
+            group, which must not be split between training and validation.
+        left_out: How many pairs were left out, by reason.
+        truncated: How many pairs lost the start of their prompt.
+    """
+
+    texts: list[TokenizedText]
+    chosen: list[int]
+    rejected: list[int]
+    margins: list[float]
+    groups: list[int]
+    left_out: dict[str, int]
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
+        return np.array([len(text.ids) for text in self.texts])
+
+    def summary(self) -> str:
+        """One line: how many pairs, and what happened to the rest."""
+        parts = [f"{len(self)} pairs, {len(self.texts)} distinct texts"]
+        parts += [f"{count} left out ({reason})" for reason, count in sorted(self.left_out.items())]
+        if self.truncated:
+            parts.append(f"{self.truncated} lost the start of their prompt")
+        return "; ".join(parts)
+
+
+def _margin(row: Mapping[str, Any], where: str) -> float:
+    margin = row.get("margin")
+    try:
+        value = 0.0 if margin is None or margin == "" else float(margin)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise SparseRMError(f"{where}, `margin` is {shown(margin)}, but must be a number.")
+    return value
+
+
+def _shorten(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder) -> list[TokenizedText]:
+    """Texts of which the prompt has lost its start; none where a response alone is too long."""
+    bos, limit = encoder.tokenizer.bos_token_id, encoder.max_length
+    prompt: tuple[int, ...] = ()
+    if isinstance(pair.prompt, str) and pair.prompt.strip() and not texts[0].turn:
+        prompt = encoder.encode(pair.prompt, pair.where).ids
+    for text in texts:
+        own = text.stop - (text.turn or common_prefix_length(prompt, text.ids))
+        if text.stop > limit and own > limit - (text.ids[0] == bos):
+            return []
+    return [text.keep_end(limit, bos) for text in texts]
+
+
+def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder) -> TokenizedPreferences:
+    """Check and tokenise preference pairs in any of TRL's formats.
+
+    Left out and counted: pairs with an empty response, with twice the same text, or with a response longer than
+    `encoder.max_length`. Longer pairs lose the start of their prompt, never the response.
+
+    Args:
+        rows: A `datasets.Dataset` or any iterable of rows.
+        encoder: That of the reward model's tokenizer.
+
+    Raises:
+        SparseRMError: A row is of another form, or no pair is left.
+    """
+    check_dataset(rows)
+    source = getattr(getattr(rows, "info", None), "dataset_name", None) or ""
+    index: dict[TokenizedText, int] = {}
+    prompts: list[Hashable] = []
+    sides: list[tuple[int, int]] = []
+    margins: list[float] = []
+    left_out: Counter[str] = Counter()
+    truncated = 0
+    number = 0
+    for number, row in enumerate(tqdm(rows, desc="Tokenising", unit="pair", delay=2), 1):
+        check_row(row, where := row_name(number, source))
+        if number == 1:
+            check_columns(list(row))
+        pair = parse_preference(row, where)
+        if pair.is_empty("chosen") or pair.is_empty("rejected"):
+            same = pair.chosen == pair.rejected
+            left_out["chosen and rejected are identical" if same else "empty response"] += 1
+            continue
+        texts = [encoder.encode(pair.text(side), where) for side in ("chosen", "rejected")]
+        if texts[0].ids == texts[1].ids:
+            left_out["chosen and rejected are identical"] += 1
+            continue
+        if any(text.start == text.stop for text in texts):  # the template writes nothing of the response
+            left_out["empty response"] += 1
+            continue
+        prompt = prompt_key(pair, texts, encoder)
+        is_long = max(text.stop for text in texts) > encoder.max_length
+        texts = _shorten(pair, texts, encoder)
+        if not texts:
+            left_out[f"response longer than max_length = {encoder.max_length}"] += 1
+            continue
+        truncated += is_long
+        chosen, rejected = (index.setdefault(text, len(index)) for text in texts)
+        sides.append((chosen, rejected))
+        prompts.append(prompt)
+        margins.append(_margin(row, where))
+    if not sides:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise SparseRMError(f"No usable pair in {number} rows{f' ({reasons})' if reasons else ''}. {FORMATS}")
+    return TokenizedPreferences(
+        texts=list(index),
+        chosen=[chosen for chosen, _ in sides],
+        rejected=[rejected for _, rejected in sides],
+        margins=margins,
+        groups=group_pairs(prompts, sides),
+        left_out=dict(left_out),
+        truncated=truncated,
+    )
