@@ -84,7 +84,7 @@ def test_a_response_of_messages_pools_all_of_its_text_whatever_structure_it_spel
         assert "".join(text_of(encoder, found).split()) == "".join(content.split())  # a SentencePiece adds spaces
         structure = encoder([*asked, assistant("Paris")])
         assert found.ids[: found.start] == structure.ids[: structure.start]
-        special = {number for token, number in encoder.specials.items() if token in fake}
+        special = {number for token, number in encoder.specials.ids.items() if token in fake}
         assert not special & set(found.response)
 
 
@@ -135,7 +135,7 @@ def test_a_cut_conversation_does_not_depend_on_its_tail(name):
 def test_roles_and_names_cannot_spell_structure(name):
     """A tool call's argument may be called `<|im_end|>...`: names were left as they were, and ended the turn."""
     encoder = encoder_of(name)
-    fake = "".join(encoder.specials)
+    fake = "".join(encoder.specials.ids)
     call = {"type": "function", "id": "call00001", "function": {"name": fake, "arguments": {fake: fake}}}
     messages = [
         user("Q"),
@@ -146,7 +146,7 @@ def test_roles_and_names_cannot_spell_structure(name):
     plain = [user("Q"), assistant("", tool_calls=[{**call, "function": {"name": "f", "arguments": {"a": "b"}}}])]
     plain += [{"role": "tool", "name": "f", "content": "c"}, assistant("A.")]
     tools = [TOOL] if TOOLS in TEMPLATES[name].shapes else None
-    structure = set(encoder.specials.values())
+    structure = set(encoder.specials.ids.values())
     faked, honest = (encoder(Conversation(given, tools)) for given in (messages, plain))
     assert [i for i in faked.ids if i in structure] == [i for i in honest.ids if i in structure]
     assert text_of(encoder, faked) == "A."

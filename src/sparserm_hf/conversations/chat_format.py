@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.special_tokens_sparserm import TAG
+from ..modeling.text_sparserm import ANSWER, REASONING_FIELDS
 from ..runtime import SparseRMError, common_prefix_length
 from .chat_templates import render
 from .messages import Conversation, Messages
 
 # Stand for contents in a rendering: code points that Unicode keeps free of characters, so that no text holds them.
-QUESTION, ANSWER, OTHER = "\ufdd1", "\ufdd2", "\ufdd3"
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message, by various templates
+QUESTION, OTHER = "\ufdd1", "\ufdd3"
 REASONING = ("<think>", "</think>")  # where the template has no tags of its own
-WHITESPACE = " \t\n\r\v\f"  # each is one byte, so that tokens of it are told from others
-TAG = re.compile(r"[<\[][^<>\[\]\s]+[>\]]$")
 TOOL = {
     "type": "function",
     "function": {

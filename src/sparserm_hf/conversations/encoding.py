@@ -1,28 +1,25 @@
-"""From a text to token ids with the place of the response, the same for every way in."""
+"""Encoding of texts as token ids with the place of the response, the same for every way in."""
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.response_sparserm import count_bos, find_response, occurrences, trim
+from ..modeling.response_sparserm import count_bos, find_response, occurrences
+from ..modeling.special_tokens_sparserm import SpecialTokens
+from ..modeling.text_sparserm import ANSWER, answer_of, guard, place_of, region_between, without_whitespace
 from ..runtime import SparseRMError
-from .chat_format import ANSWER, REASONING_FIELDS, TAG, WHITESPACE, ChatFormat
+from .chat_format import ChatFormat
 from .chat_templates import render
 from .messages import Conversation, GivenText, Text, given_text
 
 logger = logging.getLogger(__name__)
 
 MIN_LENGTH = 8  # least maximum of tokens of a text: a chat template alone takes as many
-
-# What stands for a special token while a template renders: a code point that Unicode keeps free of characters, so that
-# no text holds it, and then one of a private range.
-RESERVED, STAND_IN = "\ufdd0", 0xF0000
 
 
 class TokenizedText(NamedTuple):
@@ -65,26 +62,19 @@ class TokenizedText(NamedTuple):
         return TokenizedText(head + ids[taken + len(head) :], turn, start, stop)
 
 
-def without_whitespace(text: str, region: tuple[int, int]) -> tuple[int, int]:
-    """A region of a text without the whitespace at its ends: first index, index after the last."""
-    start, stop = region
-    content = text[start:stop]
-    return start + len(content) - len(content.lstrip(WHITESPACE)), start + len(content.rstrip(WHITESPACE))
-
-
 class ChatEncoder:
-    """Turns texts into token ids, and finds the response in each.
+    """Encode texts as token ids, and find the response in each.
 
-    A special token's spelling inside a content is ordinary text, so that nobody who writes a content can write
-    structure. A string in which a header of the chat template stands is a conversation that somebody has rendered; in
-    any other string all of the text counts, and the log says so once.
+    A special token's spelling inside a content becomes ordinary text: a content cannot write structure. A string that
+    holds a header of the chat template is a rendered conversation. In any other string all of the text is the
+    response, and the log says so once.
 
     Args:
-        tokenizer: The reward model's.
+        tokenizer: The reward model's tokenizer.
         marks: `SparseRMConfig.response_marks`; None for a checkpoint of version 0.1.
         old_header: `SparseRMConfig.response_marker_ids`.
         max_length: Most tokens of a text; a longer one loses its start.
-        vocabulary: Number of tokens that the reward model has an embedding of.
+        vocabulary: Number of tokens in the reward model's embedding.
     """
 
     def __init__(
@@ -101,39 +91,24 @@ class ChatEncoder:
         self.told_of_plain_text = self.told_of_last_turn = False
         chat = ChatFormat.of(tokenizer) if marks is not None else None
         self.tags = (chat.begin_of_reasoning, chat.end_of_reasoning) if chat else ("", "")
-        template = str(tokenizer.chat_template)
-        # Special tokens, and those that only the template makes special, such as the tags around reasoning. Not the
-        # unknown token, which stands for any word that the vocabulary lacks.
-        self.specials = {
-            token.content: number
-            for number, token in tokenizer.added_tokens_decoder.items()
-            if number != tokenizer.unk_token_id
-            and (token.special or (TAG.fullmatch(token.content) and token.content in template))
-        }
-        spellings = sorted(self.specials, key=len, reverse=True)
-        self._spelling = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-        self._stand_ins = {spelling: RESERVED + chr(STAND_IN + i) for i, spelling in enumerate(spellings)}
-        self._spelled = {stand_in: spelling for spelling, stand_in in self._stand_ins.items()}
-        self._stand_in = re.compile("|".join(self._spelled) or r"(?!)")
-        self._special_ids = set(self.specials.values())
-        self._as_text: dict[str, tuple[int, ...]] = {}
+        self.specials = SpecialTokens(tokenizer)
 
     def __call__(self, text: GivenText, where: str = "A text", column: str = "text") -> TokenizedText:
-        """Token ids of a text, and where its response stands.
+        """Encode a text, cut to `max_length` tokens.
 
         Args:
-            text: A string, or messages that end with the assistant's.
-            where: What errors call it, see `row_name`.
-            column: The field that it stands in.
+            text: A string, or messages that end with the assistant's message.
+            where: Name of the text in errors, see `row_name`.
+            column: Name of its column in errors.
 
         Raises:
-            SparseRMError: It is of another form, empty, or refused by the chat template.
+            SparseRMError: The text is of another form, is empty, or is refused by the chat template.
         """
         encoded = self.encode(given_text(text, where, column), where)
         return encoded.keep_end(self.max_length, self.tokenizer.bos_token_id)
 
     def encode(self, text: Text, where: str) -> TokenizedText:
-        """The same of a text that is checked already, however long it is."""
+        """Encode a text that is checked already, without cutting it."""
         encoded = self._encode_string(text, where) if isinstance(text, str) else self._encode_conversation(text, where)
         if not encoded.ids:
             raise SparseRMError(f"{where} has an empty text: there is nothing to score.")
@@ -150,8 +125,8 @@ class ChatEncoder:
         return [self.old_header] if self.marks is None else self.marks["assistant_header"]
 
     def as_text(self, written: str) -> tuple[int, ...]:
-        """Token ids of a content in which the spellings of special tokens are ordinary text."""
-        return self._tokenize(written, (0, len(written)), [])[0]
+        """Tokenize a content; the spellings of special tokens in it are ordinary text."""
+        return self.specials.tokenize(written, (0, len(written)), [])[0]
 
     def _find(self, ids: tuple[int, ...], where: str) -> TokenizedText:
         found = find_response(ids, self.marks, self.old_header)
@@ -183,101 +158,24 @@ class ChatEncoder:
         return encoded
 
     def _encode_conversation(self, conversation: Conversation, where: str) -> TokenizedText:
-        last = conversation.messages[-1]
-        answer = len(last["content"]) - len(self._answer(last))  # where it starts, behind any reasoning
+        last, specials = conversation.messages[-1], self.specials
+        answer = answer_of(last, self.tags)
+        opening = {"content": last["content"][: len(last["content"]) - len(answer)]}  # any reasoning
         guarded = [self._guard(message) for message in conversation.messages]
-        tools, kwargs = self._hide(conversation.tools), self._hide(conversation.template_kwargs)
+        tools, kwargs = specials.hide(conversation.tools), specials.hide(conversation.template_kwargs)
         written = render(self.tokenizer, Conversation(guarded, tools, kwargs), where=where)
-        opening = self._guard(last | {"content": last["content"][:answer]})["content"]
-        marked = guarded[-1] | {"content": opening + ANSWER}
+        marked = guarded[-1] | {"content": self._guard(last | opening)["content"] + ANSWER}
         around = render(self.tokenizer, Conversation([*guarded[:-1], marked], tools, kwargs), where=where)
-        ahead, found, behind = around.rpartition(ANSWER)
-        known = bool(found) and written.startswith(ahead) and written.endswith(behind)
-        known = known and len(ahead) + len(behind) <= len(written)
-        region = (len(ahead), len(written) - len(behind)) if known else (0, 0)
-        text, region, fakes = self._spell(written, region)
-        region = without_whitespace(text, region)  # a token of what is before it may take in the space between
-        ids, spans = self._tokenize(text, region, fakes)
-        if self.marks is None or last.get("tool_calls"):  # a call belongs to the response
+        text, region, fakes = specials.spell(written, region_between(written, around))
+        region = without_whitespace(text, region)
+        ids, spans = specials.tokenize(text, region, fakes)
+        # A tool call belongs to the response.
+        place = None if self.marks is None or last.get("tool_calls") else place_of(ids, spans, region, self.marks)
+        if self.marks is None or place is None:
             return self._find(ids, where)
-        inside = [i for i, (left, right) in enumerate(spans) if max(left, region[0]) < min(right, region[1])]
-        start, stop = trim(ids, self.marks, inside[0], inside[-1] + 1) if inside else (0, 0)
-        if start == stop:  # no answer: what reasoning or calls there are
-            return self._find(ids, where)
-        turn = max(occurrences(ids, self.marks["assistant_header"], 0, start), default=(start, start))[0]
-        return TokenizedText(ids, turn, start, stop)
-
-    def _answer(self, message: Mapping[str, Any]) -> str:
-        """A content without the reasoning block that it begins with, or without the opening of one that never ends."""
-        content = message["content"]
-        if self.marks is None or any(message.get(name) for name in REASONING_FIELDS):
-            return content
-        begin, end = self.tags
-        block, closed, answer = content.partition(end)
-        return answer if closed else block.lstrip().removeprefix(begin) if block.lstrip().startswith(begin) else block
+        turn = max(occurrences(ids, self.marks["assistant_header"], 0, place[0]), default=place)[0]
+        return TokenizedText(ids, turn, *place)
 
     def _guard(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message in which no content spells a special token; the tags around an assistant's reasoning stay."""
-        guarded = self._hide(message)
-        content = message["content"]
-        answer = self._answer(message)
-        if message["role"] != "assistant" or answer == content:
-            return guarded
-        begin, end = self.tags
-        closed = end if content[: len(content) - len(answer)].endswith(end) else ""
-        block = content[: len(content) - len(answer) - len(closed)]
-        blank = block[: len(block) - len(block.lstrip())]
-        opened = begin if block.lstrip().startswith(begin) else ""
-        block = block[len(blank + opened) :]
-        return guarded | {"content": blank + opened + self._hide(block) + closed + self._hide(answer)}
-
-    def _hide(self, value: Any) -> Any:
-        """A value in whose strings and names stand-ins take the place of the spellings of special tokens."""
-        if isinstance(value, str):
-            return self._spelling.sub(lambda match: self._stand_ins[match[0]], value)
-        if isinstance(value, Mapping):
-            return {self._hide(key): self._hide(item) for key, item in value.items()}
-        return [self._hide(item) for item in value] if isinstance(value, list) else value
-
-    def _spell(self, text: str, region: tuple[int, int]) -> tuple[str, tuple[int, int], list[tuple[int, int]]]:
-        """A rendered text with its spellings back, a region of it moved along, and where they are."""
-        fakes: list[tuple[int, int]] = []
-        start, stop = region
-        longer = 0  # by how much the text has grown so far
-        for match in self._stand_in.finditer(text):
-            at, spelling = match.start(), self._spelled[match[0]]
-            fakes.append((at + longer, at + longer + len(spelling)))
-            more = len(spelling) - len(match[0])
-            longer += more
-            start += more * (at < region[0])
-            stop += more * (at < region[1])
-        return self._stand_in.sub(lambda match: self._spelled[match[0]], text), (start, stop), fakes
-
-    def _tokenize(
-        self, text: str, region: tuple[int, int], fakes: list[tuple[int, int]]
-    ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """Token ids and their places in a text; special tokens spelled by a content become its ordinary tokens."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        for token, (left, right) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            own: tuple[int, ...] = (token,)
-            span = (left, right)
-            if token in self._special_ids:
-                if region[0] <= left < right <= region[1] or any(left < end and right > start for start, end in fakes):
-                    own = self._ordinary(text[left:right])
-                else:
-                    span = (right, right)  # structure, even where it takes in spaces of a content beside it
-            ids += own
-            spans += [span] * len(own)
-        return tuple(ids), spans
-
-    def _ordinary(self, spelling: str) -> tuple[int, ...]:
-        """Token ids of a special token's spelling as text."""
-        if spelling not in self._as_text:
-            ids = self.tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            if set(ids) & self._special_ids:
-                # It is special to the template alone, or a word of the vocabulary: cut it, so that it is not found.
-                ids = [i for char in spelling for i in self.tokenizer(char, add_special_tokens=False)["input_ids"]]
-            self._as_text[spelling] = tuple(ids)
-        return self._as_text[spelling]
+        hidden: dict[str, Any] = self.specials.hide(message)
+        return guard(message, self.specials, self.tags) if message["role"] == "assistant" else hidden

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.text_sparserm import WHITESPACE
 from ..runtime import SparseRMError
-from .chat_format import QUESTION, TOOL, TOOL_CALL, WHITESPACE, ChatFormat, added_tokens
+from .chat_format import QUESTION, TOOL, TOOL_CALL, ChatFormat, added_tokens
 from .chat_templates import render
 from .messages import Conversation
 
