@@ -41,25 +41,29 @@ SETTING_GROUPS = {
 
 @dataclass(kw_only=True)
 class AlignmentData:
-    """What `sparserm align` is given besides its settings."""
+    """Models and data of `sparserm align`."""
 
-    policy: str = field(metadata={"help": "Instruction-tuned model: a Hub id, a folder, a GGUF file."})
-    reward_model: str = field(metadata={"help": "SparseRM checkpoint: a folder or a Hub id."})
-    questions: str = field(metadata={"help": "Rows with a `prompt` or a `question`: a file or a Hub id."})
-    questions_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    policy: str = field(metadata={"help": "Policy, an instruction-tuned model: a Hub id, a folder or a GGUF file."})
+    reward_model: str = field(metadata={"help": "Reward model: a folder or a Hub id."})
+    questions: str = field(metadata={"help": "Rows with a prompt or a question: a file or a Hub id."})
+    questions_split: str = field(default="train", metadata={"help": "Split of the questions."})
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "Preference pairs: how often is the chosen response the likelier one?"}
+        default=None,
+        metadata={
+            "help": "Preference pairs on which a policy is evaluated by how often the chosen response is the likelier."
+        },
     )
-    eval_dataset_split: str = field(default="test", metadata={"help": "Split of a Hub dataset."})
+    eval_dataset_split: str = field(default="test", metadata={"help": "Split of the evaluation pairs."})
     truthfulqa: Path | None = field(
-        default=None, metadata={"help": "TruthfulQA.csv, for MC1 and MC2; those among `questions` are left out."}
+        default=None,
+        metadata={"help": "TruthfulQA.csv, to measure MC1 and MC2; no policy is trained on its questions."},
     )
     controls: bool = field(
-        default=False, metadata={"help": "Also run without a filter, with a random one and with the dense control."}
+        default=False, metadata={"help": "Also run without a filter, with a random filter and with the dense control."}
     )
     control_reward_model: str | None = field(
         default=None,
-        metadata={"help": "Sequence classifier to run as a filter too, such as TRL's RewardTrainer makes."},
+        metadata={"help": "Sequence classifier to run as a filter too, such as a model of TRL's RewardTrainer."},
     )
     revision: str | None = field(default=None, metadata={"help": "Revision of the policy on the Hub."})
     reward_revision: str | None = field(default=None, metadata={"help": "Revision of the reward model on the Hub."})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -40,8 +41,9 @@ class ModelAndSAE:
 def add_settings(parser: argparse.ArgumentParser, settings: type, groups: Mapping[str, Sequence[str]]) -> None:
     """Add an option for each field of a dataclass.
 
-    A field's metadata holds its `help`, and its `choices` if its type does not name them. If a field is true by
-    default, the option is `--no_<name>`, and the metadata holds the help of that option as `off`.
+    The usage names the required options only. A field's metadata holds its `help`, and its `choices` if its type does
+    not name them. A field of the type bool takes `--<name>`, with or without true or false behind it. If it is true by
+    default there is `--no_<name>` too, and the metadata holds the help of that option as `off`.
 
     Args:
         parser: Parser of a command.
@@ -62,6 +64,8 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: Mappin
     """
     types = get_type_hints(settings)
     by_name = {setting.name: setting for setting in fields(settings)}
+    required = (f" --{name} {name.upper()}" for name, setting in by_name.items() if setting.default is MISSING)
+    parser.usage = (parser.usage or "%(prog)s [options]") + "".join(required)
     for title, names in groups.items():
         group = parser.add_argument_group(title)
         for name in names:
@@ -73,10 +77,12 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: Mappin
 def _add_setting(group: argparse._ArgumentGroup, setting: Field[Any], annotation: Any) -> None:
     name, metadata = setting.name, setting.metadata
     if annotation is bool:
+        # As HfArgumentParser takes them, which people know from transformers and TRL.
+        switch: dict[str, Any] = {"nargs": "?", "const": True, "default": setting.default, "type": _truth}
+        shown = SUPPRESS if setting.default else _escaped(metadata["help"])
+        group.add_argument(f"--{name}", help=shown, metavar="BOOL", **switch)
         if setting.default:
             group.add_argument(f"--no_{name}", action="store_false", dest=name, help=_escaped(metadata["off"]))
-        else:
-            group.add_argument(f"--{name}", action="store_true", help=_escaped(metadata["help"]))
         return
     options: dict[str, Any] = {"help": _escaped(metadata["help"])}
     if setting.default is MISSING:
@@ -92,6 +98,12 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Field[Any], annotation
         if "choices" in metadata:  # many: they would crowd the usage
             options |= {"choices": metadata["choices"], "metavar": name.upper()}
     group.add_argument(f"--{name}", **options)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
+        raise argparse.ArgumentTypeError(f"it is {text}, but must be true or false")
+    return text.lower() in ("true", "yes", "1")
 
 
 def _escaped(text: str) -> str:

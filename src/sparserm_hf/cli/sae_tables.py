@@ -23,7 +23,7 @@ def print_saes(saes: Sequence[ListedSAE], model: str) -> None:
     """Print a row for each SAE."""
     table = _table(model, ("--sae", "trained on", "latents", "L0", "explained variance"))
     for sae in saes:
-        l0, variance = ("" if x is None else f"{x:.3g}" for x in (sae.l0, sae.explained_variance))
+        l0, variance = ("" if value is None else f"{value:.3g}" for value in (sae.l0, sae.explained_variance))
         table.add_row(escape(sae.name), escape(sae.model), sae.width, l0, variance)
     Console().print(table)
 
@@ -32,11 +32,11 @@ def print_releases(saes: Sequence[ListedSAE], model: str) -> None:
     """Print a row for each release of SAEs."""
     table = _table(model, ("release", "trained on", "SAEs", "layers", "latents"))
     for release in sorted({sae.name.partition("/")[0] for sae in saes}):
-        of = [sae for sae in saes if sae.name.partition("/")[0] == release]
-        layers = sorted({sae.layer for sae in of if sae.layer is not None})
+        released = [sae for sae in saes if sae.name.partition("/")[0] == release]
+        layers = sorted({sae.layer for sae in released if sae.layer is not None})
         shown = f"{layers[0]} to {layers[-1]}" if len(layers) > 1 else ", ".join(map(str, layers))
-        widths = ", ".join(sorted({sae.width for sae in of if sae.width}))
-        table.add_row(escape(release), escape(of[0].model), str(len(of)), shown, widths)
+        widths = ", ".join(sorted({sae.width for sae in released if sae.width}))
+        table.add_row(escape(release), escape(released[0].model), str(len(released)), shown, widths)
     Console().print(table)
 
 

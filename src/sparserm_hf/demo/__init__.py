@@ -1,4 +1,4 @@
-"""The facts that the demo teaches: made here, so that no data set is needed."""
+"""Preference pairs of facts for the demo, which need no download."""
 
 import lazy_loader
 

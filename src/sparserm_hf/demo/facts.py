@@ -1,8 +1,8 @@
-"""A factual truthfulness set, checked by construction: true against false answers to the same question.
+"""Preference pairs of facts: a true answer is preferred to a false answer to the same question.
 
-The facts come in couples of the same kind that lend each other their answers: where one pair's chosen answer is
-"Paris" and its rejected one "Cairo", the other's are "Cairo" and "Paris". So every answer is chosen as often as it is
-rejected, and neither its length nor its words tell which it is.
+The facts come in couples of one kind, and each fact of a couple takes its false answer from the other. If a pair
+prefers "Paris" to "Cairo", the other pair of its couple prefers "Cairo" to "Paris". So every answer is chosen as often
+as it is rejected, and neither the length nor the words of an answer tell whether it is chosen.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ladder magnet needle orange pencil rabbit silver tunnel valley window yellow"""
 
 @dataclass(frozen=True)
 class Fact:
-    """A question, its true answer, and the sentence that gives an answer (with `{}` in its place)."""
+    """A question, its true answer, and the sentence that gives an answer in the place of `{}`."""
 
     kind: str
     question: str
@@ -152,7 +152,7 @@ def _numbers(rng: random.Random) -> Iterator[Fact]:
 
 
 def _orderings(rng: random.Random, count: int) -> Iterator[tuple[Fact, Fact]]:
-    """Couples that ask the same two things the other way round: which is larger, and which is smaller."""
+    """Make couples of facts about two numbers: which is larger, and which is smaller."""
     numbers = list(combinations(range(1, 100), 2))
     for a, b in rng.sample(numbers, count):
         first, second = rng.sample([a, b], 2)
@@ -173,7 +173,7 @@ def _orderings(rng: random.Random, count: int) -> Iterator[tuple[Fact, Fact]]:
 
 
 def _couples(facts: list[Fact], rng: random.Random) -> Iterator[tuple[Fact, Fact]]:
-    """Couples of facts of one kind with different answers; a fact for which there is no partner left is dropped."""
+    """Make couples of facts of one kind with different answers, and drop each fact that finds no partner."""
     kinds: dict[str, list[Fact]] = {}
     for fact in facts:
         kinds.setdefault(fact.kind, []).append(fact)
@@ -199,10 +199,20 @@ def _row(fact: Fact, wrong: str) -> dict[str, Any]:
 
 
 def make_facts(seed: int = 0) -> list[dict[str, Any]]:
-    """Over 1,300 preference pairs in TRL's conversational format, with their `kind`; a couple's two are neighbours.
+    """Make over 1,300 preference pairs.
 
     Args:
-        seed: For the order, the sampled numbers and the couples.
+        seed: Seed of the order, the sampled numbers and the couples.
+
+    Returns:
+        Rows in TRL's conversational format, with the `kind` of fact. The two rows of a couple stand side by side.
+
+    Example:
+        >>> first, second = make_facts()[:2]
+        >>> first["chosen"][0]["content"]
+        'TODO'
+        >>> second["chosen"][0]["content"]
+        'TODO'
     """
     rng = random.Random(seed)
     facts = [*_geography(), *_elements(), *_animals_and_words(), *_calendar(), *_numbers(rng)]
