@@ -71,6 +71,8 @@ def test_options_are_made_of_the_fields_of_a_dataclass(capsys):
     assert given(Settings, parser.parse_args(["--folder", "x"])) == Settings("x")
     arguments = ["--folder", "x", "--k", "4", "--layer", "3", "--loss", "bce", "--no_check", "--slim"]
     assert given(Settings, parser.parse_args(arguments)) == Settings("x", "4", 3, "bce", False, True)
+    before = ["--folder", "x", "--check", "False", "--slim", "True"]  # as HfArgumentParser takes them
+    assert given(Settings, parser.parse_args(before)) == Settings("x", check=False, slim=True)
     parser.print_help()
     shown = capsys.readouterr().out
     assert "Do not check." in shown and "  Check." not in shown and "100% ours." in shown
