@@ -63,10 +63,15 @@ def check_sae(
     length = longest_text(config, max_length)
     texts = load_texts(dataset, tokenizer, max_tokens, length, dataset_split, dataset_config)
     _check_vocabulary(texts, base, tokenizer, name)
-    device = process_state().device
-    base = use_exact_attention(cast_weights(base.to(device), named_dtype(dtype, device)).eval())  # type: ignore[arg-type]
-    loaded.autoencoder.to(device)
+    base = _prepared(base, dtype)
+    loaded.autoencoder.to(base.device)
     return measure_sae(base, loaded, layer, texts, tokenizer, name)
+
+
+def _prepared(base: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """Put a base model on this process's device, in eval mode, with the data type and with exact attention."""
+    device = process_state().device
+    return use_exact_attention(cast_weights(base.to(device), named_dtype(dtype, device)).eval())  # type: ignore[arg-type]
 
 
 def _check_limits(max_tokens: int, max_length: int) -> None:

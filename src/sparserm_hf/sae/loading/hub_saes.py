@@ -50,12 +50,12 @@ def _read_registered(known: PretrainedSAELookup, sae_id: str, revision: str | No
         parsed = _read_repository(known.repo_id, known.saes_map[sae_id], revision)
     elif known.conversion_func in READ_BY_SAE_LENS:
         if revision:
-            raise UnusableSAEError(f"is read by sae-lens, which takes no revision: leave @{revision} out.")
+            raise UnusableSAEError(f"is loaded by sae-lens, which takes no revision: leave @{revision} out.")
         parsed = _read_with_sae_lens(known, sae_id)
     else:
         raise UnusableSAEError(
             f"is in the format {known.conversion_func}, which cannot be embedded: SparseRM needs an SAE that "
-            "reconstructs the residual stream it reads."
+            "reconstructs the residual stream."
         )
     overrides = dict(known.config_overrides or {})
     if "normalize_activations" in overrides:

@@ -56,8 +56,8 @@ class LoadedSAE:
         match = RESIDUAL_HOOK.fullmatch(str(hook))
         if not match:
             raise SparseRMError(
-                f"The SAE {self.source.get('source')!r} was trained on the hook {shown(hook)}, but SparseRM reads the "
-                "residual stream: it needs an SAE on blocks.<layer>.hook_resid_post or hook_resid_pre."
+                f"The SAE {self.source.get('source')!r} was trained on the hook {shown(hook)}, but SparseRM needs an "
+                "SAE on the residual stream: blocks.<layer>.hook_resid_post or hook_resid_pre."
             )
         return int(match[1]) + (match[2] == "post")
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from ...base_models import load_base_model, load_tokenizer, longest_text, prepare_base_model, unpacked
@@ -107,28 +108,23 @@ def train_sae(data: SAETrainingData, config: SAETrainingConfig | None = None) ->
         ```
     """
     config = config or SAETrainingConfig()
-    state = process_state()
-    if state.num_processes > 1:
-        raise SparseRMError(
-            f"An SAE is trained in one process, but there are {state.num_processes}: run it without accelerate launch."
-        )
-    folder = Path(data.output_dir)
-    repo = _make_repository(data)
+    device = _only_device()
+    folder, repo = Path(data.output_dir), _make_repository(data)
     name = unpacked(data.model)
     base = load_base_model(name, data.revision)
     revision = commit_of(base.config)
     tokenizer = prepare_tokenizer(load_tokenizer(name, revision))
-    base = prepare_base_model(base, data.layer, state.device, named_dtype(data.dtype, state.device))
+    base = prepare_base_model(base, data.layer, device, named_dtype(data.dtype, device))
     max_length = longest_text(base.config, data.max_length)
     texts = load_texts(
         data.dataset, tokenizer, config.total_tokens, max_length, data.dataset_split, data.dataset_config
     )
     logger.info("%s texts, %s tokens.", f"{len(texts):,}", f"{sum(map(len, texts)):,}")
     metadata = {
-        "model_name": Path(name).name if Path(name).is_dir() else name,  # a path means nothing on other machines
+        "model_name": _portable_name(name),
         "model_revision": revision,
         "hook_name": data.hook_name,
-        "dataset_path": Path(data.dataset).name if Path(data.dataset).exists() else data.dataset,
+        "dataset_path": _portable_name(data.dataset),
         "context_size": max_length,
         "prepend_bos": tokenizer.bos_token_id is not None and texts[0][0] == tokenizer.bos_token_id,
     }
@@ -138,6 +134,21 @@ def train_sae(data: SAETrainingData, config: SAETrainingConfig | None = None) ->
     if data.push_to_hub:
         push_sae(folder, repo, data.hook_name)
     return fit
+
+
+def _only_device() -> torch.device:
+    """Return the device of this process, or raise an error if there are several processes."""
+    state = process_state()
+    if state.num_processes > 1:
+        raise SparseRMError(
+            f"An SAE is trained in one process, but there are {state.num_processes}: run it without accelerate launch."
+        )
+    return state.device
+
+
+def _portable_name(name: str) -> str:
+    """Shorten a path to its last part, as the rest means nothing on other machines; keep an id on the Hub."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def _make_repository(data: SAETrainingData) -> str:

@@ -13,10 +13,11 @@ from .parsed_sae import ParsedSAE
 def parse_llama_scope(file: Path, where: str) -> ParsedSAE:
     """Parse an SAE of Llama Scope (arXiv 2410.20526).
 
-    Its SAEs read s x, where s = sqrt(d) / mean norm of the data, and write s times what they reconstruct. Activations
-    are kept as they are, f = jumprelu(s x W_enc + b_enc), as sae-lens keeps them. The threshold in the file is meant
-    for activations divided by s, of latents whose decoder rows have norm 1, which the published ones have not: it is
-    s * threshold / |d_j|. Source: `SparseAutoEncoder.from_config` of OpenMOSS/Language-Model-SAEs, November 2024;
+    Its SAEs encode s x, where s = sqrt(d) / mean norm of the data, and decode to s times the reconstruction. As in
+    sae-lens, activations are not divided by s: f = jumprelu(s x W_enc + b_enc). The threshold in the file holds for
+    activations divided by s and decoder rows of norm 1. The published decoder rows have other norms, so the threshold
+    of latent j becomes s * threshold / |d_j|. Source: `SparseAutoEncoder.from_config` of
+    OpenMOSS/Language-Model-SAEs, November 2024;
     sae-lens leaves out the decoder's norm.
     """
     config = read_json(file.parent.parent / "hyperparams.json")

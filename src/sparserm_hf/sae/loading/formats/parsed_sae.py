@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class ParsedSAE:
-    """The contents of an SAE's files, in the terms of `SparseAutoencoder`.
+    """Contents of an SAE's files, in the terms of `SparseAutoencoder`.
 
     Attributes:
         architecture: The architecture that the files name; `load_sae` decides if it can be embedded.
