@@ -20,7 +20,7 @@ from trl_reward import as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.align.aligner import FIRST, SPARSERM, IterativeAligner
-from sparserm_hf.align.alignment_report import COLUMNS, difference, markdown, table, write_report
+from sparserm_hf.align.alignment_report import COLUMNS, difference, markdown, outcome_table, write_alignment_report
 from sparserm_hf.align.measures import count_openings
 from sparserm_hf.align.round_figures import SHARES
 from sparserm_hf.align.round_files import read_rows
@@ -78,7 +78,7 @@ def align(data: Path, work: Path, seed: int, rounds: int, draw: bool) -> dict:
         control_reward_model=trl_reward_model(data, work / "trl"),
     )
     outcome = aligner.run()
-    write_report(aligner, outcome)
+    write_alignment_report(aligner, outcome)
     if draw:
         shutil.copy(aligner.folder / "rounds.png", RESULTS / "alignment.png")
     ends = {FIRST: aligner.folder / "first"}
@@ -87,7 +87,7 @@ def align(data: Path, work: Path, seed: int, rounds: int, draw: bool) -> dict:
         "seed": seed,
         "first": outcome.first,
         "rounds": outcome.rounds,
-        "table": table(outcome),
+        "table": outcome_table(outcome),
         "openings": openings({name: read_rows(place / "answers.jsonl") for name, place in ends.items()}),
     }
 

@@ -35,4 +35,6 @@ def write_documented(root):
     assert main(train_arguments(root, first, eval_dataset=root / "my-test-pairs.jsonl", **arguments)) == 0
     for name in REWARD_MODELS[1:]:
         shutil.copytree(first, root / name)
+    last_token = {"pooling": "last", "head_type": "linear", "representation_norm": "rms"}
+    assert main(train_arguments(root, root / "my-last-token-model", **arguments, **last_token)) == 0
     return root

@@ -14,7 +14,6 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM,
 from world import make_rows, options, write_jsonl
 
 from sparserm_hf.align import aligner, dpo, measures
-from sparserm_hf.align import alignment_report as report
 from sparserm_hf.align import responses as pairs
 from sparserm_hf.align.measures import preference_accuracy
 from sparserm_hf.align.policy import Policy, memory_advice
@@ -22,7 +21,8 @@ from sparserm_hf.align.questions import Contrast, Questions, read_questions
 from sparserm_hf.align.responses import filter_pairs, keep_as_many
 from sparserm_hf.align.round_files import read_rows
 from sparserm_hf.align.settings import AlignmentConfig
-from sparserm_hf.align.truthfulqa import PROMPT, Item, load_truthfulqa, multiple_choice, without
+from sparserm_hf.align.truthfulqa import PROMPT, Item, drop_asked, load_truthfulqa, multiple_choice
+from sparserm_hf.cli.alignment_tables import print_outcome
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.preferences import parse_preference
@@ -271,7 +271,7 @@ def test_truthfulqa_is_read_and_what_is_trained_on_left_out(tmp_path):
     )
     items = load_truthfulqa(tmp_path / "t.csv")
     assert items[0] == Item("Why?", "So, yes.", ["So, yes.", "Because."], ["No.", "Never."])
-    assert without(items, ["Why? "]) == items[1:]
+    assert drop_asked(items, ["Why? "]) == items[1:]
     (tmp_path / "u.csv").write_text("a,b\n1,2\n")
     with pytest.raises(SparseRMError, match=r"not TruthfulQA\.csv"):
         load_truthfulqa(tmp_path / "u.csv")
@@ -349,7 +349,7 @@ def test_answers_that_begin_alike_are_counted():
 def test_a_policy_with_one_opening_left_is_warned_of(capsys, first, after, warned):
     figures = {"reward": 1.0, "kl": 0.0, "tokens": 9.0, "outside": 0.0, "alike": first, "cut": 0.0}
     kept = figures | {"reward": 2.0, "alike": after, "round": 1, "pairs": 9, "kept": 9, "stopped": ""}
-    report.print_outcome(aligner.Outcome(figures, {"SparseRM": [kept]}, {}, 1, Path("adapter")), "a run")
+    print_outcome(aligner.Outcome(figures, {"SparseRM": [kept]}, {}, 1, Path("adapter")), "a run")
     assert ("begin with the same two words" in capsys.readouterr().out) == warned
 
 

@@ -13,7 +13,7 @@ import torch
 from tiny import ARCHITECTURES, tiny_causal_lm, tiny_encoder, tiny_reward_model, tiny_texts, tiny_tokenizer
 from world import make_rows
 
-from sparserm_hf.integrations.stock import export_stock
+from sparserm_hf.integrations.stock_export import write_stock
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.scoring.scored_texts import score_texts
 
@@ -144,7 +144,7 @@ def test_so_are_those_of_the_stock_form(environment, tmp_path, equal):
     for architecture in set(ARCHITECTURES) - {"gpt2", "gpt_neox"}:  # whose final norms do more than divide
         model = tiny_reward_model(architecture, pooling="last")
         folder = tmp_path / architecture
-        export_stock(model, tiny_tokenizer(), folder, "tiny")
+        write_stock(model, tiny_tokenizer(), folder, "tiny")
         texts = [tiny_encoder()(messages) for messages in CONVERSATIONS]
         expected[str(folder)] = torch.tensor(score_texts(model, texts).rewards)
     for folder, rewards in score_elsewhere(environment, [Path(folder) for folder in expected], SCORE_STOCK).items():

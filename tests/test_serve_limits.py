@@ -209,7 +209,7 @@ def test_a_reward_that_is_no_number_is_an_error_that_names_the_text(loaded, monk
         ("/score", {"rows": [{"text": text} for text in texts]}),
     ):
         answer = post(loaded, path, body)
-        assert answer.status_code == 422 and " 2 has the reward" in sentence(answer), path
+        assert answer.status_code == 422 and " 2 has a reward that is not finite" in sentence(answer), path
 
 
 def test_a_large_body_is_refused_by_its_stated_length_before_it_is_read(loaded):

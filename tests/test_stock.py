@@ -13,7 +13,8 @@ from world import make_rows, without_package
 from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.chat_templates import render
 from sparserm_hf.conversations.messages import Conversation
-from sparserm_hf.integrations.stock import export_stock, stock_tokenizer, to_stock, without_tail
+from sparserm_hf.integrations.stock import stock_tokenizer, to_stock, without_tail
+from sparserm_hf.integrations.stock_export import write_stock
 from sparserm_hf.runtime.batches import pad_texts
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
@@ -56,7 +57,7 @@ def stock_rewards(folder, texts):
 @pytest.mark.parametrize(("architecture", "name"), CLASSES.items())
 def test_it_has_the_same_rewards(architecture, name, tmp_path, equal):
     model = exportable(architecture, steering={"3": 0.5})
-    export_stock(model, tiny_tokenizer(), tmp_path / "stock", "tiny")
+    write_stock(model, tiny_tokenizer(), tmp_path / "stock", "tiny")
     stock = load_stock(tmp_path / "stock")
     assert type(stock).__name__ == name
     conversations = [row["prompt"] + row["chosen"] for row in make_rows(6)]
@@ -80,7 +81,7 @@ def test_messages_through_its_own_template_are_exact(chat, tmp_path):
     """Its classifier reads the last token; a template writes the end of the turn after the response."""
     tokenizer = prepared(chat)
     model = reward_model_for(tokenizer, "last")
-    export_stock(model, tokenizer, tmp_path / "stock", "tiny")
+    write_stock(model, tokenizer, tmp_path / "stock", "tiny")
     saved, encoder = load_tokenizer(tmp_path / "stock"), encoder_of(model, tokenizer)
     examples = make_examples([shape for shape in chat.shapes if shape != "reasoning alone"])
     conversations = [Conversation(example.messages, example.tools) for example in examples]
@@ -94,7 +95,7 @@ def test_messages_through_its_own_template_are_exact(chat, tmp_path):
 def test_padding_skips_the_end_of_a_turn(tmp_path):
     """Completions of a policy end with it, whatever the template writes; the classifier skips the pad token."""
     model, tokenizer = exportable(), tiny_tokenizer()
-    export_stock(model, tokenizer, tmp_path / "stock", "tiny")
+    write_stock(model, tokenizer, tmp_path / "stock", "tiny")
     messages = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]
     whole = render(tokenizer, messages)
     assert whole.strip().endswith("<|end|>") and load_tokenizer(tmp_path / "stock").pad_token == "<|end|>"
@@ -115,7 +116,7 @@ def test_a_response_whose_last_token_takes_in_what_follows_is_refused(tmp_path):
     template = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
     tokenizer = prepared(ChatTemplate("plain", template, ("<|endoftext|>",), "<|endoftext|>", split="llama3"))
     with pytest.raises(SparseRMError, match="the last token of a response depends on the text"):
-        export_stock(reward_model_for(tokenizer, "last"), tokenizer, tmp_path / "stock", "tiny")
+        write_stock(reward_model_for(tokenizer, "last"), tokenizer, tmp_path / "stock", "tiny")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_the_folded_direction_by_hand():
 def test_what_would_not_be_exact_is_refused_with_the_reason(config, reason, tmp_path):
     model = tiny_reward_model(**{"pooling": "last"} | config)
     with pytest.raises(SparseRMError, match=reason):
-        export_stock(model, tiny_tokenizer(), tmp_path / "stock", "tiny")
+        write_stock(model, tiny_tokenizer(), tmp_path / "stock", "tiny")
     assert not (tmp_path / "stock").exists()
 
 
@@ -167,7 +168,7 @@ def test_a_residual_stream_below_the_epsilon_of_the_norm_is_noticed(tmp_path):
         for parameter in model.model.parameters():
             parameter.mul_(1e-3)
     with pytest.raises(SparseRMError, match="too small for the epsilon"):
-        export_stock(model, tiny_tokenizer(), tmp_path / "stock", "tiny")
+        write_stock(model, tiny_tokenizer(), tmp_path / "stock", "tiny")
 
 
 def test_the_command_writes_what_a_process_without_this_package_scores_with(tmp_path, capsys):

@@ -1,3 +1,6 @@
+from .align import AlignmentConfig as AlignmentConfig
+from .align import IterativeAligner as IterativeAligner
+from .align import write_alignment_report as write_alignment_report
 from .conversations import load_preferences as load_preferences
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
@@ -12,6 +15,8 @@ from .explanations import report_latents as report_latents
 from .explanations import write_report as write_report
 from .integrations import DriftCallback as DriftCallback
 from .integrations import SparseRMReward as SparseRMReward
+from .integrations import export_stock as export_stock
+from .integrations import score_parquet as score_parquet
 from .modeling.configuration_sparserm import SparseRMConfig as SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification as SparseRMForSequenceClassification
 from .monitoring import Drift as Drift
@@ -31,6 +36,7 @@ from .sae import train_sae as train_sae
 from .scoring import load_reward_model as load_reward_model
 from .scoring import score_file as score_file
 from .scoring import score_rows as score_rows
+from .server import serve as serve
 from .training import PairIndices as PairIndices
 from .training import RepresentedTexts as RepresentedTexts
 from .training import RewardHeadConfig as RewardHeadConfig

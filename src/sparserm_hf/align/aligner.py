@@ -1,4 +1,4 @@
-"""The loop: each round the policy writes pairs, a filter drops some, DPO trains on the rest, and all is measured."""
+"""Rounds of alignment: the policy writes pairs, a filter drops some, DPO trains on the others, figures are taken."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from .responses import Judge, Row, conversations, filter_pairs, keep_as_many, re
 from .round_figures import draw_rewards
 from .round_files import read_rows, write_json, write_rows
 from .settings import AlignmentConfig
-from .truthfulqa import Item, without
+from .truthfulqa import Item, drop_asked
 
 logger = logging.getLogger(__name__)
 
 SPARSERM, NO_FILTER, RANDOM, DENSE, CLASSIFIER = "SparseRM", "no filter", "random filter", "dense", "RewardTrainer"
 FIRST = "first policy"
-# Settings that a run may be taken up with though it was begun with others.
+# Settings that may change when an interrupted run is continued.
 MAY_CHANGE = ("output_dir", "num_rounds", "max_kl", "max_length_ratio")
 MAY_CHANGE_FOR_MEMORY = ("generation_batch_size", "train_batch_size", "gradient_checkpointing")
-MANY = 1000  # seeds of a round
+MANY = 1000  # distance between the seeds of two rounds
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to filter.
+    """A way to filter pairs, and the policy trained on the pairs that it keeps.
 
     Attributes:
-        name: What it is called.
-        judge: Rewards of conversations; None where nothing is judged.
-        like: Keeps as many pairs as this judge would, drawn at random.
+        name: Name in the report.
+        judge: Function from conversations to rewards; None if the filter needs no rewards.
+        like: Judge whose number of kept pairs a random filter copies.
     """
 
     name: str
@@ -52,20 +52,20 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """What its folder is called."""
+        """Name of the arm's folder."""
         return self.name.lower().replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of a run.
+    """The result of an alignment run.
 
     Attributes:
-        first: Figures of the first policy.
-        rounds: Figures of each round, by arm.
-        ended: Why an arm ended before its last round, by arm.
-        best: The round of the reward model's own arm whose answers it rewards most; None where none came to its end.
-        adapter: Where that round's adapter is.
+        first: Figures of the first policy, before the training.
+        rounds: Figures of each round, by the name of the arm.
+        ended: Reason why an arm ended before its last round, by the name of the arm.
+        best: Number of the reward model's round whose answers it rewards most; None if no round finished.
+        adapter: Folder with the adapter of the best round.
     """
 
     first: dict[str, Any]
@@ -74,24 +74,43 @@ class Outcome:
     best: int | None
     adapter: Path | None
 
+    @property
+    def kept(self) -> dict[str, Any] | None:
+        """Figures of the best round; None if no round finished."""
+        return None if self.best is None else self.rounds[SPARSERM][self.best - 1]
+
 
 class IterativeAligner:
     """Align a policy with a reward model, in rounds (SparseRM, arXiv 2511.07896, section on online alignment).
 
+    In each round the policy writes pairs of responses, the reward model drops some pairs, and DPO trains a LoRA
+    adapter of the policy on the kept pairs. Each filter that is run is called an arm.
+
     Args:
-        policy: An instruction-tuned model: Hub id, folder or GGUF file.
-        reward_model: A SparseRM checkpoint: folder or Hub id. Its base model may be another.
-        config: The settings.
+        policy: Instruction-tuned model: Hub id, folder or GGUF file.
+        reward_model: SparseRM checkpoint: folder or Hub id. Its base model may differ from the policy.
+        config: Settings of the run.
         questions: Rows with a `prompt` or a `question`.
-        eval_pairs: Preference pairs, for the preference accuracy; those that ask one of `questions` are left out.
-        truthfulqa: Questions of TruthfulQA, for MC1 and MC2; those that are among `questions` are left out.
-        controls: Whether the other filters are run too: none, a random one, the dense control.
-        control_reward_model: A sequence classifier that is run as a filter too, such as TRL's `RewardTrainer` makes.
-        revision: Of the policy on the Hub.
-        reward_revision: Of the reward model on the Hub.
+        eval_pairs: Preference pairs, for the preference accuracy. Pairs that ask one of `questions` are left out.
+        truthfulqa: Items of TruthfulQA, for MC1 and MC2. Items that are among `questions` are left out.
+        controls: Also run without a filter, with a random filter and with the dense control as the filter.
+        control_reward_model: Sequence classifier to run as a filter too, such as TRL's `RewardTrainer` trains.
+        revision: Revision of the policy on the Hub.
+        reward_revision: Revision of the reward model on the Hub.
 
     Raises:
-        SparseRMError: Something given is wrong, or the folder holds a run with other settings.
+        SparseRMError: An argument is wrong, or the output folder holds a run with other settings.
+
+    Example:
+        ```python
+        from sparserm_hf import AlignmentConfig, IterativeAligner, write_alignment_report
+
+        config = AlignmentConfig("aligned", num_rounds=1, held_out_questions=2, max_new_tokens=8)
+        questions = [{"question": f"Is {n} a prime number?"} for n in range(20)]
+        aligner = IterativeAligner("my-policy", "my-reward-model", config, questions)
+        outcome = aligner.run()
+        print(outcome.adapter, write_alignment_report(aligner, outcome))
+        ```
     """
 
     def __init__(
@@ -109,76 +128,79 @@ class IterativeAligner:
     ):
         if process_state().num_processes > 1:
             raise SparseRMError("sparserm align runs in one process: start it without a launcher.")
-        self.policy, self.revision, self.config = policy, revision, config
+        self.policy, self.config = policy, config
         self.device, self.folder = process_state().device, Path(config.output_dir)
-        contrast = Contrast.load(config.task) if config.pairs == "contrast" else None
+        self.contrast = Contrast.load(config.task) if config.pairs == "contrast" else None
         given = read_questions(questions)
         self.questions = Questions.split(given, config)
-        # All of them, whichever rounds there are: a run that grows is measured on the same.
-        items = without(truthfulqa or [], (question[-1]["content"] for question in given))
-        if truthfulqa:
-            logger.info(
-                "Measured on the %d of %d questions of TruthfulQA not among these.", len(items), len(truthfulqa)
-            )
-            if not items:
-                raise SparseRMError("All questions of TruthfulQA are among the questions: leave some out of these.")
+        # Drop all questions of the file, not only those of the rounds: a run that grows is measured on the same items.
+        items = drop_asked(truthfulqa or [], (question[-1]["content"] for question in given))
         self.measures = Measures.of(self.questions.held_out, eval_pairs, items).without(given)
         self.judge = SparseJudge.load(reward_model, reward_revision)
-        self.arms = [Arm(SPARSERM, self.judge)]
+        control = ClassifierJudge.load(control_reward_model, self.device) if control_reward_model else None
         if controls:
             self.judge.check_controls(reward_model)
-            if config.pairs == "contrast":  # of n samples none is better without a judge
-                self.arms.append(Arm(NO_FILTER))
-            self.arms += [Arm(RANDOM, like=self.judge), Arm(DENSE, self.judge.dense)]
-        control = ClassifierJudge.load(control_reward_model, self.device) if control_reward_model else None
-        if control:
-            self.arms.append(Arm(CLASSIFIER, control))
+        self.arms = self._make_arms(controls, control)
         self.load = partial(Policy.load, policy, self.device, revision=revision)
-        # What is wrong with it, or too long for it, shows before anything is written.
+        # Errors of the policy, and texts too long for it, must show before a file is written.
         loaded = self.load()
-        loaded.check_lengths(given, contrast, config.max_new_tokens)
+        loaded.check_lengths(given, self.contrast, config.max_new_tokens)
         loaded.check_pairs(self.measures.pairs)
-        self._take_up(
-            asdict(config)
-            | {
-                "policy": policy,
-                "revision": revision,
-                "reward_model": reward_model,
-                "reward_revision": reward_revision,
-                "policy's weights": fingerprint_module(loaded.model),
-                "control_reward_model": control_reward_model,
-                "control reward model's weights": control and fingerprint_module(control.model),
-                "reward model's head": _digest(self.judge.fingerprint),
-                "what is asked": _digest([contrast and asdict(contrast), self.questions.rounds[0]]),
-                "evaluation data": _digest(asdict(self.measures)),
-            }
-        )
+        models = {
+            "policy": policy,
+            "revision": revision,
+            "reward_model": reward_model,
+            "reward_revision": reward_revision,
+            "policy's weights": fingerprint_module(loaded.model),
+            "control_reward_model": control_reward_model,
+            "control reward model's weights": control and fingerprint_module(control.model),
+        }
+        self._take_up(asdict(config) | models | self._digests())
+
+    def _make_arms(self, controls: bool, control: Judge | None) -> list[Arm]:
+        arms = [Arm(SPARSERM, self.judge)]
+        if controls:
+            if self.contrast:  # of n samples none is better without a judge
+                arms.append(Arm(NO_FILTER))
+            arms += [Arm(RANDOM, like=self.judge), Arm(DENSE, self.judge.dense)]
+        return [*arms, Arm(CLASSIFIER, control)] if control else arms
+
+    def _digests(self) -> dict[str, str]:
+        """Fingerprints of the reward model's head, of the questions, and of the evaluation data."""
+        return {
+            "reward model's head": _digest(self.judge.fingerprint),
+            "what is asked": _digest([self.contrast and asdict(self.contrast), self.questions.rounds[0]]),
+            "evaluation data": _digest(asdict(self.measures)),
+        }
 
     def _take_up(self, settings: dict[str, Any]) -> None:
-        """Go on with the run in the folder, if its settings are the same; else begin one where it is empty."""
+        """Continue the run in the folder if its settings are the same; begin a run if the folder is empty."""
         path = self.folder / "settings.json"
         if not path.is_file():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise SparseRMError(f"{self.folder} holds something else than a run; name a new folder or empty it.")
+                raise SparseRMError(f"{self.folder} holds other files than a run: name a new folder, or empty it.")
             write_json(path, settings)
             return
         before = json.loads(path.read_text("utf-8"))
-        controls = ("control_reward_model", "control reward model's weights")  # may be added, and left out
+        controls = (
+            "control_reward_model",
+            "control reward model's weights",
+        )  # a continued run may add or drop it
         settings |= {name: settings[name] or before.get(name) for name in controls}
         for name, value in settings.items():
             added = name in controls and before.get(name) is None
             if before.get(name) != value and name not in (*MAY_CHANGE, *MAY_CHANGE_FOR_MEMORY) and not added:
                 raise SparseRMError(
                     f"{self.folder} holds a run with other settings: {name} is {before.get(name)!r} there and "
-                    f"{value!r} now. Name another folder, or go on with what it was begun with."
+                    f"{value!r} now. Name another folder, or use the settings of that run."
                 )
         if before.get("train_batch_size") != settings["train_batch_size"]:
-            for begun in self.folder.rglob(f"*{TRAINING}"):  # its steps are others
+            for begun in self.folder.rglob(f"*{TRAINING}"):  # its steps are counted in the old batch size
                 shutil.rmtree(begun)
         write_json(path, settings)
 
     def run(self) -> Outcome:
-        """Run all rounds of all arms, or what is missing of them."""
+        """Run all rounds of all arms; rounds that are finished already are not run again."""
         first = self._measure(self.folder / "first", None)
         rounds: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in self.arms}
         ended: dict[str, str] = {}
@@ -203,11 +225,11 @@ class IterativeAligner:
         return Outcome(first, rounds, ended, best["round"] if best else None, adapter)
 
     def place(self, arm: Arm, number: int) -> Path:
-        """The folder of an arm's round."""
+        """Return the folder of a round of an arm."""
         return self.folder / arm.folder / f"round-{number}"
 
     def _round(self, arm: Arm, number: int, first: dict[str, Any]) -> dict[str, Any] | None:
-        """One round; None where nothing was kept."""
+        """Run a round and return its figures; None if no pair was kept."""
         place = self.place(arm, number)
         file = place / "metrics.json"
         if file.is_file():
@@ -234,7 +256,7 @@ class IterativeAligner:
         return figures
 
     def _pairs(self, arm: Arm, number: int, before: Path | None) -> list[Row]:
-        """The pairs of a round, scored and filtered; what the first policy wrote is the same for all arms."""
+        """Return the pairs of a round, scored and filtered. In the first round all arms share the same responses."""
         place, config = self.place(arm, number), self.config
         path = place / "pairs.jsonl"
         if path.is_file():
@@ -254,7 +276,7 @@ class IterativeAligner:
         if arm.name == SPARSERM:
             drift = self.judge.drift(texts)
             for alarm in drift.alarms(ALARM):
-                logger.info("What the policy writes is unlike what the reward model was trained on: %s.", alarm)
+                logger.info("The policy's responses differ from the reward model's training data: %s.", alarm)
             write_json(place / "drift.json", drift.flat())
             draw_rewards(pairs, place / "rewards.png")
         write_rows(path, pairs)
@@ -270,7 +292,7 @@ class IterativeAligner:
         return figures
 
     def _runaway(self, figures: dict[str, Any], first: dict[str, Any]) -> str:
-        """Why to stop; empty if all is well."""
+        """Return the reason to stop an arm after a round; empty if there is none."""
         if not figures["kl"] <= self.config.max_kl:
             return f"KL is {figures['kl']:.1f} nats a response, above max_kl = {self.config.max_kl:g}"
         ratio = figures["tokens"] / first["tokens"]

@@ -1,4 +1,4 @@
-"""A run as a table, in the terminal and as Markdown, with pictures and answers side by side."""
+"""The report of an alignment run: a table of figures, pictures, and answers side by side."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
-from ..runtime import Console, replacing_file, say
+from ..runtime import replacing_file
 from .aligner import FIRST, SPARSERM, IterativeAligner, Outcome
 from .round_figures import SHARES, draw_rounds
 from .round_files import read_rows, write_json
 
 SAMPLES = 8
-# Share of answers that are cut, or begin alike, at which it is said; 0.73 began alike where a policy of 135M
-# parameters had one opening left.
-MOSTLY = 0.5
 COLUMNS = {
     "reward": "reward",
     "kl": "KL",
@@ -32,13 +27,19 @@ COLUMNS = {
 
 
 def difference(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
-    """How much a mean over the same items changed, and half of its 95% interval (normal, paired)."""
+    """Return the change of a mean over the same items, and half of its 95% interval (normal, paired).
+
+    Example:
+        >>> change, half = difference([1.0, 3.0, 2.0], [0.0, 1.0, 2.0])
+        >>> round(change, 2), round(half, 2)
+        (1.0, 1.13)
+    """
     changes = np.array(after) - np.array(before)
     return float(changes.mean()), float(1.96 * changes.std(ddof=1) / np.sqrt(len(changes)))
 
 
 def cells(figures: dict[str, Any], first: dict[str, Any]) -> list[str]:
-    """The figures of a policy; those of TruthfulQA with the change since the first and its 95% interval."""
+    """Format the figures of a policy; TruthfulQA's have the change since the first policy and its 95% interval."""
     found = []
     for name in COLUMNS:
         if name not in first:
@@ -53,8 +54,8 @@ def cells(figures: dict[str, Any], first: dict[str, Any]) -> list[str]:
     return found
 
 
-def table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, the first policy on top."""
+def outcome_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table of a run; the first policy is the first row."""
     first = outcome.first
     header = ["filter", "round", "kept", *(title for name, title in COLUMNS.items() if name in first)]
     rows = [[FIRST, "", "", *cells(first, first)]]
@@ -65,36 +66,30 @@ def table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def print_outcome(outcome: Outcome, title: str) -> None:
-    """Print the table, and say why arms were stopped and which adapter is kept."""
-    header, rows = table(outcome)
-    printed = Table(title=escape(title))
-    for number, column in enumerate(header):
-        printed.add_column(column, justify="right" if number > 1 else "left")
-    for row in rows:
-        printed.add_row(*row)
-    Console().print(printed)
-    for arm, why in outcome.ended.items():
-        say(f"{arm} ended early, {why}.")
-    if outcome.adapter is None:
-        say("No round came to its end: there is no adapter to keep.")
-    else:
-        say(f"Kept round {outcome.best}, whose answers SparseRM rewards most: {outcome.adapter}.")
-        kept = outcome.rounds[SPARSERM][outcome.best - 1]  # type: ignore[operator]
-        if kept["reward"] <= outcome.first["reward"]:
-            say("It rewards them no more than the first policy's.")
-        if kept["cut"] > MOSTLY:
-            say(f"{kept['cut']:.0%} of them are cut at max_new_tokens: whether they grew longer cannot be seen.")
-        if kept.get("alike", 0) > max(MOSTLY, outcome.first.get("alike", 0)):
-            say(f"{kept['alike']:.0%} of them begin with the same two words: read them in report.md.")
+def write_alignment_report(aligner: IterativeAligner, outcome: Outcome) -> Path:
+    """Write `results.json`, `rounds.png` and `report.md` into the folder of a run.
 
+    Args:
+        aligner: The aligner that ran.
+        outcome: The result of its `run`.
 
-def write_report(aligner: IterativeAligner, outcome: Outcome) -> Path:
-    """Write `results.json`, `rounds.png` and `report.md` into the folder of the run; returns the latter's path."""
+    Returns:
+        Path of `report.md`.
+
+    Example:
+        ```python
+        from sparserm_hf import AlignmentConfig, IterativeAligner, write_alignment_report
+
+        config = AlignmentConfig("aligned", num_rounds=1, held_out_questions=2, max_new_tokens=8)
+        questions = [{"question": f"Is {n} a prime number?"} for n in range(20)]
+        aligner = IterativeAligner("my-policy", "my-reward-model", config, questions)
+        write_alignment_report(aligner, aligner.run())
+        ```
+    """
     folder = aligner.folder
     write_json(folder / "results.json", {"first": outcome.first, "rounds": outcome.rounds, "best": outcome.best})
     draw_rounds(outcome.first, outcome.rounds, folder / "rounds.png")
-    header, rows = table(outcome)
+    header, rows = outcome_table(outcome)
     lines = [
         f"# {Path(aligner.policy).name}, aligned\n",
         *markdown(header, rows),
@@ -111,7 +106,12 @@ def write_report(aligner: IterativeAligner, outcome: Outcome) -> Path:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table.
+
+    Example:
+        >>> markdown(["name", "reward"], [["a", "1"]])
+        ['| name | reward |', '| --- | --- |', '| a | 1 |']
+    """
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 

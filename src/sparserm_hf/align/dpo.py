@@ -21,32 +21,17 @@ from .settings import AlignmentConfig
 
 logger = logging.getLogger(__name__)
 
-TRAINING = "-training"  # what the name of the folder of a training ends with
+TRAINING = "-training"  # end of the name of a training's folder
 
 
-def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig, seed: int, folder: Path) -> None:
-    """Train the policy on preference pairs; the reference is the policy as it comes in.
-
-    A run that was stopped goes on from its last epoch.
-
-    Args:
-        policy: With a trainable adapter, or without one: it then gets a new one. It is changed.
-        pairs: With `prompt`, `chosen` and `rejected` as messages.
-        config: The settings.
-        seed: Of the adapter's first weights and the order of the pairs.
-        folder: Where the adapter goes.
-
-    Raises:
-        SparseRMError: The memory is too small, or the adapter ends up with weights that are no numbers.
-    """
-    work = folder.with_name(f"{folder.name}{TRAINING}")
+def _training_arguments(policy: Policy, config: AlignmentConfig, seed: int, folder: Path) -> DPOConfig:
     args = DPOConfig(
-        output_dir=str(work),
+        output_dir=str(folder),
         num_train_epochs=config.num_train_epochs,
         learning_rate=config.learning_rate,
         beta=config.beta,
         per_device_train_batch_size=config.train_batch_size,
-        precompute_ref_log_probs=True,  # once, not once an epoch
+        precompute_ref_log_probs=True,  # one time in all, not one time an epoch
         precompute_ref_batch_size=config.train_batch_size,
         gradient_checkpointing=config.gradient_checkpointing,
         max_length=None,
@@ -58,25 +43,48 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
         use_cpu=policy.model.device.type == "cpu",
     )
     use_one_gpu(args)
-    columns = ("prompt", "chosen", "rejected")
-    lora = LoraConfig(
+    return args
+
+
+def _new_adapter(policy: Policy, config: AlignmentConfig) -> LoraConfig:
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
         target_modules="all-linear",
-        revision=commit_of(policy.model.config),  # of the base model, where it is the Hub's
+        revision=commit_of(policy.model.config),  # of a base model on the Hub
     )
+
+
+def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig, seed: int, folder: Path) -> None:
+    """Train a LoRA adapter of the policy on preference pairs by DPO; the reference is the policy before the training.
+
+    A training that was interrupted continues from its last epoch.
+
+    Args:
+        policy: The policy, changed in place. A policy without a trainable adapter gets a new adapter.
+        pairs: Rows with `prompt`, `chosen` and `rejected` as messages.
+        config: Settings of the run.
+        seed: Seed of a new adapter's weights and of the order of the pairs.
+        folder: Folder to write the adapter to.
+
+    Raises:
+        SparseRMError: The memory is too small, or the training diverged: a weight of the adapter is not finite.
+    """
+    work = folder.with_name(f"{folder.name}{TRAINING}")
+    args = _training_arguments(policy, config, seed, work)
+    columns = ("prompt", "chosen", "rejected")
     with memory_advice("training", "lower train_batch_size, or set gradient_checkpointing"):
         trainer = DPOTrainer(
             model=policy.model,
             args=args,
             train_dataset=Dataset.from_list([{name: pair[name] for name in columns} for pair in pairs]),
             processing_class=policy.tokenizer,
-            peft_config=None if isinstance(policy.model, PeftModel) else lora,
+            peft_config=None if isinstance(policy.model, PeftModel) else _new_adapter(policy, config),
         )
         checkpoint = last_whole_checkpoint(work)
         trained: Any = trainer.model
-        if checkpoint:  # transformers 4 restores what stands in subfolders alone: the reference
+        if checkpoint:  # transformers 4 restores the adapter in a subfolder only: the reference
             trained.load_adapter(checkpoint, "default", is_trainable=True)
         trainer.train(resume_from_checkpoint=checkpoint)
     if not all(parameter.isfinite().all() for parameter in trained.parameters() if parameter.requires_grad):
@@ -88,10 +96,10 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The Trainer's last checkpoint that was written to its end; those that were not are removed."""
+    """Find the Trainer's last complete checkpoint; incomplete checkpoints are removed."""
     for state in (checkpoint / "trainer_state.json" for checkpoint in folder.glob("checkpoint-*")):
         try:
-            json.loads(state.read_text("utf-8"))  # it is written last
+            json.loads(state.read_text("utf-8"))  # the file that the Trainer writes last
         except (OSError, ValueError):
             shutil.rmtree(state.parent)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None

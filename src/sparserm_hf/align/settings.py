@@ -17,7 +17,12 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass
 class AlignmentConfig:
-    """Everything that decides what policy comes out. Each option is described once, in its `help`."""
+    """Settings of an alignment run. The `help` of each field describes it.
+
+    Example:
+        >>> AlignmentConfig("aligned", num_rounds=2).pairs
+        'contrast'
+    """
 
     output_dir: str = field(metadata={"help": "Folder of the run; a run that was stopped goes on from what is there."})
     pairs: Literal["contrast", "best-of-n"] = _option(
@@ -54,7 +59,7 @@ class AlignmentConfig:
     seed: int = _option(42, "Seed of all that is random.")
 
     def __post_init__(self) -> None:
-        """Check what can be checked without data.
+        """Check the settings.
 
         Raises:
             SparseRMError: A setting is out of range.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from scipy.special import softmax
 
 from ..runtime import SparseRMError
 from .policy import Policy
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
 # What is put before every question: the prompt of Lin et al. 2022 (arXiv 2109.07958), as in lm-evaluation-harness.
@@ -85,10 +88,24 @@ def load_truthfulqa(path: Path) -> list[Item]:
     return items
 
 
-def without(items: Iterable[Item], questions: Iterable[str]) -> list[Item]:
-    """The items whose question is none of some others."""
+def drop_asked(items: list[Item], questions: Iterable[str]) -> list[Item]:
+    """Drop the items whose question is among other questions.
+
+    Raises:
+        SparseRMError: No item is left.
+
+    Example:
+        >>> items = [Item("Is it?", "Yes.", ["Yes."], ["No."]), Item("Was it?", "No.", ["No."], ["Yes."])]
+        >>> [item.question for item in drop_asked(items, ["Is it?"])]
+        ['Was it?']
+    """
     asked = {question.strip() for question in questions}
-    return [item for item in items if item.question not in asked]
+    kept = [item for item in items if item.question not in asked]
+    if items:
+        logger.info("Measured on the %d of %d questions of TruthfulQA not among these.", len(kept), len(items))
+        if not kept:
+            raise SparseRMError("All questions of TruthfulQA are among the questions: leave some out of these.")
+    return kept
 
 
 @dataclass(frozen=True)

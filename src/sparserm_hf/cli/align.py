@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
     config = given(AlignmentConfig, args)
     warnings.simplefilter("ignore", FutureWarning)  # of transformers, for names that older ones know alone
     try:
-        from ..align import IterativeAligner, load_truthfulqa, print_outcome, write_report
+        from ..align import IterativeAligner, load_truthfulqa, write_alignment_report
+        from .alignment_tables import print_outcome
     except ModuleNotFoundError as error:
         raise without_extra("Alignment", error, "align") from None
     aligner = IterativeAligner(
@@ -96,6 +97,6 @@ def run(args: argparse.Namespace) -> None:
         args.reward_revision,
     )
     outcome = aligner.run()
-    report = write_report(aligner, outcome)
+    report = write_alignment_report(aligner, outcome)
     print_outcome(outcome, f"{Path(args.policy).name}, aligned with {Path(args.reward_model).name}")
     say(f"The report: {report}")

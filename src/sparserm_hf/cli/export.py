@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..integrations import export_stock
 from ..runtime import say
-from ..scoring import load_reward_model
 from .arguments import add_dtype, add_reward_model
 
 EXAMPLE = "sparserm export my-reward-model --output_dir stock"
@@ -24,6 +23,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export, and print how far the rewards of probe conversations differ."""
     dtype = "saved" if args.dtype == "auto" else args.dtype
-    model, tokenizer = load_reward_model(args.model, dtype=dtype, revision=args.revision)
-    difference = export_stock(model, tokenizer, args.output_dir, args.model)
+    difference = export_stock(args.model, args.output_dir, dtype, args.revision)
     say(f"Wrote {args.output_dir}; on probe conversations it differs by {difference:.1e} standard deviations.")

@@ -1,4 +1,4 @@
-"""How far a policy's responses are from what its reward model was trained on, in the logs of its training."""
+"""A callback that logs how far a policy's responses are from its reward model's training responses."""
 
 from __future__ import annotations
 
@@ -19,25 +19,34 @@ WINDOW = 256  # completions that are measured together
 
 
 class DriftCallback(TrainerCallback):
-    """Logs, each time the trainer logs, how the policy's completions differ from the training responses.
+    """Log how far the policy's completions are from the reward model's training responses, whenever the trainer logs.
 
-    Each time, the completions that were scored last are read, and the last 256 of those that were read are measured: a
-    share of a handful would be chance. The figures are those of `sparserm monitor`: `drift/shift`, `drift/outside`,
-    `drift/reward_shift` and `drift/disagreement`; see `Drift`. Where one is above the threshold, a warning says so.
-
-    ```python
-    reward = SparseRMReward("my-reward-model")
-    trainer = GRPOTrainer(model="my-policy", reward_funcs=reward, ...)
-    trainer.add_callback(DriftCallback(trainer, reward))
-    ```
+    The last 256 completions are measured, because the figures of a few completions are mostly chance. The figures are
+    those of `sparserm monitor`: `drift/shift`, `drift/outside`, `drift/reward_shift` and `drift/disagreement`; see
+    `Drift`. A figure above the threshold is logged as a warning.
 
     Args:
-        trainer: The trainer, whose logs it writes to.
-        reward: One of its reward functions.
-        alarm: The threshold, a share.
+        trainer: Trainer of the policy; its logs get the figures.
+        reward: A reward function of the trainer.
+        alarm: Threshold of the warnings, from 0 to 1.
 
     Raises:
-        SparseRMError: The reward model does not know what its training responses were like.
+        SparseRMError: The reward model was saved without its drift reference.
+
+    Example:
+        ```python
+        from datasets import load_dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        from sparserm_hf import DriftCallback, SparseRMReward
+
+        reward = SparseRMReward("my-reward-model")
+        questions = load_dataset("json", data_files="questions.jsonl", split="train")
+        args = GRPOConfig("grpo", max_steps=1, num_generations=2, per_device_train_batch_size=2)
+        trainer = GRPOTrainer(model="my-policy", reward_funcs=reward, args=args, train_dataset=questions)
+        trainer.add_callback(DriftCallback(trainer, reward))
+        trainer.train()
+        ```
     """
 
     def __init__(self, trainer: Trainer, reward: SparseRMReward, alarm: float = ALARM):
@@ -47,7 +56,7 @@ class DriftCallback(TrainerCallback):
 
     @cached_property
     def controls(self) -> list[Control]:
-        """Those saved beside the reward model."""
+        """Controls saved beside the reward model."""
         return find_controls(self.reward.model, self.reward.revision)
 
     def on_step_end(

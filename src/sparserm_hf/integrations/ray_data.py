@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +161,62 @@ class PartScorer:
             pq.write_table(table, temporary, write_page_checksum=True)
 
 
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Connect to the Ray cluster of `RAY_ADDRESS`, or start Ray on this machine.
+
+    Raises:
+        SparseRMError: The cluster failed.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    started = not ray.is_initialized()
+    ray.init(ignore_reinit_error=True, logging_level=logging.ERROR, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    except RayError as error:
+        raise SparseRMError(
+            f"Ray gave up: {reason(error)}. The parts that were scored stay: run the same again."
+        ) from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def score_parts(parts: list[Part], arguments: tuple[Any, ...], workers: int | None) -> Iterator[dict[str, Any]]:
+    """Score parts on a pool of actors; yield the answer of `PartScorer` to each part."""
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    workers = workers or gpus or max(1, cpus // CPUS_A_WORKER)
+    share: Any = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // workers)}
+    scored = ray.data.from_items(parts, override_num_blocks=min(len(parts), MAX_BLOCKS)).map(
+        PartScorer,  # type: ignore[arg-type]  # Ray's annotation leaves out classes
+        fn_constructor_args=arguments,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(parts))),
+        **share,
+    )
+    with tqdm(total=sum(part["rows"] for part in parts), desc="Scoring", unit="row", delay=2) as bar:
+        for done in scored.iter_rows():
+            if done["error"]:
+                raise SparseRMError(f"{done['error']} What was scored before stays.")
+            bar.update(done["rows"])
+            yield done
+
+
+def find_errors(output: Path) -> list[str]:
+    """Return the errors of the rows that could not be scored, in the order of the rows."""
+    errors: list[str] = []
+    for path in sorted(output.glob("*.parquet")):
+        column = pq.read_table(path, columns=[ROW_ERROR])[ROW_ERROR]
+        errors += column.drop_null().to_pylist()
+    return errors
+
+
 def score_parquet(
     model: str,
-    source: Path,
-    output: Path,
+    source: str | Path,
+    output: str | Path,
     max_length: int | None = None,
     dtype: str = "auto",
     revision: str | None = None,
@@ -171,24 +225,33 @@ def score_parquet(
 ) -> ScoredFile:
     """Score Parquet files into a folder of Parquet files, on the Ray cluster of `RAY_ADDRESS` or on this machine.
 
-    Until all parts are scored they are in `<output>.<fingerprint>.parts`; a run that was killed goes on where it
-    stopped, where the rows are still the same, and Ray gives the parts of a lost actor to another one. Rows keep their
-    order over the files.
+    Rows keep their order over the files. Until all rows are scored, finished parts are in
+    `<output>.<fingerprint>.parts`. A run that was interrupted continues from them if the rows are the same. Ray gives
+    the parts of a lost actor to another actor.
 
     Args:
-        model: Reward model: a folder that every node sees, or a Hub id.
-        source: A .parquet file or a folder of them, with rows as `score_rows` takes them, that every node sees.
+        model: Reward model: a Hub id, or a folder that every node sees.
+        source: A .parquet file or a folder of .parquet files that every node sees, with rows as in `score_rows`.
         output: Folder to write, which every node sees.
         max_length: See `score_rows`.
         dtype: See `load_reward_model`.
         revision: See `load_reward_model`.
-        workers: Actors; by default one for each GPU, or for each four CPUs where there is none.
+        workers: Number of actors. Default: one for each GPU, or one for each four CPUs if there is no GPU.
         probabilities: See `score_rows`.
 
     Raises:
-        SparseRMError: The input is of another form, or the cluster gave up.
+        SparseRMError: The input has another form, or the cluster failed.
+
+    Example:
+        ```python
+        from datasets import Dataset
+        from sparserm_hf import score_parquet
+
+        Dataset.from_json("my-texts.jsonl").to_parquet("my-texts.parquet")
+        score_parquet("my-reward-model", "my-texts.parquet", "scored")
+        ```
     """
-    source, output = source.resolve(), output.resolve()
+    source, output = Path(source).resolve(), Path(output).resolve()
     files = parquet_files(source)
     parts = plan_parts(files)
     if not parts:
@@ -197,39 +260,8 @@ def score_parquet(
         raise SparseRMError(f"There must be at least one worker, not {workers}.")
     check_reward_model(model, revision)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
-    for name_of_setting, value in QUIET.items():
-        os.environ.setdefault(name_of_setting, value)
-    started = not ray.is_initialized()
-    ray.init(ignore_reinit_error=True, logging_level=logging.ERROR, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        workers = workers or gpus or max(1, cpus // CPUS_A_WORKER)
-        share: Any = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // workers)}
-        scored = ray.data.from_items(parts, override_num_blocks=min(len(parts), MAX_BLOCKS)).map(
-            PartScorer,  # type: ignore[arg-type]  # a class is one of the things it takes
-            fn_constructor_args=(output, fingerprint_files(files), name, dtype, revision, max_length, probabilities),
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(parts))),
-            **share,
-        )
-        kept = 0
-        with tqdm(total=sum(part["rows"] for part in parts), desc="Scoring", unit="row", delay=2) as bar:
-            for done in scored.iter_rows():
-                if done["error"]:
-                    raise SparseRMError(f"{done['error']} What was scored before stays.")
-                bar.update(done["rows"])
-                kept += done["rows"] * done["kept"]
-        Path(done["folder"]).rename(output)
-    except RayError as error:
-        raise SparseRMError(
-            f"Ray gave up: {reason(error)}. The parts that were scored stay: run the same again."
-        ) from error
-    finally:
-        if started:
-            ray.shutdown()
-    errors: list[str] = []
-    for path in sorted(output.glob("*.parquet")):
-        column = pq.read_table(path, columns=[ROW_ERROR])[ROW_ERROR]
-        errors += column.drop_null().to_pylist()
-    return ScoredFile(kept, errors)
+    arguments = (output, fingerprint_files(files), name, dtype, revision, max_length, probabilities)
+    with ray_cluster():
+        done = list(score_parts(parts, arguments, workers))
+    Path(done[0]["folder"]).rename(output)
+    return ScoredFile(sum(part["rows"] * part["kept"] for part in done), find_errors(output))

@@ -1,4 +1,4 @@
-"""The reward model as a function, for trainers that call one."""
+"""A reward model as a reward function of TRL's trainers."""
 
 from __future__ import annotations
 
@@ -16,26 +16,34 @@ from ..scoring import check_rewards, encoder_of, load_reward_model, score_texts
 
 
 class SparseRMReward:
-    """A SparseRM reward model as a reward function, with what its groups of features contribute in the logs.
+    """A SparseRM reward model as a reward function, for the `reward_funcs` of `GRPOTrainer` and `RLOOTrainer`.
 
-    Give it to `GRPOTrainer` or `RLOOTrainer` as one of their `reward_funcs`. The rewards are those of
-    `sparserm score`. For a linear head, each group's mean contribution is a metric (`<name>/chosen`,
-    `<name>/rejected`) and its contribution to each completion a column of the table of completions. It can be
-    pickled: a copy loads the model when it is first called.
+    The rewards are those of `sparserm score`. With a linear head, the logs also show the contributions of the features
+    by group: the mean contribution of a group is a metric (`<name>/chosen`, `<name>/rejected`), and its contribution
+    to each completion is a column of the table of completions. The function can be pickled; a copy loads the model at
+    its first call.
 
     Args:
         model: Folder or Hub id of the reward model.
-        revision: Of the reward model on the Hub.
-        dtype: Type to run in; `auto` is the one that training ran in.
-        max_length: Longer texts lose their start; by default as long as in training.
+        revision: Revision of the reward model on the Hub.
+        dtype: Type to compute in; `auto` is the type of the training.
+        max_length: Maximum number of tokens of a text; a longer text loses its start. Default: as in training.
 
     Attributes:
-        seen: The texts of the last call.
+        seen: Texts of the last call.
+
+    Example:
+        ```python
+        from sparserm_hf import SparseRMReward
+
+        reward = SparseRMReward("my-reward-model")
+        rewards = reward(prompts=["Is the Earth flat?"], completions=["No, it is nearly a sphere."])
+        ```
     """
 
     def __init__(self, model: str, revision: str | None = None, dtype: str = "auto", max_length: int | None = None):
         self.model, self.revision, self.dtype, self.max_length = model, revision, dtype, max_length
-        self.__name__ = Path(model).name  # what trainers log it as
+        self.__name__ = Path(model).name  # the name in the logs of a trainer
         self.seen: list[TokenizedText] = []
         self._encoder: ChatEncoder | None = None
         self._loaded: tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase] | None = None
@@ -44,10 +52,10 @@ class SparseRMReward:
         return vars(self) | {"_loaded": None, "_encoder": None, "seen": []}
 
     def load(self) -> tuple[SparseRMForSequenceClassification, PreTrainedTokenizerBase]:
-        """The reward model and its tokenizer, loaded once.
+        """Load the reward model and its tokenizer at the first call, and return them.
 
         Raises:
-            SparseRMError: They cannot be loaded.
+            SparseRMError: The reward model cannot be loaded.
         """
         if self._loaded is None:
             self._loaded = load_reward_model(self.model, process_state().device, self.dtype, self.revision)
@@ -64,15 +72,17 @@ class SparseRMReward:
         """Score completions.
 
         Args:
-            prompts: Strings or lists of messages.
-            completions: Of the same form, one for each prompt.
-            log_metric: TRL's.
-            log_extra: TRL's.
-            columns: The other columns of the trainer's data set; `tools` and `chat_template_kwargs` go to the chat
-                template.
+            prompts: Prompts, as strings or as lists of messages.
+            completions: A completion for each prompt, in the same form.
+            log_metric: TRL's function that logs a number.
+            log_extra: TRL's function that logs a column of the table of completions.
+            columns: Other columns of the dataset; `tools` and `chat_template_kwargs` go to the chat template.
+
+        Returns:
+            A reward for each completion.
 
         Raises:
-            SparseRMError: The model cannot be loaded, a text is empty, or a reward not finite.
+            SparseRMError: The model cannot be loaded, a text is empty, or a reward is not finite.
         """
         model, tokenizer = self.load()
         if self._encoder is None:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conversations import ChatEncoder, ChatFormat, render
+from ..conversations import ChatFormat
 from ..modeling.backbone_sparserm import final_norm_name
-from ..modeling.configuration_sparserm import SparseRMConfig, legacy_rope_fields
+from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..runtime import SparseRMError, as_numpy, exact, replacing_folder, save_tokenizer
-from ..scoring import score_texts
-
-# Largest difference that the check after folding lets pass, in standard deviations of the reward.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-PROBE_TOKENS, PROBES = 32, 4
+from ..runtime import SparseRMError, exact
 
 
 def check_exact(config: SparseRMConfig) -> None:
@@ -156,115 +149,3 @@ def without_tail(template: str, tail: str) -> str:
         f"{{% if rendered.endswith({json.dumps(tail, ensure_ascii=False)}) and not add_generation_prompt %}}"
         f"{{{{ rendered[:-{len(tail)}].rstrip() }}}}{{% else %}}{{{{ rendered }}}}{{% endif %}}"
     )
-
-
-def probe_responses(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Responses that the stock form is checked on: random tokens, and ends of the usual kinds."""
-    added = list(tokenizer.added_tokens_decoder)
-    ids = torch.randint(0, len(tokenizer), (PROBES, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
-    texts = [str(tokenizer.decode(row[~torch.isin(row, torch.tensor(added))])) for row in ids]
-    return [*(text.strip() for text in texts), "Yes", "It is this.", "(no)", "- 1\n- 2", 'He said: "No!"', "`x = 3;`"]
-
-
-@torch.inference_mode()
-def largest_difference(
-    model: SparseRMForSequenceClassification,
-    stock: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    own_tokenizer: PreTrainedTokenizerBase,
-) -> float:
-    """Between the rewards of a model and its stock form, in standard deviations of the reward.
-
-    Each gets the same messages through its own tokenizer's chat template.
-
-    Raises:
-        SparseRMError: The tokens of a response are others where the text ends with it.
-    """
-    question = {"role": "user", "content": "What is it?"}
-    probes = [[question, {"role": "assistant", "content": text}] for text in probe_responses(tokenizer)]
-    encoder = ChatEncoder(tokenizer, model.config.response_marks)
-    texts = [encoder(messages) for messages in probes]
-    rendered = [render(own_tokenizer, messages) for messages in probes]
-    batch = own_tokenizer(rendered, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
-    written = [
-        ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
-    if written != [list(text.ids[: text.stop]) for text in texts]:
-        raise SparseRMError(
-            "The stock form would not be exact: with this chat template, the last token of a response depends on the "
-            "text that the template writes after it."
-        )
-    batch = {name: batch[name].to(model.directions.device) for name in ("input_ids", "attention_mask")}
-    theirs = as_numpy(stock(**batch).logits[:, 0]) + stock.config.reward_offset
-    return float(np.abs(score_texts(model, texts).rewards - theirs).max() / max(model.config.reward_std, 1e-6))
-
-
-def write_card(class_name: str, source: str, offset: float, softcapped: bool) -> str:
-    """The README of a stock form.
-
-    Args:
-        class_name: Its class in transformers.
-        source: The reward model that it was made of.
-        offset: By how much its rewards are lower.
-        softcapped: Whether its attention has softcapping.
-    """
-    text = (
-        f"# Stock form of {source}\n\nA `{class_name}` with the rewards of a SparseRM reward model, lower by "
-        f"{offset:.6g} (`reward_offset` in its configuration), without remote code.\n\n"
-        "It reads the last token before the padding. The reward is right where that token is the last one of the "
-        "response's content. The tokenizer's chat template writes such texts: it leaves out the end of the turn. "
-        "Tokenise its output with `add_special_tokens=False`. A text from elsewhere must also end with the "
-        "response's content, without end of turn and without whitespace after it. Pad with the tokenizer's pad token. "
-        "An empty response, or one of nothing but reasoning, has no reward here.\n"
-    )
-    warning = (
-        "\nUnder transformers 4 load it with `attn_implementation='eager'`: its sdpa leaves the softcapping out.\n"
-    )
-    return text + (warning if softcapped else "")
-
-
-def export_stock(
-    model: SparseRMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str
-) -> float:
-    """Write the stock form of a reward model, with its tokenizer, once it loads again and gives the same rewards.
-
-    Args:
-        model: The reward model.
-        tokenizer: Its tokenizer.
-        folder: A new or empty folder.
-        source: Where the reward model came from, for the card.
-
-    Returns:
-        The largest difference that the check saw, in standard deviations of the reward.
-
-    Raises:
-        SparseRMError: The form is not exact, or the folder is not empty.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise SparseRMError(f"The output folder {str(folder)!r} is not empty: name a new one.")
-    stock = to_stock(model)
-    own_tokenizer = stock_tokenizer(tokenizer)
-    stock.config.pad_token_id = own_tokenizer.pad_token_id
-    with replacing_folder(folder) as temporary:
-        # Whoever loads it in float32 gets all digits.
-        stock.get_parameter("score.weight").data = folded(model)[0].float()
-        stock.save_pretrained(temporary)
-        config_file = temporary / "config.json"
-        config = json.loads(config_file.read_text())
-        config |= legacy_rope_fields(config)
-        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        save_tokenizer(own_tokenizer, temporary)
-        softcapped = bool(config.get("attn_logit_softcapping"))
-        (temporary / "README.md").write_text(
-            write_card(type(stock).__name__, source, stock.config.reward_offset, softcapped)
-        )
-        how = {"attn_implementation": "eager"} if softcapped else {}  # which alone caps, under transformers 4
-        again = AutoModelForSequenceClassification.from_pretrained(temporary, trust_remote_code=False, **how)
-        again = again.to(model.directions.device).eval()
-        difference = largest_difference(model, again, tokenizer, own_tokenizer)
-        if not difference <= TOLERANCE[model.model.dtype]:
-            raise SparseRMError(
-                f"The stock form differs by {difference:.2g} standard deviations of the reward: the base "
-                "model's residual stream is too small for the epsilon of its final norm, or its weights are broken."
-            )
-    return difference

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,9 @@ from .tokenizing import Tokenizing
 
 MAX_WAITING = 16_384  # texts in the queue
 MAX_BODY = 32 * 2**20  # bytes of a request
-MAX_CHARACTERS = 1_000_000  # of a row or text; tokenising them takes about a second
+MAX_CHARACTERS = 1_000_000  # of a row or text; tokenising that many takes about a second
 BODY_SECONDS = 60  # for a body to arrive
-BATCHES_AT_ONCE = 8  # full batches that are planned together, so that alike lengths meet
+BATCHES_AT_ONCE = 8  # full batches that are planned together, so that texts of similar lengths share a batch
 
 REFUSALS = {
     401: "The bearer token is missing or wrong.",
@@ -44,12 +44,12 @@ REFUSALS = {
 
 
 def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of an endpoint, for its OpenAPI."""
+    """Describe the error answers of an endpoint for its OpenAPI."""
     return {code: {"model": Refusal, "description": REFUSALS[code]} for code in codes}
 
 
 async def invalid(_: Request, error: Exception) -> JSONResponse:
-    """What FastAPI finds wrong with a body, as one sentence that begins with the field."""
+    """Answer a body that FastAPI rejects with one sentence that begins with the field."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
@@ -57,7 +57,7 @@ async def invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 async def refused(request: Request, error: Exception) -> JSONResponse:
-    """Every other refusal, in the same form."""
+    """Answer every other error of a request in the same form."""
     assert isinstance(error, StarletteHTTPException)
     path, code, sentence = request.url.path, error.status_code, error.detail
     if code == 400:  # FastAPI's word for JSON that Python cannot read
@@ -70,8 +70,61 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def failed(_: Request, error: Exception) -> JSONResponse:
-    """An error that is not the caller's, in the same form; the server's log has its traceback."""
+    """Answer a failure of the server in the same form; the traceback goes to the server's log."""
     return refusal(500, f"The server failed on this request: {reason(error).rstrip('.')}.")
+
+
+def _make_scorer(model: SparseRMForSequenceClassification, exact: bool) -> Callable[[list[TokenizedText]], Scores]:
+    def score(texts: list[TokenizedText]) -> Scores:
+        if not exact:
+            return score_texts(model, texts)
+        alone = [score_texts(model, [text]) for text in texts]
+        return Scores(*map(np.concatenate, zip(*alone, strict=True)))
+
+    return score
+
+
+def _lifespan(batcher: Batcher) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def run_batcher(_: FastAPI) -> AsyncIterator[None]:
+        worker = asyncio.create_task(batcher.run())
+        yield
+        worker.cancel()  # uvicorn has waited for all answers
+        with suppress(asyncio.CancelledError):
+            await worker
+
+    return run_batcher
+
+
+def _add_endpoints(app: FastAPI, endpoints: Endpoints, token: str | None) -> None:
+    """Add the endpoints, each with the error answers that its OpenAPI lists."""
+
+    async def show_metrics() -> Response:
+        """Return the counts and times of the server's answers in the format of Prometheus."""
+        return Response(generate_latest(endpoints.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    entrance = 401 if token else 421
+    errors = refusals(entrance, 408, 413, 422, 429, 500)
+    for endpoint in (endpoints.get_reward, endpoints.classify, endpoints.score):
+        app.post(f"/{endpoint.__name__}", responses=errors)(endpoint)
+    app.post("/explain", responses=errors | refusals(501))(endpoints.explain)
+    errors = refusals(entrance, 408, 413, 500)
+    app.get("/metrics", responses=errors, response_class=PlainTextResponse)(show_metrics)
+    app.get("/health", responses=refusals(*([] if token else [421]), 408, 413, 500))(endpoints.health)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(StarletteHTTPException, refused)
+    app.add_exception_handler(Exception, failed)
+
+
+def _add_guards(app: FastAPI, metrics: Metrics, token: str | None, max_body: int, body_seconds: float) -> None:
+    """Add the guards. Starlette runs the guard that is added last first."""
+    paths = {"/get_reward", "/classify", "/score", "/explain", "/metrics", "/health", "/openapi.json"}
+    app.add_middleware(ReceiveBody, limit=max_body, seconds=body_seconds)
+    if token:
+        app.add_middleware(RequireToken, token=token, free=("/health",))
+    else:
+        app.add_middleware(CheckHost)
+    app.add_middleware(CountAnswers, paths=paths, answered=metrics.answered, seconds=metrics.seconds)
 
 
 def create_app(
@@ -86,62 +139,30 @@ def create_app(
     body_seconds: float = BODY_SECONDS,
     exact: bool = False,
 ) -> FastAPI:
-    """The server of a reward model.
+    """Create the application that serves a reward model, to mount it in a server of your own.
 
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
-        name: What it is called in answers.
-        token: Bearer token that every request but `/health` must carry; without one, the Host must be this machine.
-        max_length: Longer texts lose their start; by default as long as in training.
-        max_waiting: Texts that may wait; requests beyond are answered 429.
-        max_body: Bytes of a request; larger ones are answered 413.
-        max_characters: Characters of a row or text; longer ones are answered 422.
-        body_seconds: Seconds for a body to arrive; slower ones are answered 408.
-        exact: Score each text alone, so that its reward is the same to the bit whoever else calls.
+        name: The model's name in answers.
+        token: Bearer token that every request but `/health` must carry. Without a token, the Host header of a request
+            must name this machine.
+        max_length: Maximum number of tokens of a text; a longer text loses its start. Default: as in training.
+        max_waiting: Maximum number of texts in the queue; requests beyond it are answered 429.
+        max_body: Maximum size of a request in bytes; a larger one is answered 413.
+        max_characters: Maximum number of characters of a row or text; a longer one is answered 422.
+        body_seconds: Maximum time in seconds for a body to arrive; a slower one is answered 408.
+        exact: Score each text alone, so that other requests do not change a bit of its reward.
+
+    Returns:
+        The application. Its lifespan must run: it starts the queue.
     """
-
-    def score(texts: list[TokenizedText]) -> Scores:
-        if not exact:
-            return score_texts(model, texts)
-        alone = [score_texts(model, [text]) for text in texts]
-        return Scores(*map(np.concatenate, zip(*alone, strict=True)))
-
     share = 1 if exact else batch_tokens(model.directions.device)  # tokens of a request at a time
-    batcher = Batcher(score, max_waiting, 1 if exact else BATCHES_AT_ONCE * share, share)
+    max_tokens = 1 if exact else BATCHES_AT_ONCE * share
+    batcher = Batcher(_make_scorer(model, exact), max_waiting, max_tokens, share)
     metrics = Metrics(batcher)
     tokenizing = Tokenizing(encoder_of(model, tokenizer, max_length), max_characters)
-    endpoints = Endpoints(model, name, tokenizing, batcher, metrics)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker = asyncio.create_task(batcher.run())
-        yield
-        worker.cancel()  # uvicorn has waited for all answers
-        with suppress(asyncio.CancelledError):
-            await worker
-
-    async def show_metrics() -> Response:
-        """What the server has done so far, as Prometheus reads it."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    app = FastAPI(title=f"SparseRM: {name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    entrance = 401 if token else 421
-    told = refusals(entrance, 408, 413, 422, 429, 500)
-    for endpoint in (endpoints.get_reward, endpoints.classify, endpoints.score):
-        app.post(f"/{endpoint.__name__}", responses=told)(endpoint)
-    app.post("/explain", responses=told | refusals(501))(endpoints.explain)
-    told = refusals(entrance, 408, 413, 500)
-    app.get("/metrics", responses=told, response_class=PlainTextResponse)(show_metrics)
-    app.get("/health", responses=refusals(*([] if token else [421]), 408, 413, 500))(endpoints.health)
-    paths = {"/get_reward", "/classify", "/score", "/explain", "/metrics", "/health", "/openapi.json"}
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(StarletteHTTPException, refused)
-    app.add_exception_handler(Exception, failed)
-    app.add_middleware(ReceiveBody, limit=max_body, seconds=body_seconds)
-    if token:
-        app.add_middleware(RequireToken, token=token, free=("/health",))
-    else:
-        app.add_middleware(CheckHost)
-    app.add_middleware(CountAnswers, paths=paths, answered=metrics.answered, seconds=metrics.seconds)
+    app = FastAPI(title=f"SparseRM: {name}", lifespan=_lifespan(batcher), docs_url=None, redoc_url=None)
+    _add_endpoints(app, Endpoints(model, name, tokenizing, batcher, metrics), token)
+    _add_guards(app, metrics, token, max_body, body_seconds)
     return app

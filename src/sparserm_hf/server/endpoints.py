@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +16,7 @@ from ..conversations import ChatEncoder, TokenizedText, check_fields, list_names
 from ..explanations import explain_row, group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
-from ..scoring import ADDED, Scores
+from ..scoring import ADDED, Scores, check_rewards
 from .batching import Batcher, QueueFullError
 from .forms import Classification, Classified, Classify, Explain, GetReward, Health, Rewards, Row, Rows, Score
 from .tokenizing import NamedRow, Tokenizing
@@ -32,16 +31,6 @@ def check_json(row: Mapping[str, Any], where: str) -> None:
             raise SparseRMError(
                 f"{where}, `{list_names([name])}` holds NaN or infinity, which are no JSON: leave that field out."
             ) from None
-
-
-def check_rewards(rewards: Iterable[tuple[str, float]]) -> None:
-    """Raise a `SparseRMError` unless every reward, given with the name of its text, is finite."""
-    for where, reward in rewards:
-        if not math.isfinite(reward):
-            raise SparseRMError(
-                f"{where} has the reward {reward}, which is no number to train on: leave that text out, or serve the "
-                "model with --dtype float32."
-            )
 
 
 def encode_row(encoder: ChatEncoder, where: str, row: Mapping[str, Any]) -> dict[str, TokenizedText]:
@@ -112,7 +101,8 @@ class Endpoints:
             texts = [text for row in encoded for text in row.values()]
             scores = await self.batcher.submit(texts)
             names = [where for (where, _), row in zip(rows, encoded, strict=True) for _ in row]
-            check_rewards(zip(names, scores.rewards.tolist(), strict=True))
+            for where, reward in zip(names, scores.rewards.tolist(), strict=True):
+                check_rewards([reward], where)
         except SparseRMError as error:
             raise HTTPException(422, f"{field}{error}") from error
         except QueueFullError:

@@ -24,13 +24,13 @@ def serve(
 
     Args:
         model: Folder or Hub id of the reward model.
-        host: Address to listen on. Any but this machine's own needs a token.
+        host: Address to listen on. An address that other machines can reach needs a token.
         port: Port; 0 takes a free port.
-        token: Bearer token that every request must carry; without a token only this machine is served.
-        max_length: Most tokens of a text; by default as in training.
+        token: Bearer token that every request but `/health` must carry. Without a token, only this machine is served.
+        max_length: Maximum number of tokens of a text; a longer text loses its start. Default: as in training.
         dtype: Type that the reward model runs in: `auto`, `float32` or `bfloat16`.
         revision: Revision of the reward model on the Hub.
-        exact: Score each text alone, so that its reward does not depend on other requests by a single bit.
+        exact: Score each text alone, so that other requests do not change a bit of its reward.
 
     Raises:
         SparseRMError: The reward model cannot be loaded, the port is taken, or a token is missing.
@@ -41,7 +41,9 @@ def serve(
 
         from sparserm_hf import serve
 
-        Thread(target=serve, args=("my-reward-model",), kwargs={"port": 0}, daemon=True).start()
+        server = Thread(target=serve, args=("my-reward-model",), kwargs={"port": 0}, daemon=True)
+        server.start()
+        server.join(2)  # seconds; by then the server has printed its address
         ```
     """
     check_host(host, token)
