@@ -19,8 +19,9 @@ from layers import FITTED, RESULTS, load_pairs, machine
 from trl_reward import as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
-from sparserm_hf.align.aligner import FIRST, SPARSERM, IterativeAligner
+from sparserm_hf.align.aligner import IterativeAligner
 from sparserm_hf.align.alignment_report import COLUMNS, difference, markdown, outcome_table, write_alignment_report
+from sparserm_hf.align.arms import FIRST, SPARSERM
 from sparserm_hf.align.measures import count_openings
 from sparserm_hf.align.round_figures import SHARES
 from sparserm_hf.align.round_files import read_rows

@@ -15,6 +15,7 @@ from world import make_rows, options, write_jsonl
 
 from sparserm_hf.align import aligner, dpo, measures
 from sparserm_hf.align import responses as pairs
+from sparserm_hf.align.arms import Outcome
 from sparserm_hf.align.measures import preference_accuracy
 from sparserm_hf.align.policy import Policy, memory_advice
 from sparserm_hf.align.questions import Contrast, Questions, read_questions
@@ -349,7 +350,7 @@ def test_answers_that_begin_alike_are_counted():
 def test_a_policy_with_one_opening_left_is_warned_of(capsys, first, after, warned):
     figures = {"reward": 1.0, "kl": 0.0, "tokens": 9.0, "outside": 0.0, "alike": first, "cut": 0.0}
     kept = figures | {"reward": 2.0, "alike": after, "round": 1, "pairs": 9, "kept": 9, "stopped": ""}
-    print_outcome(aligner.Outcome(figures, {"SparseRM": [kept]}, {}, 1, Path("adapter")), "a run")
+    print_outcome(Outcome(figures, {"SparseRM": [kept]}, {}, 1, Path("adapter")), "a run")
     assert ("begin with the same two words" in capsys.readouterr().out) == warned
 
 
@@ -603,7 +604,7 @@ def test_truthfulqa_that_is_all_trained_on_is_refused(finished, trained, asked, 
 def test_a_folder_of_something_else_is_left_alone(finished, trained, asked, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     error = error_of(capsys, arguments(trained, finished / "policy", asked, tmp_path))
-    assert "something else than a run" in error and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert "other files than a run" in error and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_out_of_memory_names_the_setting_to_lower(finished, trained, asked, tmp_path, capsys, monkeypatch):

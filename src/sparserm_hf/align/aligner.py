@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from ..base_models import fingerprint_module
 from ..monitoring import ALARM
 from ..runtime import SparseRMError, process_state, replacing_folder
+from .arms import CLASSIFIER, DENSE, NO_FILTER, RANDOM, SPARSERM, Arm, Outcome
 from .dpo import TRAINING, train_adapter
 from .judges import ClassifierJudge, SparseJudge
 from .measures import Measures
@@ -28,56 +29,10 @@ from .truthfulqa import Item, drop_asked
 
 logger = logging.getLogger(__name__)
 
-SPARSERM, NO_FILTER, RANDOM, DENSE, CLASSIFIER = "SparseRM", "no filter", "random filter", "dense", "RewardTrainer"
-FIRST = "first policy"
 # Settings that may change when an interrupted run is continued.
 MAY_CHANGE = ("output_dir", "num_rounds", "max_kl", "max_length_ratio")
 MAY_CHANGE_FOR_MEMORY = ("generation_batch_size", "train_batch_size", "gradient_checkpointing")
 MANY = 1000  # distance between the seeds of two rounds
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way to filter pairs, and the policy trained on the pairs that it keeps.
-
-    Attributes:
-        name: Name in the report.
-        judge: Function from conversations to rewards; None if the filter needs no rewards.
-        like: Judge whose number of kept pairs a random filter copies.
-    """
-
-    name: str
-    judge: Judge | None = None
-    like: Judge | None = None
-
-    @property
-    def folder(self) -> str:
-        """Name of the arm's folder."""
-        return self.name.lower().replace(" ", "-")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of an alignment run.
-
-    Attributes:
-        first: Figures of the first policy, before the training.
-        rounds: Figures of each round, by the name of the arm.
-        ended: Reason why an arm ended before its last round, by the name of the arm.
-        best: Number of the reward model's round whose answers it rewards most; None if no round finished.
-        adapter: Folder with the adapter of the best round.
-    """
-
-    first: dict[str, Any]
-    rounds: dict[str, list[dict[str, Any]]]
-    ended: dict[str, str]
-    best: int | None
-    adapter: Path | None
-
-    @property
-    def kept(self) -> dict[str, Any] | None:
-        """Figures of the best round; None if no round finished."""
-        return None if self.best is None else self.rounds[SPARSERM][self.best - 1]
 
 
 class IterativeAligner:

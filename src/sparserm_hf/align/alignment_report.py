@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..runtime import replacing_file
-from .aligner import FIRST, SPARSERM, IterativeAligner, Outcome
+from .aligner import IterativeAligner
+from .arms import FIRST, SPARSERM, Outcome
 from .round_figures import SHARES, draw_rounds
 from .round_files import read_rows, write_json
 

@@ -225,9 +225,8 @@ def score_parquet(
 ) -> ScoredFile:
     """Score Parquet files into a folder of Parquet files, on the Ray cluster of `RAY_ADDRESS` or on this machine.
 
-    Rows keep their order over the files. Until all rows are scored, finished parts are in
-    `<output>.<fingerprint>.parts`. A run that was interrupted continues from them if the rows are the same. Ray gives
-    the parts of a lost actor to another actor.
+    Rows keep their order. Until all rows are scored, finished parts are in `<output>.<fingerprint>.parts`; an
+    interrupted run continues from them if the rows are the same. Parts of a lost actor go to another actor.
 
     Args:
         model: Reward model: a Hub id, or a folder that every node sees.
@@ -246,7 +245,6 @@ def score_parquet(
         ```python
         from datasets import Dataset
         from sparserm_hf import score_parquet
-
         Dataset.from_json("my-texts.jsonl").to_parquet("my-texts.parquet")
         score_parquet("my-reward-model", "my-texts.parquet", "scored")
         ```
