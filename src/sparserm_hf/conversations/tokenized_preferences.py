@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -17,6 +17,10 @@ from .encoding import ChatEncoder, TokenizedText
 from .pair_groups import group_pairs, prompt_key
 from .preferences import FORMATS, Preference, check_columns, parse_preference
 from .row_checks import check_row, row_name
+
+# Reasons to leave a pair out.
+IDENTICAL, EMPTY = "chosen and rejected are identical", "empty response"
+LONG = "response longer than max_length = {}"
 
 
 @dataclass(frozen=True)
@@ -86,61 +90,64 @@ def _shorten(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder)
 def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder) -> TokenizedPreferences:
     """Check and tokenise preference pairs in any of TRL's formats.
 
-    Left out and counted: pairs with an empty response, with twice the same text, or with a response longer than
-    `encoder.max_length`. Longer pairs lose the start of their prompt, never the response.
+    Pairs with an empty response, with two equal texts, or with a response longer than `encoder.max_length` are left
+    out and counted. A longer pair loses the start of its prompt, never the response.
 
     Args:
         rows: A `datasets.Dataset` or any iterable of rows.
-        encoder: That of the reward model's tokenizer.
+        encoder: Encoder of the reward model.
 
     Raises:
-        SparseRMError: A row is of another form, or no pair is left.
+        SparseRMError: A row is of another form, or no pair is usable.
     """
     check_dataset(rows)
     source = getattr(getattr(rows, "info", None), "dataset_name", None) or ""
     index: dict[TokenizedText, int] = {}
-    prompts: list[Hashable] = []
-    sides: list[tuple[int, int]] = []
-    margins: list[float] = []
+    pairs: list[tuple[Hashable, tuple[int, int], float]] = []
     left_out: Counter[str] = Counter()
-    truncated = 0
-    number = 0
+    truncated = number = 0
     for number, row in enumerate(tqdm(rows, desc="Tokenising", unit="pair", delay=2), 1):
         check_row(row, where := row_name(number, source))
         if number == 1:
             check_columns(list(row))
-        pair = parse_preference(row, where)
-        if pair.is_empty("chosen") or pair.is_empty("rejected"):
-            same = pair.chosen == pair.rejected
-            left_out["chosen and rejected are identical" if same else "empty response"] += 1
+        found = _tokenize_pair(parse_preference(row, where), encoder, where)
+        if isinstance(found, str):
+            left_out[found] += 1
             continue
-        texts = [encoder.encode(pair.text(side), where) for side in ("chosen", "rejected")]
-        if texts[0].ids == texts[1].ids:
-            left_out["chosen and rejected are identical"] += 1
-            continue
-        if any(text.start == text.stop for text in texts):  # the template writes nothing of the response
-            left_out["empty response"] += 1
-            continue
-        prompt = prompt_key(pair, texts, encoder)
-        is_long = max(text.stop for text in texts) > encoder.max_length
-        texts = _shorten(pair, texts, encoder)
-        if not texts:
-            left_out[f"response longer than max_length = {encoder.max_length}"] += 1
-            continue
-        truncated += is_long
-        chosen, rejected = (index.setdefault(text, len(index)) for text in texts)
-        sides.append((chosen, rejected))
-        prompts.append(prompt)
-        margins.append(_margin(row, where))
-    if not sides:
+        truncated += found.is_long
+        chosen, rejected = (index.setdefault(text, len(index)) for text in found.texts)
+        pairs.append((found.prompt, (chosen, rejected), _margin(row, where)))
+    if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise SparseRMError(f"No usable pair in {number} rows{f' ({reasons})' if reasons else ''}. {FORMATS}")
+    sides = [both for _, both, _ in pairs]
     return TokenizedPreferences(
         texts=list(index),
         chosen=[chosen for chosen, _ in sides],
         rejected=[rejected for _, rejected in sides],
-        margins=margins,
-        groups=group_pairs(prompts, sides),
+        margins=[margin for _, _, margin in pairs],
+        groups=group_pairs([prompt for prompt, _, _ in pairs], sides),
         left_out=dict(left_out),
         truncated=truncated,
     )
+
+
+class _TokenizedPair(NamedTuple):
+    texts: list[TokenizedText]  # chosen, rejected
+    prompt: Hashable
+    is_long: bool
+
+
+def _tokenize_pair(pair: Preference, encoder: ChatEncoder, where: str) -> _TokenizedPair | str:
+    """Tokenise a pair; a pair that is not usable gives the reason."""
+    if pair.is_empty("chosen") or pair.is_empty("rejected"):
+        return IDENTICAL if pair.chosen == pair.rejected else EMPTY
+    texts = [encoder.encode(pair.text(side), where) for side in ("chosen", "rejected")]
+    if texts[0].ids == texts[1].ids:
+        return IDENTICAL
+    if any(text.start == text.stop for text in texts):  # the template writes nothing of the response
+        return EMPTY
+    prompt = prompt_key(pair, texts, encoder)
+    is_long = max(text.stop for text in texts) > encoder.max_length
+    texts = _shorten(pair, texts, encoder)
+    return _TokenizedPair(texts, prompt, is_long) if texts else LONG.format(encoder.max_length)
