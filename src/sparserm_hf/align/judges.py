@@ -1,4 +1,4 @@
-"""Who says which response is better: SparseRM, its dense control, any other reward model."""
+"""Judges of responses: SparseRM, its dense control, and other reward models."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class SparseJudge:
             raise SparseRMError(f"{name!r} was trained without its dense control: train it with --controls true.")
 
     def drift(self, texts: Sequence[Messages]) -> Drift:
-        """How far conversations are from the training responses."""
+        """Measure how far conversations are from the reward model's training responses."""
         return measure_drift(self.reference, self.score(texts))
 
 

@@ -1,4 +1,4 @@
-"""What a policy is like: its answers to held-out questions, and how likely it finds those of others."""
+"""Figures of a policy: from its answers to held-out questions, and from its likelihoods of given responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measures:
-    """What a policy is measured on.
+    """Data on which policies are measured.
 
     Attributes:
         held_out: Questions that it answers.
@@ -117,7 +117,7 @@ class Measures:
 
 
 def count_openings(responses: Sequence[str]) -> Counter[str]:
-    """With which two words how many responses begin."""
+    """Count the responses by their first two words."""
     return Counter(" ".join(response.split()[:2]) for response in responses)
 
 

@@ -1,4 +1,4 @@
-"""The policy: loaded with the adapter of a round, writing responses, and telling how likely texts are."""
+"""The policy: it is loaded with a round's adapter, writes responses, and computes likelihoods of texts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LOGITS = 2**26  # most logits of a batch
 
 @dataclass(frozen=True)
 class Response:
-    """What a policy wrote.
+    """A response that a policy wrote.
 
     Attributes:
         text: The response.
-        tokens: How many it has, the end-of-turn token included.
-        cut: Whether it ended only because it may not be longer.
+        tokens: Number of its tokens, including the end-of-turn token.
+        cut: True if it was cut at the maximum number of tokens.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Response:
 
 @contextmanager
 def memory_advice(what: str, advice: str) -> Iterator[None]:
-    """Turn running out of memory into an error that says what would take less."""
+    """Turn an out-of-memory error into an error with advice on how to use less memory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

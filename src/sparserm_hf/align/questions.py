@@ -1,4 +1,4 @@
-"""What is asked: questions out of a file, those held out, those of each round, and the two ways of asking."""
+"""Questions: from rows, split into held-out questions and rounds, and the two ways to ask each question."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Contrast:
-    """How the policy is asked for the preferred behaviour and for its opposite; `{question}` is what the user says."""
+    """Prompts for the preferred behaviour and for its opposite; `{question}` stands for the user's message."""
 
     preferred: str
     opposite: str
@@ -110,7 +110,7 @@ class Contrast:
         return cls(*map(str, ways))
 
     def ask(self, question: Messages) -> tuple[Messages, Messages]:
-        """The question put both ways, the preferred first."""
+        """Return the question in both prompts, the preferred first."""
         *before, last = question
         return tuple(
             [*before, {"role": "user", "content": way.replace(QUESTION, last["content"])}]

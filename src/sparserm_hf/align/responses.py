@@ -73,7 +73,7 @@ def write_responses(
 
 
 def conversations(rows: Sequence[Row]) -> list[Messages]:
-    """Every response of every row with its prompt, as messages."""
+    """Return each response of each row with its prompt, as messages."""
     return [
         [*row["prompt"], {"role": "assistant", "content": response["text"]}]
         for row in rows
@@ -82,7 +82,7 @@ def conversations(rows: Sequence[Row]) -> list[Messages]:
 
 
 def filter_pairs(rows: Sequence[Row], rewards: np.ndarray | None, config: AlignmentConfig, seed: int) -> list[Row]:
-    """Make a pair of each row's responses and say whether it is kept, and if not, why.
+    """Make a pair of the responses of each row, and decide if it is kept.
 
     For `contrast` the first response is chosen, whatever its reward; for `best-of-n`, that with the highest, against
     that with the lowest.
@@ -131,7 +131,7 @@ def filter_pairs(rows: Sequence[Row], rewards: np.ndarray | None, config: Alignm
 
 
 def keep_as_many(pairs: list[Row], count: int, seed: int) -> list[Row]:
-    """Of the pairs that are kept, leave only some, drawn at random."""
+    """Keep only `count` of the kept pairs, drawn at random."""
     kept = [number for number, pair in enumerate(pairs) if pair["kept"]]
     drawn = set(np.random.default_rng(seed).choice(kept, min(count, len(kept)), replace=False).tolist())
     dropped = {"kept": False, "reason": DRAWN}
@@ -139,5 +139,5 @@ def keep_as_many(pairs: list[Row], count: int, seed: int) -> list[Row]:
 
 
 def reasons(pairs: Sequence[Row]) -> dict[str, int]:
-    """How many pairs were kept, and how many dropped for each reason."""
+    """Count the pairs that are kept, and the dropped pairs by reason."""
     return dict(Counter(pair["reason"] for pair in pairs).most_common())

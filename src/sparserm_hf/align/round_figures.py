@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots of an alignment run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a run: JSON and JSON Lines that are there whole or not at all."""
+"""JSON and JSON Lines files of a run, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON Lines; a last line that was not written to its end is left out."""
+    """Read the rows of a JSON Lines file; an incomplete last line is left out."""
     if not path.is_file():
         return []
     lines = path.read_text("utf-8").split("\n")[:-1]

@@ -110,7 +110,7 @@ def drop_asked(items: list[Item], questions: Iterable[str]) -> list[Item]:
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """What a policy makes of N questions.
+    """MC1 and MC2 of a policy on N questions.
 
     Attributes:
         mc1: (N,) 1 where the best answer is likelier than each false one.

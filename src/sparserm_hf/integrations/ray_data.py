@@ -80,7 +80,7 @@ def fingerprint_files(files: list[Path]) -> str:
 
 
 def read_rows(file: str, start: int, rows: int) -> pa.Table:
-    """Some rows of a Parquet file; only the row groups that hold them are read."""
+    """Read rows of a Parquet file; only the row groups that hold them are read."""
     source = pq.ParquetFile(file)
     sizes = [source.metadata.row_group(i).num_rows for i in range(source.num_row_groups)]
     ends = np.cumsum(sizes)
@@ -100,7 +100,7 @@ def rows_of(path: Path) -> bytes | None:
 
 
 class PartScorer:
-    """An actor: holds the model and turns parts of the input into Parquet files.
+    """An actor that holds the model and scores parts of the input into Parquet files.
 
     Args:
         output: The folder that the whole run is to become; the parts wait beside it.
@@ -130,7 +130,7 @@ class PartScorer:
         self.folder = output.with_name(f"{output.name}.{fingerprint}.parts")
 
     def __call__(self, part: Part) -> dict[str, Any]:
-        """Score a part unless it is there; says where it is, or what is wrong: raised, Ray would bury it."""
+        """Score a part unless its file exists. Errors are returned, because Ray would bury an exception."""
         path = self.folder / f"part-{part['number']:06d}.parquet"
         kept, error = False, ""
         try:

@@ -1,4 +1,4 @@
-"""The answers: OpenRLHF's remote rewards, verl's and vLLM's `/classify`, and rows as `sparserm score` takes them."""
+"""The endpoints: OpenRLHF's `/get_reward`, vLLM's `/classify`, and `/score` and `/explain` for rows."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def encode_row(encoder: ChatEncoder, where: str, row: Mapping[str, Any]) -> dict
 
 
 def named_rows(rows: list[Row]) -> list[NamedRow]:
-    """Rows with what errors call them."""
+    """Name each row for errors."""
     return [(row_name(number), row) for number, row in enumerate(rows, 1)]
 
 
 def named_texts(texts: list[str]) -> list[NamedRow]:
-    """Strings as rows with a text, and what errors call them."""
+    """Turn each string into a row with a text, and name it for errors."""
     return [(f"Text {number}", {"text": text}) for number, text in enumerate(texts, 1)]
 
 
 class Metrics:
-    """What `/metrics` shows."""
+    """Counters and times that `/metrics` shows."""
 
     def __init__(self, batcher: Batcher):
         self.registry = CollectorRegistry()
@@ -67,14 +67,14 @@ class Metrics:
 
 
 class Endpoints:
-    """The answers of one reward model.
+    """The endpoints of a reward model.
 
     Args:
         model: The reward model.
-        name: What it is called in answers.
+        name: The model's name in answers.
         tokenizing: Turns rows into token ids.
         batcher: Scores token ids.
-        metrics: Are told what was scored.
+        metrics: Counts texts and tokens that are scored.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Endpoints:
 
         Args:
             rows: The rows.
-            field: What an error begins with.
+            field: Start of an error.
         """
         try:
             encoded = await self.tokenizing.map(encode_row, rows)
@@ -115,7 +115,7 @@ class Endpoints:
         return HTTPException(429, f"{self.batcher.waiting} texts wait already: try again later.", {"Retry-After": "1"})
 
     async def get_reward(self, body: GetReward) -> Rewards:
-        """OpenRLHF's remote rewards."""
+        """Return rewards in the form of OpenRLHF's remote reward model."""
         _, scores = await self._score(named_texts(body.query))
         rewards = scores.rewards.tolist()
         groups = group_contributions(self.model, scores.features)
@@ -123,13 +123,13 @@ class Endpoints:
         return Rewards(rewards=rewards, scores=rewards, extra_logs=logs)
 
     async def classify(self, body: Classify) -> Classification:
-        """The raw reward where vLLM puts a probability, as it does for reward models."""
+        """Return raw rewards in place of probabilities, as vLLM does for reward models."""
         _, scores = await self._score(named_texts(body.input))
         data = [Classified(index=i, probs=[reward]) for i, reward in enumerate(scores.rewards.tolist())]
         return Classification(model=self.name, data=data)
 
     async def score(self, body: Score) -> Rows:
-        """The rows with their rewards added."""
+        """Return the rows with their rewards."""
         names, scores = await self._score(named_rows(body.rows), "rows: ")
         rewards = iter(scores.rewards.tolist())
         kept = [{name: value for name, value in row.items() if name not in ADDED} for row in body.rows]
@@ -137,7 +137,7 @@ class Endpoints:
         return Rows(rows=[row | {name: next(rewards) for name in added} for row, added in pairs])
 
     async def explain(self, body: Explain) -> Rows:
-        """The rows with their rewards and what made them."""
+        """Return the rows with their rewards and explanations."""
 
         def compute(number: int, row: Row) -> Row:
             return explain_row(self.model, self._explaining_encoder, row, row_name(number)).as_json(body.top)
@@ -157,5 +157,5 @@ class Endpoints:
         return Rows(rows=explained)
 
     async def health(self) -> Health:
-        """Whether the server answers."""
+        """Tell that the server answers."""
         return Health(model=self.name)

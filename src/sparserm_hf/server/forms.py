@@ -1,4 +1,4 @@
-"""The requests and answers of the server, as its OpenAPI tells them."""
+"""Requests and answers of the server, as its OpenAPI describes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def listed(value: Any) -> Any:
-    """A string alone as a list of one; everything else as it is."""
+    """Put a string into a list; leave other values unchanged."""
     return [value] if isinstance(value, str) else value
 
 

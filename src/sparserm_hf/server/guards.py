@@ -1,4 +1,4 @@
-"""What stands between the network and the endpoints: host, token, body, departed clients, and the count of answers."""
+"""Guards before the endpoints: they check host, token and body, watch for departed clients, and count answers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def refusal(code: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error as every answer of the server tells it: `{"error": "<one sentence>"}`."""
+    """Make an error answer in the form of the server: `{"error": "<one sentence>"}`."""
     text = sentence.encode(errors="backslashreplace").decode()  # half of a surrogate pair can stand in a name
     return JSONResponse({"error": text}, code, headers)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine alone.
+    """Tell if a Host header names this machine.
 
     Example:
         >>> [is_loopback(host) for host in ("localhost:8000", "[::1]:8000", "127.0.0.1", "example.com:8000")]
@@ -40,7 +40,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """An ASGI middleware that lets everything but HTTP through as it is."""
+    """An ASGI middleware that passes everything but HTTP requests on unchanged."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -78,7 +78,7 @@ class RequireToken(Guard):
         self.wanted, self.free = f"Bearer {token}".encode(), free
 
     async def guard(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on if it carries the token, or asks for what is free."""
+        """Pass a request on if it carries the token, or if its path needs no token."""
         given = Headers(scope=scope).get("authorization", "")
         if scope["path"] in self.free or secrets.compare_digest(given.encode(), self.wanted):
             await self.app(scope, receive, send)
@@ -96,8 +96,8 @@ class ReceiveBody(Guard):
 
     Args:
         app: The application behind it.
-        limit: Most bytes of a body; a larger one is answered 413.
-        seconds: Most time for a body to arrive; a slower one is answered 408.
+        limit: Maximum size of a body in bytes; a larger body is answered 413.
+        seconds: Maximum time in seconds for a body to arrive; a slower body is answered 408.
     """
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float):
@@ -121,7 +121,7 @@ class ReceiveBody(Guard):
         await self._answer(body, scope, receive, send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """The body; by its stated length a request is refused before anything is read."""
+        """Receive the body; a request whose stated length is too large is refused before it is received."""
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > self.limit:
             raise BodyTooLargeError
@@ -184,7 +184,7 @@ class CountAnswers(Guard):
         self.paths, self.answered, self.seconds = paths, answered, seconds
 
     async def guard(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count a request's answer; one whose client has left gets none."""
+        """Count the answer to a request; a request whose client has left gets no answer."""
         path = scope["path"] if scope["path"] in self.paths else "other"
         started = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Where the server listens, and how it starts and stops."""
+"""The server's socket, its start and its stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKLOG = 2048  # connections that wait to be accepted
 
 
 def check_host(host: str, token: str | None) -> None:
-    """Raise a `SparseRMError` if a server there would be open to others without a token."""
+    """Raise a `SparseRMError` if other machines could reach the server and there is no token."""
     if host not in LOOPBACK and not token:
         raise SparseRMError(
             f"Serving on {host} lets others in: set a bearer token in the environment variable SPARSERM_TOKEN, or "
@@ -29,7 +29,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Open a socket that listens.
 
     Raises:
-        SparseRMError: The port is taken, or is none.
+        SparseRMError: The port is taken or invalid.
     """
     # asyncio turns Nagle's algorithm off only where a socket names TCP: without it an answer over a kept connection
     # waits 40 ms for the client's acknowledgement.
@@ -46,7 +46,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """A server that says where it serves once it takes requests.
+    """A server that prints its address when it takes requests.
 
     Args:
         app: The application.
@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
 
 
 def run_app(app: FastAPI, host: str, port: int) -> None:
-    """Run a server until it is told to stop; for `GRACE` seconds it still answers what it has accepted by then.
+    """Run a server until a signal stops it; requests that it has accepted are still answered for `GRACE` seconds.
 
     Raises:
         SparseRMError: The port is taken, or is none.
