@@ -1,4 +1,4 @@
-"""What the fields of a SparseRM configuration may hold: the file may come from anybody."""
+"""Allowed values of the fields of a SparseRM configuration, which may come from anybody."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,12 +33,12 @@ class Kind(NamedTuple):
 
 
 def whole(least: int, most: int = MOST) -> Kind:
-    """A whole number in a range."""
+    """Make the kind of whole numbers in a range."""
     return Kind(f"a whole number from {least} to {most}", lambda value: type(value) is int and least <= value <= most)
 
 
 def number(least: float) -> Kind:
-    """A finite number, not below `least`."""
+    """Make the kind of finite numbers that are not below `least`."""
 
     def holds(value: Any) -> bool:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -48,17 +48,17 @@ def number(least: float) -> Kind:
 
 
 def one_of(*known: str) -> Kind:
-    """One of some strings."""
+    """Make the kind of some strings."""
     return Kind(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known)
 
 
 def optional(kind: Kind) -> Kind:
-    """A value of a kind, or None."""
+    """Make a kind that allows None too."""
     return Kind(f"{kind.needed}, or null", lambda value: value is None or kind.holds(value))
 
 
 def list_of(kind: Kind) -> Kind:
-    """A list whose items are all of a kind."""
+    """Make the kind of lists whose items are all of a kind."""
     return Kind(
         f"a list of which each item is {kind.needed}",
         lambda value: isinstance(value, (list, tuple)) and all(map(kind.holds, value)),
@@ -66,7 +66,7 @@ def list_of(kind: Kind) -> Kind:
 
 
 def dict_of(kind: Kind, of_digits: bool = False) -> Kind:
-    """An object whose values are all of a kind, and whose names are strings, perhaps of digits."""
+    """Make the kind of objects whose values are all of a kind, and whose names are strings, or digits."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, dict) and all(
@@ -80,7 +80,7 @@ def dict_of(kind: Kind, of_digits: bool = False) -> Kind:
 
 
 def object_with(kinds: dict[str, Kind], *needed: str) -> Kind:
-    """An object in which some names are needed, and each field that is there is of its kind."""
+    """Make the kind of objects that have the needed names, and whose fields are each of their kind."""
 
     def holds(value: Any) -> bool:
         return (
@@ -158,7 +158,7 @@ FIELDS = {
 
 
 def short(value: Any) -> str:
-    """A value on one line, no longer than ``MOST_SHOWN`` characters."""
+    """Show a value on one line, in at most ``MOST_SHOWN`` characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits; objects that are nested too deep
@@ -167,7 +167,7 @@ def short(value: Any) -> str:
 
 
 def why(error: Exception) -> str:
-    """An error of another library on one line, or its kind where it says nothing."""
+    """Show an error of another library on one line; its type if it has no message."""
     return " ".join(str(error).split())[:MOST_REASON] or type(error).__name__
 
 

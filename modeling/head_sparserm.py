@@ -7,7 +7,7 @@ from .configuration_sparserm import SparseRMConfig
 
 
 class Affine(nn.Module):
-    """What `nn.Linear` computes, (B, in) to (B, out), in a class of its own: quantisers pack every `nn.Linear`."""
+    """An affine layer, (B, in) to (B, out). Not `nn.Linear`: quantisers pack every `nn.Linear`."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

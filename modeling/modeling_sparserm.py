@@ -246,7 +246,7 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         )
 
     def to_slim(self) -> "SparseRMForSequenceClassification":
-        """The same model as a slim one: its checkpoint holds the head and the selected latents' directions only."""
+        """Return the model in its slim form, whose checkpoint holds the head and the directions only."""
         if self.config.slim:
             return self
         config = copy.deepcopy(self.config)

@@ -12,7 +12,7 @@ QUANTIZER = ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loa
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
-    """Whether a model's weights are packed."""
+    """Tell if a model's weights are packed."""
     return getattr(model, "hf_quantizer", None) is not None
 
 

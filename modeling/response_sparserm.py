@@ -1,4 +1,4 @@
-"""Where the final response stands among token ids, by the marks that a chat template writes."""
+"""Find the final response among token ids, by the marks that a chat template writes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ MARKS = (
 
 
 class Response(NamedTuple):
-    """Where the final response stands in a text.
+    """Place of the final response in a text.
 
     Attributes:
         header: Index of the first token of its assistant header; 0 in a plain text.
@@ -93,13 +93,13 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
 
 
 def is_conversation(ids: Sequence[int], marks: dict[str, Any]) -> bool:
-    """Whether a header of the chat template stands in a text: it is a conversation then, else a plain text."""
+    """Tell if a text holds a header of the chat template, which makes it a conversation."""
     headers = marks["assistant_header"] + marks["other_headers"]
     return any(True for _ in occurrences(ids, headers, 0, len(ids)))
 
 
 def count_bos(ids: Sequence[int], bos: int | None, marks: dict[str, Any]) -> tuple[int, int]:
-    """How many begin-of-text tokens a text begins with, and with how many it is scored."""
+    """Count the begin-of-text tokens of a text, and those that it is scored with."""
     if bos is None:
         return 0, 0
     found = next((i for i, token in enumerate(ids) if token != bos), len(ids))
@@ -166,7 +166,7 @@ def align_bos(
 def find_responses(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, config: PretrainedConfig
 ) -> list[tuple[int, int]]:
-    """Where the content of the final response stands among the attended tokens of each of B texts (B, T).
+    """Find the content of the final response among the attended tokens of each of B texts (B, T).
 
     Returns:
         First index and index after the last; equal where there is no response.
@@ -179,7 +179,7 @@ def find_responses(
 
 
 def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, int]], pooling: str) -> torch.Tensor:
-    """Which tokens of each text are pooled, as (B, T) bool.
+    """Mark the pooled tokens of each text, as (B, T) bool.
 
     The first attended token is the attention sink: its norm is over a hundred times that of the others and it says
     nothing about the text, so it is never pooled. What follows the response is not pooled either, and of a text
@@ -199,7 +199,7 @@ def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, i
 
 
 def mask_from_padding(input_ids: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """Which tokens (B, T) are text, told from the pad tokens at either end.
+    """Mark the tokens (B, T) that are text: all but the pad tokens at either end.
 
     Args:
         input_ids: (B, T)

@@ -65,7 +65,7 @@ def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torc
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether layers of a model carry an adapter of PEFT that is not merged into their weights."""
+    """Tell if layers of a model carry an adapter of PEFT that is not merged into their weights."""
     return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 

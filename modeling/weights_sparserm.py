@@ -91,7 +91,7 @@ def digest_of(state: Mapping[str, torch.Tensor]) -> Digest | None:
 
 
 def is_as_saved(state: Mapping[str, torch.Tensor], digest: Digest | None) -> bool:
-    """Whether weights are those that were saved, as far as that can be told.
+    """Tell if weights are those that were saved.
 
     It cannot where they were loaded in a type that their own values do not fit into, or quantised.
 

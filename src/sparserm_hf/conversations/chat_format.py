@@ -1,4 +1,4 @@
-"""What a chat template writes around responses: as text, and as the token ids that are kept in a checkpoint."""
+"""The text that a chat template writes around contents."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOOL_CALL = {
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """What a chat template writes around contents, as text.
+    """The text that a chat template writes around contents.
 
     Attributes:
         before_header: What stands between a question and the assistant header.
@@ -59,7 +59,7 @@ class ChatFormat:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-        """That of a tokenizer's chat template.
+        """Find the format of a tokenizer's chat template.
 
         Raises:
             SparseRMError: The template refuses a question with its answer.
@@ -101,7 +101,7 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _shared(a: str, b: str, added: list[str]) -> str:
-    """What two texts begin with, without the start of an added token in which they part."""
+    """Return the common prefix of two texts, without the start of an added token in which they part."""
     length = common_prefix_length(a, b)
     # `<|assistant|>` and `<|end|>` begin with the same characters, but are not made of them.
     cut = [
@@ -126,7 +126,7 @@ def _last_token(text: str, added: list[str]) -> int:
 def _turn_header(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, role: str, tail: str, added: list[str]
 ) -> str:
-    """What stands before a turn after an answer; empty where the template takes none, or writes it elsewhere."""
+    """Find the header of a turn that follows an answer; empty if the template refuses the turn or moves it."""
     try:
         again = render(tokenizer, [*messages, {"role": role, "content": OTHER}])
     except SparseRMError:
@@ -136,7 +136,7 @@ def _turn_header(
 
 
 def _tool_headers(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], user_header: str) -> tuple[str, str]:
-    """What stands before a tool's answer, and between it and the assistant's.
+    """Find the headers of a tool's answer, and of the assistant's answer after it.
 
     The first is empty where the template writes a tool's answer as a user's turn, both where it takes none.
     """
@@ -163,7 +163,7 @@ def _tool_headers(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], user
 
 
 def _reasoning_tags(tokenizer: PreTrainedTokenizerBase, user: dict[str, str]) -> tuple[str, str]:
-    """What opens and closes a reasoning block."""
+    """Find the tags that open and close a reasoning block."""
     thoughts = dict.fromkeys(REASONING_FIELDS, OTHER)
     try:
         whole = render(tokenizer, [user, {"role": "assistant", "content": ANSWER, **thoughts}])

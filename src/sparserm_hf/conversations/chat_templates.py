@@ -52,7 +52,7 @@ def rendered_messages(
     add_generation_prompt: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
-    """What a tokenizer's `apply_chat_template` writes, with limits on time and memory.
+    """Render a conversation as `apply_chat_template` does, with limits on time and memory.
 
     Raises:
         ValueError: The tokenizer has no chat template.
@@ -73,7 +73,7 @@ def in_parts(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def takes_parts_only(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a chat template writes contents that are lists of parts, and none that are strings.
+    """Tell if a chat template writes contents that are lists of parts, but no strings.
 
     Those of some vision-language models, such as SmolVLM, do so.
     """

@@ -206,7 +206,7 @@ def _from_hub(source: str, config: str | None, split: str, streaming: bool) -> A
 
 
 def source_name(source: str, split: str) -> str:
-    """What errors call the rows of a file, of which they count from the start of the split."""
+    """Name the rows of a file in errors, which count them from the start of the split."""
     if source == "-":
         return ""
     return f"{source}, {split}" if "[" in split and _slice_of(split)[0] else source

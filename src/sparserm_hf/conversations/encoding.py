@@ -39,7 +39,7 @@ class TokenizedText(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where the response stands, as `find_responses` tells it."""
+        """First index of the response's content, and the index after the last."""
         return self.start, self.stop
 
     @property
@@ -48,7 +48,7 @@ class TokenizedText(NamedTuple):
         return self.ids[self.start : self.stop]
 
     def keep_end(self, max_length: int, bos: int | None) -> TokenizedText:
-        """The text with at most `max_length` tokens.
+        """Cut the text to at most `max_length` tokens.
 
         What follows the response goes first: the same conversation may come with it or without. Then tokens go from
         the start of the text; a begin-of-text token stays.

@@ -40,7 +40,7 @@ GivenText = str | Messages | Conversation  # as users pass it to a function
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages, however broken they are; strings and numbers are not."""
+    """Tell if a value is a list of messages, even broken ones."""
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(m, Mapping) for m in value)
 
 
@@ -154,7 +154,7 @@ def as_conversation(
 
 
 def given_text(text: GivenText, where: str, column: str = "text") -> Text:
-    """What a user passed to a function, checked.
+    """Check a text that a user passed to a function.
 
     Raises:
         SparseRMError: It is neither a string nor messages that end with the assistant's.

@@ -16,7 +16,7 @@ from .preferences import Preference
 
 
 def prompt_key(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder) -> Hashable:
-    """What pairs of one prompt have in common, in whatever form they are given; None where there is no prompt."""
+    """Return a key that pairs of one prompt share, in any form; None if there is no prompt."""
     chosen, rejected = texts
     turn = min(chosen.turn, rejected.turn)
     if turn:

@@ -52,7 +52,7 @@ class Preference:
         return whole if isinstance(whole, str) else as_conversation(whole, self.row, self.where, side)
 
     def is_empty(self, side: str) -> bool:
-        """Whether nothing is written in the response of one side."""
+        """Tell if the response of one side is empty."""
         response = getattr(self, side)
         if isinstance(response, str):
             return not response.strip()
@@ -106,7 +106,7 @@ def parse_preference(row: Mapping[str, Any], where: str) -> Preference:
 
 
 def repeats(prompt: str | Messages, response: str | Messages) -> bool:
-    """Whether a response begins with the prompt, and goes on."""
+    """Tell if a response begins with the prompt and goes on."""
     return len(response) > len(prompt) and response[: len(prompt)] == prompt
 
 

@@ -19,7 +19,7 @@ ANSWERS = ("It is this.", "\n\nThis.", "1. this", " that", "(no)", "")
 
 
 def find_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a chat template writes around responses, as `SparseRMConfig.response_marks` keeps it.
+    """Find the token ids that a chat template writes around responses, for `SparseRMConfig.response_marks`.
 
     Args:
         tokenizer: With a chat template, see `prepare_tokenizer`.

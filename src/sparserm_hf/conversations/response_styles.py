@@ -1,4 +1,4 @@
-"""How long responses are and how they are formatted: what a reward should not be about."""
+"""Length and formatting of responses, which a reward should not follow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATTERNS = {
 
 
 def measure_styles(pairs: TokenizedPreferences, tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
-    """How long responses are, in tokens, and how much Markdown they hold, by name.
+    """Measure the length of responses in tokens, and the amount of Markdown in them.
 
     Args:
         pairs: N preference pairs.

@@ -14,7 +14,7 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 def row_name(number: int, source: str = "") -> str:
-    """What errors call a row: `Row 3`, or `pairs.jsonl, row 3`."""
+    """Name a row in errors: `Row 3`, or `pairs.jsonl, row 3`."""
     return f"{source}, row {number}" if source else f"Row {number}"
 
 

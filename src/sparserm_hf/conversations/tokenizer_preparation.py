@@ -1,4 +1,4 @@
-"""What a tokenizer needs before a reward model can use it."""
+"""Preparation of a tokenizer for a reward model."""
 
 from __future__ import annotations
 

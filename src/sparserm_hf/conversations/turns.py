@@ -13,7 +13,7 @@ from ..modeling.response_sparserm import occurrences
 
 @dataclass(frozen=True)
 class Turn:
-    """What one role says.
+    """A turn of one role.
 
     Attributes:
         role: `system`, `user`, `assistant`, `tool` or the like; `opening` where a text begins without a header.

@@ -18,7 +18,7 @@ SHORT = "Yes."
 
 @dataclass(frozen=True)
 class Attack:
-    """How often one constant response, or one suffix of the rejected response, beats the chosen response.
+    """Share of pairs in which a constant response, or a suffix on the rejected response, beats the chosen one.
 
     Attributes:
         name: The attack in words.

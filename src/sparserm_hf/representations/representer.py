@@ -29,7 +29,7 @@ TOKEN_TEXTS = 2_048  # number of texts whose activations are kept for each token
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a text becomes one vector; the fields are those of `SparseRMConfig`.
+    """Pooling of a text to one vector; the fields are those of `SparseRMConfig`.
 
     Attributes:
         pooling: Which tokens are pooled: `last`, `mean` or `response_mean`.
