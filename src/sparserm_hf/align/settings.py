@@ -36,17 +36,19 @@ class AlignmentConfig:
     )
     num_samples: int = _option(4, "Responses to each question, for best-of-n.")
     min_margin: float = _option(0.0, "Least difference of the two rewards; pairs below it are dropped.")
-    num_rounds: int = _option(5, "Rounds; each starts from the policy that the one before left.")
-    questions_per_round: int = _option(2000, "Questions of a round; with too few of them they are asked again.")
-    held_out_questions: int = _option(64, "Questions that are kept from training, to compare policies on.")
-    max_new_tokens: int = _option(128, "Most tokens of a response.")
-    temperature: float = _option(0.7, "Of sampling; a small policy writes nonsense at 1.")
+    num_rounds: int = _option(5, "Rounds; each starts from the policy of the round before.")
+    questions_per_round: int = _option(2000, "Questions of a round; if there are too few, questions are asked again.")
+    held_out_questions: int = _option(64, "Held-out questions, on which policies are compared.")
+    max_new_tokens: int = _option(128, "Maximum number of tokens of a response.")
+    temperature: float = _option(0.7, "Sampling temperature; a small policy writes nonsense at 1.")
     generation_batch_size: int = _option(32, "Responses that are written at a time.")
     num_train_epochs: float = _option(3.0, "Epochs of DPO on the kept pairs of a round.")
-    learning_rate: float = _option(1e-4, "Of DPO; LoRA takes ten times what full fine-tuning does.")
-    beta: float = _option(0.1, "Of DPO: how firmly it holds on to the round's first policy.")
-    train_batch_size: int = _option(8, "Pairs of a step.")
-    gradient_checkpointing: bool = _option(False, "Compute more to hold less in memory.")
+    learning_rate: float = _option(1e-4, "Learning rate of DPO; LoRA needs ten times that of full fine-tuning.")
+    beta: float = _option(
+        0.1, "Beta of DPO: a larger one keeps the policy closer to the policy at the start of the round."
+    )
+    train_batch_size: int = _option(8, "Pairs of a training step.")
+    gradient_checkpointing: bool = _option(False, "Save memory at the price of more computation.")
     lora_rank: int = _option(16, "Rank of the LoRA adapter, on all linear layers.")
     max_kl: float = _option(
         100.0, "Stop where a response diverges from the first policy by more nats (KL) on the held-out questions."
@@ -56,7 +58,7 @@ class AlignmentConfig:
         "Stop where responses are so many times as long, or as short. None becomes longer than max_new_tokens: look "
         "at how many are cut there.",
     )
-    seed: int = _option(42, "Seed of all that is random.")
+    seed: int = _option(42, "Random seed.")
 
     def __post_init__(self) -> None:
         """Check the settings.
