@@ -42,7 +42,7 @@ IGNORED = (
 
 
 class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedModel):
-    """A reward model that reads directions of a sparse autoencoder out of a frozen base model.
+    """A reward model: a frozen base model, directions of a sparse autoencoder, and a small head.
 
     The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the average token of the
     response on the direction of a selected latent. With the linear head the reward is exactly
@@ -57,6 +57,16 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         empty_features: (K,) features of the training response with the lowest reward: those of an empty response. A
             checkpoint of version 0.1 has none; there an empty response has the features `feature_mean`.
         score: The head.
+
+    Example:
+        ```python
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        model = AutoModelForSequenceClassification.from_pretrained("my-reward-model", trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained("my-reward-model")
+        question = {"role": "user", "content": "What is the capital of Italy?"}
+        print(model.predict([[question, {"role": "assistant", "content": "Rome."}]], tokenizer))
+        ```
     """
 
     def __init__(self, config: SparseRMConfig, base_model: PreTrainedModel | None = None):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from tiny import tiny_reward_model
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +140,22 @@ def test_float64_is_only_on_the_cpu():
             assert not re.search(r"\.double\(\)|torch\.(float64|double)", path.read_text()), path
 
 
-@pytest.mark.parametrize("path", [p for p in (*PACKAGE.rglob("*.py"), *(ROOT / "modeling").glob("*.py"))], ids=str)
-def test_files_stay_readable(path):
-    assert len(path.read_text().splitlines()) <= 350
+SOURCES = [p for folder in (PACKAGE, ROOT / "modeling", ROOT / "hub_cards") for p in sorted(folder.rglob("*.py"))]
+
+
+def test_files_and_functions_stay_readable():
+    for path in SOURCES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert (node.end_lineno or 0) - node.lineno < 50, f"{path}: {node.name}"
+
+
+def test_docstrings_open_with_an_imperative_or_a_noun():
+    """ "What X makes of Y" has to be read twice."""
+    opening = re.compile(r"(What|How|Whether|Where|Which|Those|That of|The same)\b")
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert not opening.match(ast.get_docstring(node) or ""), f"{path}: {ast.get_docstring(node)}"

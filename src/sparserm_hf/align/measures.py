@@ -52,7 +52,7 @@ class Measures:
         return cls(held_out, pairs, items)
 
     def without(self, questions: Iterable[Messages]) -> Measures:
-        """The same, but for the pairs whose last message to the policy is that of one of some questions.
+        """Leave out the pairs that end with one of some questions.
 
         Raises:
             SparseRMError: No pair is left.

@@ -134,10 +134,18 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
 
     Args:
         source: A local .json, .jsonl, .jsonl.gz, .csv or .parquet file, or the id of a dataset on the Hub.
-        split: Which split of a dataset on the Hub; slices such as `train[:1000]` work for local files too.
+        split: Split of a dataset on the Hub; slices such as `train[:1000]` work for local files too.
 
     Raises:
         SparseRMError: The file is missing, empty, broken or of another kind.
+
+    Example:
+        ```python
+        from sparserm_hf import load_preferences
+
+        pairs = load_preferences("my-pairs.jsonl", "train[:100]")
+        print(pairs[0]["chosen"])
+        ```
     """
     path, suffix = Path(source), _suffix(source)
     if not suffix:

@@ -210,9 +210,9 @@ def make_facts(seed: int = 0) -> list[dict[str, Any]]:
     Example:
         >>> first, second = make_facts()[:2]
         >>> first["chosen"][0]["content"]
-        'TODO'
+        'The atomic number of hydrogen is 1.'
         >>> second["chosen"][0]["content"]
-        'TODO'
+        'The atomic number of calcium is 20.'
     """
     rng = random.Random(seed)
     facts = [*_geography(), *_elements(), *_animals_and_words(), *_calendar(), *_numbers(rng)]
