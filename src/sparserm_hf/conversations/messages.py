@@ -1,4 +1,4 @@
-"""Conversations as users give them: check_texts, and brought into one form."""
+"""Conversations as users give them: checks that bring them into one form."""
 
 from __future__ import annotations
 
