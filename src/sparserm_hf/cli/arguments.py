@@ -74,7 +74,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: Mappin
         raise KeyError(f"{settings.__name__} has fields in no group: {', '.join(by_name)}")
 
 
-def _add_setting(group: argparse._ArgumentGroup, setting: Field[Any], annotation: Any) -> None:
+def _add_setting(group: Any, setting: Field[Any], annotation: Any) -> None:
     name, metadata = setting.name, setting.metadata
     if annotation is bool:
         # As HfArgumentParser takes them, which people know from transformers and TRL.
@@ -126,7 +126,7 @@ def given(settings: type, args: argparse.Namespace) -> Any:
     return settings(**{setting.name: getattr(args, setting.name) for setting in fields(settings)})
 
 
-def add_reward_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_reward_model(parser: argparse.ArgumentParser) -> Any:
     """Add a reward model and its revision; returns their group, for further options of the model."""
     group = parser.add_argument_group("reward model")
     group.add_argument("model", help="Reward model: a folder or a Hub id.")
@@ -134,14 +134,14 @@ def add_reward_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     return group
 
 
-def add_dtype(group: argparse._ArgumentGroup) -> None:
+def add_dtype(group: Any) -> None:
     """Add the data type to run a reward model in."""
     group.add_argument(
         "--dtype", default="auto", choices=DTYPES, help="Data type to run the model in (default: %(default)s)."
     )
 
 
-def add_max_length(group: argparse._ArgumentGroup) -> None:
+def add_max_length(group: Any) -> None:
     """Add the length at which texts are truncated."""
     group.add_argument("--max_length", type=_text_length, help="Most tokens of a text; by default, as in training.")
 
@@ -152,7 +152,7 @@ def _text_length(text: str) -> int:
     return int(text)
 
 
-def add_cache_dir(group: argparse._ArgumentGroup) -> None:
+def add_cache_dir(group: Any) -> None:
     """Add the folder of cached representations."""
     group.add_argument(
         "--cache_dir", type=Path, help="Folder to cache representations in; by default, sparserm in HF_HOME."
