@@ -108,7 +108,7 @@ class SparseAutoencoder(nn.Module):
         return (f @ self.W_dec + self.b_dec) * scale + shift
 
     def spec(self) -> dict[str, int | str | bool | None]:
-        """The arguments that make an empty SAE of this shape; `SparseRMConfig.sae` holds them."""
+        """Return the arguments that make an empty SAE of this shape, for `SparseRMConfig.sae`."""
         return {
             "d_in": self.d_in,
             "d_sae": self.d_sae,

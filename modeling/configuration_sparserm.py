@@ -50,7 +50,7 @@ LEGACY_ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_local_base_freq")
 
 
 def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
-    """The fields in which transformers 4 looks for what transformers 5 keeps in `rope_parameters`.
+    """Make the fields that transformers 4 has in place of transformers 5's `rope_parameters`.
 
     Without them transformers 4 silently takes its own defaults, and every score of more than one token is wrong.
 
@@ -80,7 +80,7 @@ def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_floats(value: Any) -> Any:
-    """Infinities, which transformers 5 writes as objects that transformers 4 does not read, as numbers."""
+    """Turn the objects that transformers 5 writes for infinities into numbers, which transformers 4 reads."""
     if isinstance(value, dict):
         return float(value["__float__"]) if "__float__" in value else {k: plain_floats(v) for k, v in value.items()}
     return [plain_floats(item) for item in value] if isinstance(value, list) else value

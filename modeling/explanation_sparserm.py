@@ -1,4 +1,4 @@
-"""Why a text got its reward: an exact sum over latents and tokens, and the reward without what a latent adds."""
+"""Explanations of rewards: an exact sum over latents and tokens, and the reward without one latent's part."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from .response_sparserm import pooled_tokens
 
 
 class Explanation(NamedTuple):
-    """Why B texts got their rewards.
+    """Explanation of the rewards of B texts.
 
     With a linear head exactly, but for rounding: `reward = bias + (weight * features).sum(-1)`. A feature is never
     zero, so what a latent adds is told against the average training response: `reward = base + contributions.sum(-1)`,
@@ -44,7 +44,7 @@ class Explanation(NamedTuple):
 
 
 class RunTexts(NamedTuple):
-    """B texts that went through the base model.
+    """Residual streams of B texts.
 
     Attributes:
         hidden: (B, T, d_model) their residual streams.
@@ -83,7 +83,7 @@ def run_texts(
 
 @torch.no_grad()
 def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tensor | None = None) -> Explanation:
-    """Say why texts get their rewards.
+    """Explain the rewards of texts.
 
     Args:
         model: The reward model.
@@ -130,7 +130,7 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
 
 @torch.no_grad()
 def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTexts) -> torch.Tensor:
-    """Rewards (B, len(latents)) with one latent after the other set to its training average, in the residual stream.
+    """Compute rewards (B, len(latents)) with each latent set to its training average in the residual stream.
 
     With u the unit vector along the latent's direction, the part h . u of every pooled token h is replaced by the
     average of the latent's feature, times the token's root mean square where that is divided by. Only then is the

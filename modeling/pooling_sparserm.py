@@ -4,12 +4,12 @@ import torch
 
 
 def root_mean_square(tokens: torch.Tensor) -> torch.Tensor:
-    """Of each token (..., d_model), never zero: (...)."""
+    """Compute the root mean square of each token, (..., d_model) to (...); it is never zero."""
     return tokens.pow(2).mean(-1).sqrt().clamp(min=1e-6)
 
 
 def normalised_tokens(hidden: torch.Tensor, where: torch.Tensor, norm: str) -> torch.Tensor:
-    """Tokens in float32 as they are averaged, (B, T, d_model); zero elsewhere.
+    """Normalise the pooled tokens in float32, (B, T, d_model); all others are zero.
 
     Args:
         hidden: (B, T, d_model) residual streams.

@@ -40,7 +40,7 @@ class SparseRMPreTrainedModel(PreTrainedModel):
             adopt_quantizer(self, base_model)
 
     def is_custom_code(self) -> bool:
-        """No: else transformers 5 would leave the buffers that Falcon H1 does not save as they are in memory."""
+        """Return False: else transformers 5 would leave buffers that Falcon H1 does not save uninitialised."""
         return False
 
     def freeze(self) -> None:
@@ -55,7 +55,7 @@ class SparseRMPreTrainedModel(PreTrainedModel):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """The base model's token embedding."""
+        """Return the base model's token embedding."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:

@@ -69,7 +69,7 @@ def quantize_on_loading(config: PretrainedConfig, whole: PretrainedConfig) -> di
 
 
 def plain_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict, and in place of each packed one that is a class of its own those it is made of."""
+    """Collect the tensors of a state dict; a packed tensor of a class of its own is replaced by its parts."""
     plain: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         if flatten := getattr(tensor, "__tensor_flatten__", None):  # as the weights of torchao have

@@ -109,7 +109,7 @@ def count_bos(ids: Sequence[int], bos: int | None, marks: dict[str, Any]) -> tup
 
 
 def skip_reasoning(ids: Sequence[int], marks: dict[str, Any], start: int, stop: int) -> tuple[int, int]:
-    """The answer in a turn `ids[start:stop]`, or its reasoning where there is no answer: first index, index after."""
+    """Find the answer in a turn `ids[start:stop]`, or its reasoning if there is no answer."""
     turn = start
     start, stop = trim(ids, marks, turn, stop)
     # SentencePiece writes a space at the start of a turn: it is one of the tag's tokens, and whitespace too.
@@ -123,7 +123,7 @@ def skip_reasoning(ids: Sequence[int], marks: dict[str, Any], start: int, stop: 
 
 
 def trim(ids: Sequence[int], marks: dict[str, Any], start: int, stop: int, ends: bool = False) -> tuple[int, int]:
-    """Take whitespace tokens off both ends of `ids[start:stop]`, and with `ends` ends of turn off its end."""
+    """Shrink `ids[start:stop]` by whitespace at both ends and, with `ends`, by ends of turn at its end."""
     blank = set(marks["whitespace"])
     closing = {sequence[0] for sequence in marks["end_of_turn"] if ends and len(sequence) == 1}
     while start < stop and ids[stop - 1] in blank | closing:

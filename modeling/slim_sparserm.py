@@ -1,4 +1,4 @@
-"""Base models by their name: as slim checkpoints load them, which save them only where they have changed."""
+"""Base models of slim checkpoints: loaded by name, and saved only if they have changed."""
 
 import copy
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def sample_weights(base_model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str | None:
-    """Find a weight that is not what it was; None where all are. Another type is no change.
+    """Find a weight that has changed; None if none has. Another type is no change.
 
     Args:
         samples: What `sample_weights` took.
@@ -97,7 +97,7 @@ def head_weights(
 
 
 def load_config(name_or_path: str, kwargs: dict[str, Any]) -> PretrainedConfig:
-    """Load the configuration of a base model with the arguments of its `from_pretrained` that say where it is."""
+    """Load the configuration of a base model, and the arguments of `from_pretrained` that name its place."""
     where = {name: value for name, value in kwargs.items() if name in WHERE}
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where)
     if BEFORE_TRANSFORMERS_5:  # it would misread what transformers 5 has saved

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: are they safetensors of this folder, whole, finite, and to the bit those that were saved?"""
+"""Checks of loaded weights: safetensors of this folder, whole, finite, and equal to the saved weights to the bit."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Digest = dict[str, dict[str, str]]
 
 
 def check_index(name_or_path: Any, kwargs: Mapping[str, Any]) -> None:
-    """Refuse weights in several files some of which are pickles, or lie outside the folder or repository.
+    """Refuse an index of weight files that names a pickle, or a file outside the folder or repository.
 
     Args:
         name_or_path: Hub id or folder.
@@ -75,7 +75,7 @@ def check_loaded(name_or_path: Any, model: nn.Module, info: Mapping[str, Any]) -
 
 
 def digest_of(state: Mapping[str, torch.Tensor]) -> Digest | None:
-    """Sum up weights, as 64-bit numbers, by their type: a bit that flips gives another sum.
+    """Sum up weights as 64-bit numbers, by data type: one flipped bit changes the sum.
 
     A sum does not depend on how weights are grouped into tensors, which differs between transformers 4 and 5.
 

@@ -122,7 +122,7 @@ def count_openings(responses: Sequence[str]) -> Counter[str]:
 
 
 def alike(responses: Sequence[str]) -> float:
-    """The largest share of responses whose first two words are the same: near 1 where a policy has collapsed."""
+    """Compute the largest share of responses with the same first two words: near 1 for a collapsed policy."""
     return count_openings(responses).most_common(1)[0][1] / len(responses)
 
 

@@ -20,7 +20,7 @@ QUESTION = "{question}"
 
 
 def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Messages]:
-    """The distinct questions of some rows, each as messages whose last is the user's.
+    """Collect the distinct questions of rows, each as messages that end with the user's.
 
     Args:
         rows: With a `prompt` or a `question`, a string or messages; preference pairs with an explicit prompt will do.
@@ -90,7 +90,7 @@ class Contrast:
 
     @classmethod
     def load(cls, task: str) -> Contrast:
-        """One that comes with the package, by its name, or one of a YAML file.
+        """Load a task of the package by its name, or a task from a YAML file.
 
         Raises:
             SparseRMError: There is none, or it is of another form.

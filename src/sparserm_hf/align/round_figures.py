@@ -26,7 +26,7 @@ SHARES = ("alike", "outside", "preference_accuracy", "mc1", "mc2")
 
 
 def draw_rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:
-    """The rewards of both responses, and how much higher the chosen one's is, kept pairs and dropped ones apart."""
+    """Draw the rewards of both responses and their differences, kept and dropped pairs apart."""
     chosen, rejected = (np.array([pair[side] for pair in pairs]) for side in ("chosen_reward", "rejected_reward"))
     kept, margins = np.array([pair["kept"] for pair in pairs], dtype=bool), chosen - rejected
     with rc_context(STYLE):
@@ -42,7 +42,7 @@ def draw_rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_rounds(first: dict[str, Any], rounds: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Every figure over the rounds, a line an arm."""
+    """Draw each measure over the rounds, with a line for each arm."""
     names = [name for name in LABELS if name in first]
     with rc_context(STYLE):
         figure = Figure(figsize=(12, 3.2 * -(-len(names) // 3)), layout="constrained")

@@ -58,7 +58,7 @@ class Item:
 
 
 def _answers(cell: str) -> list[str]:
-    """The answers of a cell, each with a full stop at its end, as in the benchmark's own multiple choice."""
+    """Split a cell into answers that end with a full stop, as the benchmark's multiple choice does."""
     given = (answer.strip() for answer in cell.split(";"))
     return list(dict.fromkeys(answer if answer.endswith(".") else f"{answer}." for answer in given if answer))
 

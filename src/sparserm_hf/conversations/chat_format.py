@@ -96,7 +96,7 @@ class ChatFormat:
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The added tokens, special or not, as text."""
+    """List the added tokens, special or not, as text."""
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.content]
 
 
@@ -114,7 +114,7 @@ def _shared(a: str, b: str, added: list[str]) -> str:
 
 
 def _without(text: str, start: str, added: list[str]) -> str:
-    """A text without what it and `start` begin with."""
+    """Remove the common prefix of a text and `start` from the text."""
     return text[len(_shared(text, start, added)) :]
 
 

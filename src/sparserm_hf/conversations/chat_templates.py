@@ -25,7 +25,7 @@ def render(
     add_generation_prompt: bool = False,
     where: str = "A conversation",
 ) -> str:
-    """A conversation put through the chat template.
+    """Render a conversation by the chat template.
 
     Raises:
         SparseRMError: The chat template refuses it.
@@ -68,7 +68,7 @@ def rendered_messages(
 
 
 def in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose content is a list of one text part."""
+    """Wrap the content of a message into a list of one text part."""
     return message | {"content": [{"type": "text", "text": message["content"]}]}
 
 

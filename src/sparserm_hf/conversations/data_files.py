@@ -221,7 +221,7 @@ def source_name(source: str, split: str) -> str:
 
 
 def _slice_of(split: str) -> tuple[int, int | None]:
-    """The rows that a split such as `train`, `train[:1000]` or `train[1000:]` names in a local file: first, last."""
+    """Parse a split such as `train[:1000]` of a local file into the first row and the row after the last."""
     inner = split.partition("[")[2].rstrip("]")
     start, colon, stop = inner.partition(":")
     if inner and (not colon or not all(part == "" or part.isdecimal() for part in (start, stop))):

@@ -92,7 +92,7 @@ def _join_parts(parts: Any, where: str) -> str:
 
 
 def check_tools(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, dict[str, Any]]:
-    """The `tools` and the `chat_template_kwargs` of a row, as TRL takes them; each may be JSON in a string.
+    """Parse the `tools` and `chat_template_kwargs` of a row, as TRL does; each may be JSON in a string.
 
     Raises:
         SparseRMError: They are of another kind.
@@ -120,7 +120,7 @@ def check_tools(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, d
 
 
 def _from_json(value: Any, where: str, needed: str) -> Any:
-    """A value, or what is written in it where it is a string; None where nothing is."""
+    """Parse a value that may be JSON in a string; None if it is empty."""
     if not isinstance(value, str):
         return value
     try:
@@ -168,7 +168,7 @@ def given_text(text: GivenText, where: str, column: str = "text") -> Text:
 
 
 def check_texts(row: Mapping[str, Any], names: Iterable[str], where: str) -> dict[str, str | Messages]:
-    """The named fields of a row: all strings, or all messages.
+    """Check the named fields of a row: all strings, or all messages.
 
     Raises:
         SparseRMError: One is of another form, or they are of different forms.

@@ -39,11 +39,11 @@ class Preference:
 
     @property
     def joined(self) -> tuple[str | Messages, str | Messages]:
-        """The prompt with the chosen response, and with the rejected one."""
+        """Texts of both sides, each the prompt with its response."""
         return self.prompt + self.chosen, self.prompt + self.rejected  # type: ignore[operator]
 
     def text(self, side: str) -> Text:
-        """The prompt with the response of one side, `chosen` or `rejected`.
+        """Join the prompt and the response of one side, `chosen` or `rejected`.
 
         Raises:
             SparseRMError: The response is made of messages and does not end with the assistant's.

@@ -69,7 +69,7 @@ def find_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _never_inside(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> list[int]:
-    """The special tokens that the template writes in no assistant's turn: no answer, reasoning or tool call."""
+    """Find the special tokens that the template never writes inside an assistant's turn."""
     user = {"role": "user", "content": QUESTION}
     try:
         called = render(tokenizer, Conversation([user, TOOL_CALL], [TOOL]))
@@ -84,7 +84,7 @@ def _never_inside(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> list[
 def _variants(
     tokenizer: PreTrainedTokenizerBase, mark: str, before: Iterable[str], after: Iterable[str]
 ) -> list[list[int]]:
-    """The token id sequences that write a mark, whatever stands around it; none where the mark is whitespace."""
+    """Find the token id sequences that write a mark between any texts; none if the mark is whitespace."""
     left = len(mark) - len(mark.lstrip())
     bare = mark.strip()
     found: list[list[int]] = []
@@ -106,7 +106,7 @@ def _variants(
 
 
 def whitespace_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that are whitespace alone."""
+    """Find the tokens that are whitespace alone."""
     alphabet = set("ĠĊĉčċČ▁" + WHITESPACE)  # of byte-level and SentencePiece vocabularies
     named = {f"<0x{ord(char):02X}>" for char in WHITESPACE}
     likely = [i for token, i in tokenizer.get_vocab().items() if set(token) <= alphabet or token in named]

@@ -19,7 +19,7 @@ def row_name(number: int, source: str = "") -> str:
 
 
 def list_names(columns: Iterable[Any]) -> str:
-    """The names of columns as an error shows them: a name that is not a plain word is quoted, a long one shortened.
+    """List names of columns for an error: a name that is no plain word is quoted, a long one shortened.
 
     Example:
         >>> list_names(["id", "a name", ""])
@@ -31,7 +31,7 @@ def list_names(columns: Iterable[Any]) -> str:
 
 
 def check_text(text: str, where: str) -> str:
-    """A string, which must be one that can be written as UTF-8.
+    """Check that a string can be written as UTF-8.
 
     Raises:
         SparseRMError: Half of a surrogate pair stands in it.
@@ -59,7 +59,7 @@ def check_row(row: Any, where: str) -> None:
 
 
 def check_fields(fields: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """A row, or a message, without what is None; an error names the field, see `without_none`.
+    """Remove the fields that are None from a row or a message; see `without_none`.
 
     Raises:
         SparseRMError: A string in it is no text, or a field is nested too deep.
@@ -74,7 +74,7 @@ def check_fields(fields: Mapping[Any, Any], where: str) -> dict[str, Any]:
 
 
 def without_none(value: Any, where: str, deepest: int = MOST_NESTED) -> Any:
-    """A value without the fields that are None, which `datasets` puts where other rows have such a field.
+    """Remove the fields that are None, which `datasets` adds if other rows have such a field.
 
     Args:
         value: What was given.

@@ -14,7 +14,7 @@ from .row_checks import check_row, list_names
 
 
 def texts_of_row(row: Mapping[str, Any], where: str, needs_response: bool = True) -> dict[str, Text]:
-    """The texts of a row, by the name of the reward that each gets.
+    """Find the texts of a row, by the name of each text's reward.
 
     A row is a preference pair (`chosen`, `rejected`, perhaps `prompt`), a `prompt` with a `completion`, or a whole
     `text` or `messages`. Conversations may have `tools` and `chat_template_kwargs` beside them.

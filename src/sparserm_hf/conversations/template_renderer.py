@@ -73,7 +73,7 @@ class Renderer:
             process.communicate()
 
     def _ask(self, request: bytes) -> bytes:
-        """The answer to a request; nothing where the process ended over it."""
+        """Wait for the answer to a request; None if the process ended."""
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self.stop()
             self._owner = os.getpid()

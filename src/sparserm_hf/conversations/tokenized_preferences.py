@@ -55,7 +55,7 @@ class TokenizedPreferences:
         return np.array([len(text.ids) for text in self.texts])
 
     def summary(self) -> str:
-        """One line: how many pairs, and what happened to the rest."""
+        """Summarise in one line the number of pairs, and of those left out."""
         parts = [f"{len(self)} pairs, {len(self.texts)} distinct texts"]
         parts += [f"{count} left out ({reason})" for reason, count in sorted(self.left_out.items())]
         if self.truncated:

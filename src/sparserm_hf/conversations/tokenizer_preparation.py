@@ -62,7 +62,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 
 def with_fixed_date(template: str, now: datetime) -> str:
-    """A chat template in which today is always the day `now`; as it was where it prints no date.
+    """Fix the date in a chat template to the day `now`; a template without a date stays the same.
 
     The date is part of what the base model reads: without this, a reward would change from one day to the next.
     """

@@ -43,7 +43,7 @@ Part = dict[str, Any]  # `number`, `file`, first row `start` and number of `rows
 
 
 def parquet_files(source: Path) -> list[Path]:
-    """A Parquet file, or those of a folder in the order of their names.
+    """List a Parquet file, or the Parquet files of a folder by name.
 
     Raises:
         SparseRMError: There are none.
@@ -90,7 +90,7 @@ def read_rows(file: str, start: int, rows: int) -> pa.Table:
 
 
 def rows_of(path: Path) -> bytes | None:
-    """The fingerprint of the rows that a part was made of; None where it is missing or broken."""
+    """Read the fingerprint of the rows that a part was made of; None if the part is missing or broken."""
     if not path.exists():
         return None
     try:

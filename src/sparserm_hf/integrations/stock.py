@@ -35,7 +35,7 @@ def check_exact(config: SparseRMConfig) -> None:
 
 
 def folded(model: SparseRMForSequenceClassification) -> tuple[torch.Tensor, float]:
-    """The direction (1, d_model) whose product with the normalised last token is the reward, but for a constant.
+    """Compute the direction (1, d_model) whose product with the normalised last token is the reward plus a constant.
 
     Returns:
         The direction and the constant. transformers' classifiers have no bias that could hold it.

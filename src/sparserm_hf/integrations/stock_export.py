@@ -63,7 +63,7 @@ def largest_difference(
 
 
 def write_card(class_name: str, source: str, offset: float, softcapped: bool) -> str:
-    """The README of a stock form.
+    """Write the README of a stock form.
 
     Args:
         class_name: Its class in transformers.

@@ -141,7 +141,7 @@ class Batcher:
             start = stop
 
     def _take(self) -> Turn:
-        """The next turn; a request of which texts are left goes to the end of the queue."""
+        """Take the next texts; a request with texts left goes to the end of the queue."""
         turn: Turn = []
         tokens = 0
         for _ in range(len(self._requests)):

@@ -90,7 +90,7 @@ class Endpoints:
         self._explaining_encoder = copy.deepcopy(tokenizing.encoder)  # for the thread that scores
 
     async def _score(self, rows: list[NamedRow], field: str = "") -> tuple[list[list[str]], Scores]:
-        """The names of each row's rewards, and the scores of all texts in their order.
+        """Score rows: the names of each row's rewards, and the scores of all texts in their order.
 
         Args:
             rows: The rows.
