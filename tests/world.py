@@ -81,14 +81,8 @@ def train_arguments(world, out, **changes):
 
 
 def options(given):
-    """Options of the command line; None leaves one out, True and False are switches."""
-    return [part for name, value in given.items() if value is not None for part in option(name, value)]
-
-
-def option(name, value):
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no_{name}"]
-    return [f"--{name}", str(value)]
+    """Options of the command line; None leaves one out."""
+    return [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
 
 
 def random_prompts(subsets, sides, rng, levels=8):
