@@ -7,7 +7,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH_FLAGS := $(if $(shell command -v nvidia-smi 2>/dev/null),,--extra-index-url $(CPU_INDEX) --retries 1)
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.installed
@@ -94,5 +94,18 @@ $(QUANTIZED): %/quantized.installed: %/installed
 	$(VENV)/bin/uv pip install --quiet --python $(@D) --resolution lowest --no-deps $(DICTIONARY_LEARNING)
 	touch $@
 
+# The manual, in build/manual; what is wrong in it is an error. The package is unpacked for mkdocstrings: only once it is
+# installed do its folders lie together.
+docs: $(VENV)/installed .venv-docs/installed
+	rm -rf build/package
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/package .
+	NO_MKDOCS_2_WARNING=1 SPARSERM_PYTHON=$(VENV)/bin/python .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "The manual: build/manual/index.html"
+
+.venv-docs/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=1,<2"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) .venv-schemathesis .venv-lowest build dist demo-output
+	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) .venv-schemathesis .venv-lowest .venv-docs build dist demo-output

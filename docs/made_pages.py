@@ -1,0 +1,42 @@
+"""Makes the manual's pages that are written elsewhere already: the commands' help, and the README's table of versions."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+PYTHON = os.environ.get("SPARSERM_PYTHON", sys.executable)  # an environment in which the package runs
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages."""
+    files.append(File.generated(config, "commands.md", content=commands()))
+    files.append(File.generated(config, "compatibility.md", content=compatibility()))
+    return files
+
+
+def commands() -> str:
+    """The help of each command, under a heading of its own."""
+    code = "from sparserm_hf.cli.main import COMMANDS; print(*COMMANDS, sep='\\n')"
+    parts = ["# Command line\n"]
+    for name in run("-c", code).splitlines():
+        shown = run("-m", "sparserm_hf.cli", *name.split(), "--help")
+        parts.append(f"## sparserm {name}\n\n```text\n{shown.rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def run(*arguments: str) -> str:
+    """Standard output of a command of Python."""
+    environment = os.environ | {"COLUMNS": "100"}
+    return subprocess.run([PYTHON, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def compatibility() -> str:
+    """The README's table of what the tests have run, with the versions that they last ran with."""
+    table = (ROOT / "README.md").read_text().partition("<!-- compatibility: made by the tests -->\n")[2]
+    table = table.partition("<!-- end of compatibility -->")[0]
+    return f"# Compatibility\n\nEach row is tested; the version is the one that the tests last ran with.\n\n{table}"
