@@ -1,4 +1,4 @@
-"""Makes the manual's pages that are written elsewhere already: the commands' help, and the README's table of versions."""
+"""Make the manual's pages that exist elsewhere: the commands' help, and the README's table of versions."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def commands() -> str:
-    """The help of each command, under a heading of its own."""
+    """Write the help of each command under a heading of its own."""
     code = "from sparserm_hf.cli.main import COMMANDS; print(*COMMANDS, sep='\\n')"
     parts = ["# Command line\n"]
     for name in run("-c", code).splitlines():
@@ -30,13 +30,13 @@ def commands() -> str:
 
 
 def run(*arguments: str) -> str:
-    """Standard output of a command of Python."""
+    """Run Python and return its standard output."""
     environment = os.environ | {"COLUMNS": "100"}
     return subprocess.run([PYTHON, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def compatibility() -> str:
-    """The README's table of what the tests have run, with the versions that they last ran with."""
+    """Copy the README's table of tested libraries and versions."""
     table = (ROOT / "README.md").read_text().partition("<!-- compatibility: made by the tests -->\n")[2]
     table = table.partition("<!-- end of compatibility -->")[0]
     return f"# Compatibility\n\nEach row is tested; the version is the one that the tests last ran with.\n\n{table}"
