@@ -43,7 +43,7 @@ def test_their_rewards_are_those_of_version_0_1(pooling, tmp_path):
     loaded, tokenizer = load_reward_model(str(tmp_path), torch.device("cpu"))
     rewards = [row["reward"] for row in score_rows(loaded, tokenizer, ROWS)]
     assert rewards == pytest.approx(REWARDS[pooling], abs=1e-4)
-    ids = [tokenizer.apply_chat_template(row["messages"])["input_ids"] for row in ROWS[:2]]
+    ids = [tokenizer.apply_chat_template(row["messages"], return_dict=True)["input_ids"] for row in ROWS[:2]]
     by_forward = [loaded(torch.tensor([i]), torch.ones(1, len(i))).logits.item() for i in ids]
     assert by_forward == pytest.approx(REWARDS[pooling][:2], abs=1e-4)
 
