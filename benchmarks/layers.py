@@ -26,7 +26,7 @@ from scipy import sparse
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_layers
 from sparserm_hf.modeling.fields_sparserm import POOLINGS
-from sparserm_hf.modeling.response_sparserm import pooled_tokens
+from sparserm_hf.modeling.pooling_sparserm import pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 

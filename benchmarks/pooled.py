@@ -20,8 +20,7 @@ from methods import Data, InMemory, Method, accuracy_cell, data_of, difference_c
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
-from sparserm_hf.modeling.pooling_sparserm import pool_representations
-from sparserm_hf.modeling.response_sparserm import pooled_tokens
+from sparserm_hf.modeling.pooling_sparserm import pool_representations, pooled_tokens
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
-from sparserm_hf.modeling.response_sparserm import pooled_tokens
+from sparserm_hf.modeling.pooling_sparserm import pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from layers import FITTED, RESULTS, load_pairs, machine, seconds
 from sparserm_hf.modeling.backbone_sparserm import residual_stream
-from sparserm_hf.modeling.response_sparserm import find_responses, pooled_tokens
+from sparserm_hf.modeling.pooling_sparserm import pooled_tokens
+from sparserm_hf.modeling.response_sparserm import find_responses
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_reward import Clock, as_dataset, trainer_for

@@ -8,8 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .backbone_sparserm import residual_stream
-from .pooling_sparserm import normalised_tokens, root_mean_square
-from .response_sparserm import pooled_tokens
+from .pooling_sparserm import normalised_tokens, pooled_tokens, root_mean_square
 
 
 class Explanation(NamedTuple):

@@ -13,9 +13,9 @@ from .backbone_sparserm import backbone_from_config, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
 from .head_sparserm import HEADS
-from .pooling_sparserm import pool_representations
+from .pooling_sparserm import pool_representations, pooled_tokens
 from .pretrained_sparserm import SparseRMPreTrainedModel
-from .response_sparserm import align_bos, find_responses, mask_from_padding, pooled_tokens
+from .response_sparserm import align_bos, find_responses, mask_from_padding
 from .text_sparserm import ScoresConversations
 
 # isort: split

@@ -1,6 +1,28 @@
-"""Pool the residual stream of a text to one vector."""
+"""Pooling of a text's residual stream to one vector: the tokens that are pooled, and their mean."""
+
+from collections.abc import Sequence
 
 import torch
+
+
+def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, int]], pooling: str) -> torch.Tensor:
+    """Mark the pooled tokens of each text, as (B, T) bool.
+
+    The first attended token is the attention sink: its norm is over a hundred times that of the others and it says
+    nothing about the text, so it is never pooled. What follows the response is not pooled either, and of a text
+    without a response nothing is.
+
+    Args:
+        attention_mask: (B, T), nonzero where a token is attended.
+        responses: For each text, what `find_responses` returns.
+        pooling: One of ``configuration_sparserm.POOLINGS``.
+    """
+    pooled = torch.zeros_like(attention_mask, dtype=torch.bool)
+    for row, mask, (start, stop) in zip(pooled, attention_mask, responses, strict=True):
+        if start < stop:
+            first = {"response_mean": start, "mean": 0, "last": stop - 1}[pooling]
+            row[mask.nonzero()[max(first, 1) : stop, 0]] = True
+    return pooled
 
 
 def root_mean_square(tokens: torch.Tensor) -> torch.Tensor:

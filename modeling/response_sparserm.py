@@ -178,26 +178,6 @@ def find_responses(
     return found
 
 
-def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, int]], pooling: str) -> torch.Tensor:
-    """Mark the pooled tokens of each text, as (B, T) bool.
-
-    The first attended token is the attention sink: its norm is over a hundred times that of the others and it says
-    nothing about the text, so it is never pooled. What follows the response is not pooled either, and of a text
-    without a response nothing is.
-
-    Args:
-        attention_mask: (B, T), nonzero where a token is attended.
-        responses: For each text, what `find_responses` returns.
-        pooling: One of ``configuration_sparserm.POOLINGS``.
-    """
-    pooled = torch.zeros_like(attention_mask, dtype=torch.bool)
-    for row, mask, (start, stop) in zip(pooled, attention_mask, responses, strict=True):
-        if start < stop:
-            first = {"response_mean": start, "mean": 0, "last": stop - 1}[pooling]
-            row[mask.nonzero()[max(first, 1) : stop, 0]] = True
-    return pooled
-
-
 def mask_from_padding(input_ids: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
     """Mark the tokens (B, T) that are text: all but the pad tokens at either end.
 

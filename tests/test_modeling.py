@@ -5,8 +5,7 @@ import torch
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model, decoder_of, residual_stream
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
-from sparserm_hf.modeling.pooling_sparserm import pool_representations
-from sparserm_hf.modeling.response_sparserm import pooled_tokens
+from sparserm_hf.modeling.pooling_sparserm import pool_representations, pooled_tokens
 from tiny import ARCHITECTURES, LAYERS, tiny_causal_lm, tiny_reward_model, tiny_sae, tiny_texts
 from torch import nn
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.response_sparserm import pooled_tokens
+from ..modeling.pooling_sparserm import pooled_tokens
 from .encoding import TokenizedText
 
 

@@ -13,8 +13,7 @@ from ..conversations import TokenizedText
 from ..evaluation import Control, apply_layers, find_twin
 from ..modeling.backbone_sparserm import residual_stream
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..modeling.pooling_sparserm import pool_representations
-from ..modeling.response_sparserm import pooled_tokens
+from ..modeling.pooling_sparserm import pool_representations, pooled_tokens
 from ..runtime import as_numpy, batch_tokens, pad_texts, plan_batches
 
 

@@ -17,8 +17,7 @@ from ..base_models import Family, can_pack, find_families, fingerprint_module, r
 from ..conversations import TokenizedText
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.backbone_sparserm import residual_stream
-from ..modeling.pooling_sparserm import pool_representations
-from ..modeling.response_sparserm import pooled_tokens
+from ..modeling.pooling_sparserm import pool_representations, pooled_tokens
 from ..runtime import SparseRMError, attention_of, pad_texts
 from .activations import encode_texts, mean_and_largest
 from .shard_files import SparseRows

@@ -22,13 +22,11 @@ from ..scoring import Scores, encoder_of, score_texts
 from .batching import Batcher
 from .endpoints import Endpoints, Metrics
 from .forms import Refusal
-from .guards import CheckHost, CountAnswers, ReceiveBody, RequireToken, refusal
+from .guards import BODY_SECONDS, MAX_BODY, CheckHost, CountAnswers, ReceiveBody, RequireToken, refusal
 from .tokenizing import Tokenizing
 
 MAX_WAITING = 16_384  # texts in the queue
-MAX_BODY = 32 * 2**20  # bytes of a request
 MAX_CHARACTERS = 1_000_000  # of a row or text; tokenising that many takes about a second
-BODY_SECONDS = 60  # for a body to arrive
 BATCHES_AT_ONCE = 8  # full batches that are planned together, so that texts of similar lengths share a batch
 
 REFUSALS = {

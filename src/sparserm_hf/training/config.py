@@ -12,6 +12,10 @@ from ..modeling.fields_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESE
 from ..runtime import SparseRMError, tracker_names
 from .head import LOSSES
 
+# Penalties of a linear head, tried by cross-validation from strong to weak. The features are standardised and the loss
+# is a mean over pairs, so that the same values fit any number of pairs.
+L2_PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+
 
 def _option(default: Any, help: str, **others: str) -> Any:
     return field(default=default, metadata={"help": help} | others)

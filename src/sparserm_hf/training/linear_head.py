@@ -11,12 +11,10 @@ from scipy.special import expit
 from sklearn.svm import LinearSVC
 
 from ..evaluation import pair_accuracy
+from .config import L2_PENALTIES
 from .folds import pairs_outside
 from .head import FittedHead, Objective, PairFeatures, standardization, style_basis, without_basis
 
-# From strong to weak. The features are standardised and the loss is a mean over pairs, so that the same values fit
-# any number of pairs.
-L2_PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 # Violation of the optimality conditions at the end of a fit. The cross-validation only ranks the penalties, and stops
 # earlier. liblinear counts in units of a pair's own loss, hence the larger value for the margin loss.
 FIT_TOLERANCE = {"margin": 1e-6, "bradley_terry": 1e-7, "bce": 1e-7}
