@@ -15,7 +15,7 @@ def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, i
     Args:
         attention_mask: (B, T), nonzero where a token is attended.
         responses: For each text, what `find_responses` returns.
-        pooling: One of ``configuration_sparserm.POOLINGS``.
+        pooling: One of ``fields_sparserm.POOLINGS``.
     """
     pooled = torch.zeros_like(attention_mask, dtype=torch.bool)
     for row, mask, (start, stop) in zip(pooled, attention_mask, responses, strict=True):

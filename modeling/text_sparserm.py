@@ -1,6 +1,6 @@
 """From conversations to token ids, with nothing but the tokenizer: a content cannot write structure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ WHITESPACE = " \t\n\r\v\f"  # each is one byte, so that tokens of it are told fr
 class EncodedText(NamedTuple):
     """Token ids of a text, and the place of its response in them: first index, index after the last."""
 
-    ids: list[int]
+    ids: tuple[int, ...]
     place: tuple[int, int]
 
 
@@ -29,7 +29,9 @@ class RankedResponse(NamedTuple):
     response: str
 
 
-def encode_conversation(text: Any, tokenizer: Any, specials: SpecialTokens, config: Any) -> EncodedText:
+def encode_conversation(
+    text: Any, tokenizer: Any, specials: SpecialTokens, tags: tuple[str, str], config: Any
+) -> EncodedText:
     """Encode a conversation or a string for a reward model.
 
     Args:
@@ -37,53 +39,79 @@ def encode_conversation(text: Any, tokenizer: Any, specials: SpecialTokens, conf
             `tools` and `chat_template_kwargs`, or a string.
         tokenizer: The reward model's tokenizer.
         specials: Its special tokens.
+        tags: Texts that open and close a reasoning block.
         config: The reward model's `SparseRMConfig`.
 
     Raises:
         ValueError: The conversation does not end with the assistant's message, or the text is empty.
     """
+    marks, place = config.response_marks, None
     if isinstance(text, str):
-        rendered = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-        ids = list(tokenizer(text, add_special_tokens=not rendered)["input_ids"])
-        if config.response_marks is not None:  # the begin-of-text tokens that training gave a text
-            found, wanted = count_bos(ids, tokenizer.bos_token_id, config.response_marks)
-            ids = [tokenizer.bos_token_id] * (wanted - found) + ids[max(found - wanted, 0) :]
-        place = None
+        ids = encode_string(text, tokenizer, marks)
     else:
-        ids, place = _encode_messages(text, tokenizer, specials, config)
+        row = text if isinstance(text, Mapping) else {"messages": text}
+        messages = row.get("messages")
+        if not messages or messages[-1].get("role") != "assistant":
+            raise ValueError("A conversation must end with a message of the role assistant, whose reward is computed.")
+        given = specials.hide({"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})})
+
+        def render(guarded: list[dict[str, Any]]) -> str:
+            return tokenizer.apply_chat_template(guarded, tokenize=False, **given)
+
+        ids, place = encode_messages(messages, render, specials, tags, marks)
     if place is None:
-        response = find_response(ids, config.response_marks, config.response_marker_ids)
+        response = find_response(ids, marks, config.response_marker_ids)
         if response is None or not ids:
             raise ValueError("The text holds no response: end it with the assistant's turn.")
         place = response.start, response.stop
-    return _keep_end(ids, *place, tokenizer, config)
+    most = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or len(ids))
+    ids, (start, stop) = keep_end(ids, place, most, tokenizer.bos_token_id)
+    return EncodedText(ids, (start, stop))
 
 
-def _encode_messages(
-    text: Any, tokenizer: Any, specials: SpecialTokens, config: Any
-) -> tuple[list[int], tuple[int, int] | None]:
-    """Encode messages; the place of the response is None where the marks of the chat template tell it."""
-    row = text if isinstance(text, Mapping) else {"messages": text}
-    messages = row.get("messages")
-    if not messages or messages[-1].get("role") != "assistant":
-        raise ValueError("A conversation must end with a message of the role assistant, whose reward is computed.")
-    last, marks = messages[-1], config.response_marks
-    guarded = [_guarded(message, tokenizer, specials, marks) for message in messages]
-    given = specials.hide({"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})})
-    written = tokenizer.apply_chat_template(guarded, tokenize=False, **given)
+def encode_string(text: str, tokenizer: Any, marks: dict[str, Any] | None) -> tuple[int, ...]:
+    """Tokenize a string; it gets the begin-of-text tokens that training gave such a text."""
+    bos = tokenizer.bos_token
+    ids = tuple(tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
+    if marks is None:
+        return ids
+    found, wanted = count_bos(ids, tokenizer.bos_token_id, marks)
+    return (tokenizer.bos_token_id,) * (wanted - found) + ids[max(found - wanted, 0) :]
+
+
+def encode_messages(
+    messages: Sequence[Mapping[str, Any]],
+    render: Callable[[list[dict[str, Any]]], str],
+    specials: SpecialTokens,
+    tags: tuple[str, str],
+    marks: dict[str, Any] | None,
+) -> tuple[tuple[int, ...], tuple[int, int] | None]:
+    """Encode messages, of which no content can write structure.
+
+    Args:
+        messages: They end with the assistant's message.
+        render: The chat template: from messages to text.
+        specials: Special tokens of the tokenizer.
+        tags: Texts that open and close a reasoning block.
+        marks: `SparseRMConfig.response_marks`; None for a checkpoint of version 0.1.
+
+    Returns:
+        Token ids, and the place of the response; None if `find_response` has to find it.
+    """
+    last = messages[-1]
+    guarded = [guard(message, specials, tags) for message in messages]
+    written = render(guarded)
     region, content = (0, 0), last.get("content")
-    if marks is not None and isinstance(content, str):
+    if isinstance(content, str):
         # Rendered again with a placeholder in the place of the answer, the template shows where the answer stands.
-        opening = content[: len(content) - len(answer_of(last, _reasoning_tags(tokenizer, marks)))]
-        marked = _guarded(last | {"content": opening}, tokenizer, specials, marks)
-        marked["content"] += ANSWER
-        around = tokenizer.apply_chat_template([*guarded[:-1], marked], tokenize=False, **given)
-        region = region_between(written, around)
-    spelled, region, fakes = specials.spell(written, region)
-    region = without_whitespace(spelled, region)
-    ids, spans = specials.tokenize(spelled, region, fakes)
-    place = None if marks is None or last.get("tool_calls") else place_of(ids, spans, region, marks)
-    return list(ids), place
+        reasoning = content[: len(content) - len(answer_of(last, tags))]
+        marked = guard({**last, "content": reasoning}, specials, tags)
+        region = region_between(written, render([*guarded[:-1], marked | {"content": marked["content"] + ANSWER}]))
+    text, region, fakes = specials.spell(written, region)
+    region = without_whitespace(text, region)
+    ids, spans = specials.tokenize(text, region, fakes)
+    # A tool call belongs to the response.
+    return ids, None if marks is None or last.get("tool_calls") else place_of(ids, spans, region, marks)
 
 
 def region_between(written: str, around: str) -> tuple[int, int]:
@@ -110,9 +138,10 @@ def place_of(
     return (start, stop) if start < stop else None
 
 
-def _reasoning_tags(tokenizer: Any, marks: dict[str, Any]) -> tuple[str, str]:
+def reasoning_tags(tokenizer: Any, marks: dict[str, Any] | None) -> tuple[str, str]:
+    """Find the texts that open and close a reasoning block, by their token ids in the marks."""
     begin, end = (
-        tokenizer.decode(marks[name][0]).strip() if marks[name] else ""
+        tokenizer.decode(marks[name][0]).strip() if marks and marks[name] else ""
         for name in ("begin_of_reasoning", "end_of_reasoning")
     )
     return begin, end
@@ -127,17 +156,13 @@ def answer_of(message: Mapping[str, Any], tags: tuple[str, str]) -> str:
     return answer if closed else block.lstrip().removeprefix(begin) if block.lstrip().startswith(begin) else block
 
 
-def _guarded(message: Mapping[str, Any], tokenizer: Any, specials: SpecialTokens, marks: Any) -> dict[str, Any]:
-    """Hide the spellings of special tokens in a message, but for the tags around an assistant's reasoning."""
-    if message.get("role") != "assistant" or not isinstance(message.get("content"), str) or not marks:
-        return specials.hide(dict(message))
-    return guard(message, specials, _reasoning_tags(tokenizer, marks))
-
-
 def guard(message: Mapping[str, Any], specials: SpecialTokens, tags: tuple[str, str]) -> dict[str, Any]:
-    """Hide the spellings of special tokens in an assistant's message, but for the tags around its reasoning."""
-    guarded, content, (begin, end) = specials.hide(dict(message)), message["content"], tags
-    answer = answer_of(message, tags)
+    """Hide the spellings of special tokens in a message, but for the tags around an assistant's reasoning."""
+    guarded: dict[str, Any] = specials.hide(message)
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str):
+        return guarded
+    answer, (begin, end) = answer_of(message, tags), tags
     if answer == content:
         return guarded
     closed = end if content[: len(content) - len(answer)].endswith(end) else ""
@@ -148,16 +173,26 @@ def guard(message: Mapping[str, Any], specials: SpecialTokens, tags: tuple[str, 
     return guarded | {"content": blank + opened + specials.hide(block) + closed + specials.hide(answer)}
 
 
-def _keep_end(ids: list[int], start: int, stop: int, tokenizer: Any, config: Any) -> EncodedText:
-    """Cut a text that is too long: first what follows the response, then the start, but for a begin-of-text token."""
-    most = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or len(ids))
-    if len(ids) > most:
-        ids = ids[: max(stop, most)]
-        head = ids[: int(ids[0] == tokenizer.bos_token_id)]
-        taken = len(ids) - most
-        ids = head + ids[taken + len(head) :]
-        start, stop = max(start - taken, len(head)), max(stop - taken, len(head))
-    return EncodedText(ids, (start, stop))
+def keep_end(
+    ids: tuple[int, ...], places: Sequence[int], most: int, bos: int | None
+) -> tuple[tuple[int, ...], list[int]]:
+    """Cut a text to at most `most` tokens.
+
+    The tokens after the response go first: the same conversation may come with them or without. Then tokens go from
+    the start of the text; a begin-of-text token stays.
+
+    Args:
+        ids: Token ids.
+        places: Indices that move along, the last of them the index after the response.
+        most: Most tokens that are kept.
+        bos: The begin-of-text token.
+    """
+    if len(ids) <= most:
+        return ids, list(places)
+    ids = ids[: max(places[-1], most)]
+    head = ids[: int(ids[0] == bos)]
+    taken = len(ids) - most
+    return head + ids[taken + len(head) :], [max(i - taken, len(head)) if i else 0 for i in places]
 
 
 def as_conversations(prompt: str | Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[Any]:
@@ -201,8 +236,8 @@ class ScoresConversations:
             rewards = model.predict([[question, {"role": "assistant", "content": "Rome."}]], tokenizer)
             ```
         """
-        specials = SpecialTokens(tokenizer)
-        texts = [encode_conversation(text, tokenizer, specials, self.config) for text in conversations]
+        specials, tags = SpecialTokens(tokenizer), reasoning_tags(tokenizer, self.config.response_marks)
+        texts = [encode_conversation(text, tokenizer, specials, tags, self.config) for text in conversations]
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
         rewards = [0.0] * len(texts)
         for start in range(0, len(order), batch_size):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.response_sparserm import count_bos, find_response, occurrences
+from ..modeling.response_sparserm import find_response, occurrences
 from ..modeling.special_tokens_sparserm import SpecialTokens
-from ..modeling.text_sparserm import ANSWER, answer_of, guard, place_of, region_between, without_whitespace
+from ..modeling.text_sparserm import encode_messages, encode_string, keep_end
 from ..runtime import SparseRMError
 from .chat_format import ChatFormat
 from .chat_templates import render
@@ -48,18 +47,9 @@ class TokenizedText(NamedTuple):
         return self.ids[self.start : self.stop]
 
     def keep_end(self, max_length: int, bos: int | None) -> TokenizedText:
-        """Cut the text to at most `max_length` tokens.
-
-        What follows the response goes first: the same conversation may come with it or without. Then tokens go from
-        the start of the text; a begin-of-text token stays.
-        """
-        if len(self.ids) <= max_length:
-            return self
-        ids = self.ids[: max(self.stop, max_length)]
-        head = ids[: int(ids[0] == bos)]
-        taken = len(ids) - max_length
-        turn, start, stop = (max(i - taken, len(head)) if i else 0 for i in self[1:])
-        return TokenizedText(head + ids[taken + len(head) :], turn, start, stop)
+        """Cut the text to at most `max_length` tokens; see `keep_end` of the model's own files."""
+        ids, (turn, start, stop) = keep_end(self.ids, self[1:], max_length, bos)
+        return TokenizedText(ids, turn, start, stop)
 
 
 class ChatEncoder:
@@ -138,12 +128,7 @@ class ChatEncoder:
         return TokenizedText(ids, found.header, found.start, found.stop)
 
     def _encode_string(self, text: str, where: str) -> TokenizedText:
-        bos = self.tokenizer.bos_token
-        has_bos = bool(bos) and text.startswith(bos)
-        ids = tuple(self.tokenizer(text, add_special_tokens=not has_bos)["input_ids"])
-        if self.marks is not None:
-            found, wanted = count_bos(ids, self.tokenizer.bos_token_id, self.marks)
-            ids = ids[found - wanted :] if found > wanted else (self.tokenizer.bos_token_id,) * (wanted - found) + ids
+        ids = encode_string(text, self.tokenizer, self.marks)
         encoded = self._find(ids, where)
         if encoded.turn == len(ids) and not self.told_of_last_turn:
             self.told_of_last_turn = True
@@ -158,24 +143,13 @@ class ChatEncoder:
         return encoded
 
     def _encode_conversation(self, conversation: Conversation, where: str) -> TokenizedText:
-        last, specials = conversation.messages[-1], self.specials
-        answer = answer_of(last, self.tags)
-        opening = {"content": last["content"][: len(last["content"]) - len(answer)]}  # any reasoning
-        guarded = [self._guard(message) for message in conversation.messages]
-        tools, kwargs = specials.hide(conversation.tools), specials.hide(conversation.template_kwargs)
-        written = render(self.tokenizer, Conversation(guarded, tools, kwargs), where=where)
-        marked = guarded[-1] | {"content": self._guard(last | opening)["content"] + ANSWER}
-        around = render(self.tokenizer, Conversation([*guarded[:-1], marked], tools, kwargs), where=where)
-        text, region, fakes = specials.spell(written, region_between(written, around))
-        region = without_whitespace(text, region)
-        ids, spans = specials.tokenize(text, region, fakes)
-        # A tool call belongs to the response.
-        place = None if self.marks is None or last.get("tool_calls") else place_of(ids, spans, region, self.marks)
+        tools, kwargs = self.specials.hide(conversation.tools), self.specials.hide(conversation.template_kwargs)
+
+        def written(messages: list[dict[str, Any]]) -> str:
+            return render(self.tokenizer, Conversation(messages, tools, kwargs), where=where)
+
+        ids, place = encode_messages(conversation.messages, written, self.specials, self.tags, self.marks)
         if self.marks is None or place is None:
             return self._find(ids, where)
         turn = max(occurrences(ids, self.marks["assistant_header"], 0, place[0]), default=place)[0]
         return TokenizedText(ids, turn, *place)
-
-    def _guard(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        hidden: dict[str, Any] = self.specials.hide(message)
-        return guard(message, self.specials, self.tags) if message["role"] == "assistant" else hidden
