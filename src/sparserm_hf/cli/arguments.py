@@ -141,9 +141,11 @@ def add_dtype(group: Any) -> None:
     )
 
 
-def add_max_length(group: Any) -> None:
-    """Add the length at which texts are truncated."""
-    group.add_argument("--max_length", type=_text_length, help="Most tokens of a text; by default, as in training.")
+def add_scoring_model(parser: argparse.ArgumentParser) -> None:
+    """Add a reward model that scores texts: its name and revision, its data type, and the length of the texts."""
+    model = add_reward_model(parser)
+    add_dtype(model)
+    model.add_argument("--max_length", type=_text_length, help="Most tokens of a text; by default, as in training.")
 
 
 def _text_length(text: str) -> int:

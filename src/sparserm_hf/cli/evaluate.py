@@ -7,7 +7,7 @@ import argparse
 from ..conversations import load_preferences
 from ..evaluation import BENCHMARKS, evaluate, run_benchmark
 from ..runtime import SparseRMError, process_state
-from .arguments import add_cache_dir, add_dtype, add_max_length, add_reward_model
+from .arguments import add_cache_dir, add_scoring_model
 from .evaluation_tables import print_benchmark, print_evaluation
 
 EXAMPLE = "sparserm evaluate my-reward-model my-test-pairs.jsonl"
@@ -15,9 +15,7 @@ EXAMPLE = "sparserm evaluate my-reward-model my-test-pairs.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `sparserm evaluate`."""
-    model = add_reward_model(parser)
-    add_dtype(model)
-    add_max_length(model)
+    add_scoring_model(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
         "dataset",

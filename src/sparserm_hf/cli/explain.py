@@ -13,7 +13,7 @@ from ..conversations import iterate_rows
 from ..explanations import explain_rows
 from ..runtime import SparseRMError, check_output_file, process_state, replacing_file
 from ..scoring import json_line, load_reward_model
-from .arguments import add_dtype, add_max_length, add_reward_model
+from .arguments import add_scoring_model
 from .explanation_tables import print_explanation
 from .output import tell_errors
 
@@ -22,9 +22,7 @@ EXAMPLE = "sparserm explain my-reward-model answers.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `sparserm explain`."""
-    model = add_reward_model(parser)
-    add_dtype(model)
-    add_max_length(model)
+    add_scoring_model(parser)
     data = parser.add_argument_group("data")
     data.add_argument("input", help="Rows as `sparserm score` takes them: a file, or - for stdin.")
     output = parser.add_argument_group("output")

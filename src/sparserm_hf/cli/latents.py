@@ -10,7 +10,7 @@ from ..conversations import load_preferences
 from ..explanations import Describer, report_latents
 from ..runtime import SparseRMError, check_output_file, process_state, replacing_file
 from ..scoring import json_line
-from .arguments import add_cache_dir, add_dtype, add_max_length, add_reward_model
+from .arguments import add_cache_dir, add_scoring_model
 from .explanation_tables import print_latents
 
 EXAMPLE = "sparserm latents my-reward-model my-pairs.jsonl"
@@ -18,9 +18,7 @@ EXAMPLE = "sparserm latents my-reward-model my-pairs.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `sparserm latents`."""
-    model = add_reward_model(parser)
-    add_dtype(model)
-    add_max_length(model)
+    add_scoring_model(parser)
     data = parser.add_argument_group("data")
     data.add_argument("dataset", help="Preference pairs, such as those of training: a file or a Hub id.")
     data.add_argument(

@@ -12,16 +12,14 @@ from rich.table import Table
 from ..conversations import iterate_rows
 from ..monitoring import ALARM, Drift, monitor
 from ..runtime import Console
-from .arguments import add_dtype, add_max_length, add_reward_model
+from .arguments import add_scoring_model
 
 EXAMPLE = "sparserm monitor my-reward-model policy-responses.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `sparserm monitor`."""
-    model = add_reward_model(parser)
-    add_dtype(model)
-    add_max_length(model)
+    add_scoring_model(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
         "input", help="A policy's responses, rows as `sparserm score` takes them: a file, or - for stdin."

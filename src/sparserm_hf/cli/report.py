@@ -8,16 +8,14 @@ from pathlib import Path
 from ..conversations import load_preferences
 from ..explanations import write_report
 from ..runtime import process_state, say
-from .arguments import add_cache_dir, add_dtype, add_max_length, add_reward_model
+from .arguments import add_cache_dir, add_scoring_model
 
 EXAMPLE = "sparserm report my-reward-model --dataset my-test-pairs.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `sparserm report`."""
-    model = add_reward_model(parser)
-    add_dtype(model)
-    add_max_length(model)
+    add_scoring_model(parser)
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="Preference pairs to evaluate on and to explain: a file or a Hub id.")
     data.add_argument("--split", default="test", help="Split of the dataset (default: %(default)s).")

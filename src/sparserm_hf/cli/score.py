@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ..conversations import iterate_rows
 from ..runtime import SparseRMError, check_output_file, escaped_json, process_state, say, without_extra
 from ..scoring import json_line, load_reward_model, row_errors, score_file, score_rows
-from .arguments import add_dtype, add_max_length, add_reward_model
+from .arguments import add_scoring_model
 from .output import tell_errors
 
 EXAMPLE = "sparserm score my-reward-model answers.jsonl --output scores.jsonl"
@@ -19,9 +19,7 @@ EXAMPLE = "sparserm score my-reward-model answers.jsonl --output scores.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `sparserm score`."""
-    model = add_reward_model(parser)
-    add_dtype(model)
-    add_max_length(model)
+    add_scoring_model(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
         "input",

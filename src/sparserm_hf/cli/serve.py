@@ -6,16 +6,14 @@ import argparse
 import os
 
 from ..runtime import without_extra
-from .arguments import add_dtype, add_max_length, add_reward_model
+from .arguments import add_scoring_model
 
 EXAMPLE = "sparserm serve my-reward-model --port 8000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `sparserm serve`."""
-    model = add_reward_model(parser)
-    add_dtype(model)
-    add_max_length(model)
+    add_scoring_model(parser)
     server = parser.add_argument_group("server")
     server.add_argument(
         "--host",
