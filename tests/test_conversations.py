@@ -17,7 +17,7 @@ from sparserm_hf.conversations.data_files import iterate_json, iterate_rows, loa
 from sparserm_hf.conversations.encoding import TokenizedText
 from sparserm_hf.conversations.preferences import parse_preference
 from sparserm_hf.conversations.response_marks import find_marks
-from sparserm_hf.conversations.rows import texts_of_row
+from sparserm_hf.conversations.row_texts import texts_of_row
 from sparserm_hf.conversations.tokenized_preferences import tokenize_preferences
 from sparserm_hf.conversations.tokenizer_preparation import PLAIN_CHAT_TEMPLATE, prepare_tokenizer
 from sparserm_hf.conversations.turns import find_turns
@@ -168,8 +168,8 @@ def test_every_kind_of_file(suffix, tmp_path):
         ("a.parquet", "hello", "cannot be read as parquet"),
         ("a.csv", "chosen,rejected\na,b\nYes, of course,b\n", "a.csv, row 2 has 3 cells, but there are 2 columns"),
         ("a.csv", 'chosen,rejected\n"a,b\n', "cannot be read as csv"),
-        ("a.csv", "chosen,chosen\na,b\n", "two columns of one name"),
-        ("a.jsonl", '{"chosen": "a"}\n{"chosen": ["a"]}\n', "not of one form"),
+        ("a.csv", "chosen,chosen\na,b\n", "two columns with the same name"),
+        ("a.jsonl", '{"chosen": "a"}\n{"chosen": ["a"]}\n', "the rows do not have the same form"),
     ],
 )
 def test_a_broken_file_gets_one_sentence(name, content, message, tmp_path):
@@ -384,8 +384,8 @@ def test_tools_and_template_arguments_are_rendered_as_trl_renders_them(tools):
     [
         ({"tools": 3}, "Row 1, `tools` is of the type int, but must be a list"),
         ({"tools": "{}"}, "Row 1, `tools` is of the type dict, but must be a list"),
-        ({"tools": "look_up"}, "Row 1, `tools` is the string 'look_up', which is not JSON of a list of functions"),
-        ({"tools": "[" * 9999}, r"Row 1, `tools` is the string '\[.*', which is not JSON"),
+        ({"tools": "look_up"}, "Row 1, `tools` is the string 'look_up', but must be a list of functions in JSON"),
+        ({"tools": "[" * 9999}, r"Row 1, `tools` is the string '\[.*', but must be a list of functions in JSON"),
         ({"chat_template_kwargs": [1]}, "Row 1, `chat_template_kwargs` is of the type list, but must be an object"),
         ({"chat_template_kwargs": {"tokenize": True}}, "Row 1, `chat_template_kwargs` has `tokenize`, which is no"),
     ],
@@ -461,8 +461,8 @@ BAD_MESSAGES = {
     ),
     "a surrogate in a role": ([{"role": "\ud83d", "content": "w1"}, ANSWER], "message 1, `role` holds half of"),
     "no role": ([{"content": "w1"}, ANSWER], "message 1 has no `role`"),
-    "the user last": ([ANSWER, user("w1")], "the last message is of the role 'user', but a reward is that of"),
-    "a tool last": ([user("w1"), {"role": "tool", "content": "w2"}], "the last message is of the role 'tool'"),
+    "the user last": ([ANSWER, user("w1")], "the last message has the role 'user', but only a response can be scored"),
+    "a tool last": ([user("w1"), {"role": "tool", "content": "w2"}], "the last message has the role 'tool'"),
     "nested": (
         [user("w1"), ANSWER | {"tool_calls": nested(200)}],
         "message 2, `tool_calls` holds lists or objects that are nested more than 100 deep",
@@ -515,7 +515,7 @@ def test_a_prompt_is_taken_off_each_side_that_repeats_it():
 def test_a_slice_beyond_the_file_is_told(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("chosen,rejected\nw1,w2\n")
-    with pytest.raises(SparseRMError, match=r"has 1 rows, so that the split 'train\[5:\]' holds none"):
+    with pytest.raises(SparseRMError, match=r"has 1 rows, so the split 'train\[5:\]' is empty"):
         load_preferences(str(path), "train[5:]")
 
 
@@ -561,7 +561,7 @@ def test_a_slow_tokenizer_gets_one_sentence():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "w1", "id": ' + "9" * 5000 + "}", "line 2 has a number of thousands of digits"),
+        ('{"text": "w1", "id": ' + "9" * 5000 + "}", "line 2 has a number with thousands of digits"),
         (
             '{"text": "w1", "id": ' + "[" * 5000 + "]" * 5000 + "}",
             "line 2 holds lists or objects that are nested more",

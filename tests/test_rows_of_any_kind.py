@@ -220,7 +220,7 @@ def deep(depth):
             "Row 2, `id` holds lists or objects that are nested more than 100",
         ),
         ('{"messages": []}', "Row 2, `messages` is an empty list"),
-        ('{"messages": [{"role": "user", "content": "w1"}]}', "Row 2, `messages`: the last message is of the role"),
+        ('{"messages": [{"role": "user", "content": "w1"}]}', "Row 2, `messages`: the last message has the role"),
     ],
 )
 def test_the_server_names_the_row_and_the_field(client, row, sentence):

@@ -83,7 +83,7 @@ SEEN = [{"role": "user", "content": [PICTURE, {"type": "text", "text": "w1"}]}, 
 def test_images_videos_and_sound_are_refused_by_name(kind, world, tmp_path, capsys):
     prompt = [{"role": "user", "content": [PICTURE | {"type": kind}, {"type": "text", "text": "w1"}]}]
     pair = make_rows(1)[0] | {"prompt": prompt}
-    sentence = rf"message 1: its `content` has a part of the type '{kind}', but SparseRM reads text alone"
+    sentence = rf"message 1: its `content` has a part of the type '{kind}', but SparseRM scores text only"
     with pytest.raises(SparseRMError, match=f"^Row 1, `prompt`: {sentence}"):
         tokenize_preferences([pair], tiny_encoder())
     data = write_jsonl(tmp_path / "seen.jsonl", [pair])
@@ -95,7 +95,7 @@ def test_images_videos_and_sound_are_refused_by_name(kind, world, tmp_path, caps
 def test_so_are_columns_of_them(column):
     """Their placeholders in the text alone would have been read, and the pictures left out without a word."""
     row = make_rows(1)[0]
-    with pytest.raises(SparseRMError, match=rf"^Row 1 has `{column}`, but SparseRM reads text alone"):
+    with pytest.raises(SparseRMError, match=rf"^Row 1 has `{column}`, but SparseRM scores text only"):
         tokenize_preferences([row | {column: ["a.png"]}], tiny_encoder())
     for nothing in (None, [], ""):
         assert len(tokenize_preferences([row | {column: nothing}], tiny_encoder())) == 1

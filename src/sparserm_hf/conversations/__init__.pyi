@@ -21,7 +21,7 @@ from .row_checks import check_row as check_row
 from .row_checks import check_text as check_text
 from .row_checks import list_names as list_names
 from .row_checks import row_name as row_name
-from .rows import texts_of_row as texts_of_row
+from .row_texts import texts_of_row as texts_of_row
 from .sae_texts import load_texts as load_texts
 from .token_texts import pooled_positions as pooled_positions
 from .token_texts import pooled_token_texts as pooled_token_texts

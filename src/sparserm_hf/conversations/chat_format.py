@@ -1,4 +1,7 @@
-"""The text that a chat template writes around contents."""
+"""The text that a chat template writes around messages' contents, found by rendering sample conversations.
+
+`chat_templates.py` renders; `response_marks.py` turns the text that is found here into token ids.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from ..runtime import SparseRMError, common_prefix_length
 from .chat_templates import render
 from .messages import Conversation, Messages
 
-# Stand for contents in a rendering: code points that Unicode keeps free of characters, so that no text holds them.
+# Placeholders for contents in a rendering: Unicode assigns no character to these code points, so no text holds them.
 QUESTION, OTHER = "\ufdd1", "\ufdd3"
-REASONING = ("<think>", "</think>")  # where the template has no tags of its own
+REASONING = ("<think>", "</think>")  # if the template has no tags of its own
 TOOL = {
     "type": "function",
     "function": {
@@ -35,17 +38,18 @@ TOOL_CALL = {
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The text that a chat template writes around contents.
+    """The text that a chat template writes around messages' contents.
 
     Attributes:
-        before_header: What stands between a question and the assistant header.
-        assistant_header: What stands before an answer; empty where the template writes nothing of its own there.
-        header_after_tool: What stands before an answer that follows a tool's; empty where it is the assistant header.
-        after_header: What the template writes between the header and an answer without reasoning.
-        other_headers: What stands before the content of a user's and, where it is told apart, a tool's turn.
-        end_of_turn: What follows an answer.
-        begin_of_reasoning: Opens a reasoning block.
-        end_of_reasoning: Closes it.
+        before_header: Text between a question and the assistant header.
+        assistant_header: Text before an answer; empty if the template writes no header there.
+        header_after_tool: Text before an answer that follows a tool's message; empty if it is the assistant header.
+        after_header: Text between the assistant header and an answer without reasoning.
+        other_headers: Texts before the content of a user's turn, of a system turn and of a tool's turn, without
+            repetition. A header that cannot be told from the user's or the assistant's is left out.
+        end_of_turn: Text after an answer.
+        begin_of_reasoning: Tag that opens a reasoning block.
+        end_of_reasoning: Tag that closes a reasoning block.
     """
 
     before_header: str
@@ -62,20 +66,23 @@ class ChatFormat:
         """Find the format of a tokenizer's chat template.
 
         Raises:
-            SparseRMError: The template refuses a question with its answer.
+            SparseRMError: The template refuses a question with its answer, or does not write both.
         """
         user, assistant = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
         added = added_tokens(tokenizer)
         whole = render(tokenizer, [user, assistant])
         if whole.count(QUESTION) != 1 or whole.count(ANSWER) != 1:
-            raise SparseRMError("The chat template does not write each content once: give the tokenizer another one.")
+            raise SparseRMError(
+                "The chat template does not write each message's content exactly once: give the tokenizer another "
+                "chat template."
+            )
         between = whole[whole.index(QUESTION) + 1 : whole.index(ANSWER)]
         asked = render(tokenizer, [user]).partition(QUESTION)[2]
         prompted = render(tokenizer, [user], add_generation_prompt=True).partition(QUESTION)[2]
         begin, end = _reasoning_tags(tokenizer, user)
         header = _shared(between, prompted, added).partition(begin)[0]
         before = _shared(header, asked, added)
-        if not header[len(before) :].strip():  # Mistral's generation prompt is what ends the question
+        if not header[len(before) :].strip():  # Mistral's generation prompt is the text that ends the question
             before = ""
         tail = whole.partition(ANSWER)[2]
         user_header, system_header = (
@@ -101,7 +108,7 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _shared(a: str, b: str, added: list[str]) -> str:
-    """Return the common prefix of two texts, without the start of an added token in which they part."""
+    """Return the common prefix of two texts; if they differ within an added token, it ends before that token."""
     length = common_prefix_length(a, b)
     # `<|assistant|>` and `<|end|>` begin with the same characters, but are not made of them.
     cut = [
@@ -136,9 +143,10 @@ def _turn_header(
 
 
 def _tool_headers(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], user_header: str) -> tuple[str, str]:
-    """Find the headers of a tool's answer, and of the assistant's answer after it.
+    """Find the header of a tool's message, and the header of the assistant's answer after that message.
 
-    The first is empty where the template writes a tool's answer as a user's turn, both where it takes none.
+    The tool's header is empty if the template writes a tool's message as a user's turn. Both are empty if the
+    template refuses tools.
     """
     answer = {"role": "tool", "name": "look_up", "tool_call_id": "call00001", "content": OTHER}
     try:
@@ -156,7 +164,8 @@ def _tool_headers(tokenizer: PreTrainedTokenizerBase, user: dict[str, str], user
     header = _without(answered.partition(OTHER)[0], asked, added)
     if user_header.strip() and user_header.strip() in header:
         return "", after
-    # After its last token stands a role's name, or what belongs to this one answer, such as a quotation mark.
+    # After the header's last added token stands a role's name, or text of this message alone, such as a quotation
+    # mark.
     end = max((header.rindex(content) + len(content) for content in added if content in header), default=0)
     name = re.match(r"\w*", header[end:])
     return header[: end + name.end()] if end and name else header, after

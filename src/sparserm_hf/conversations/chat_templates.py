@@ -1,4 +1,8 @@
-"""Chat templates: rendering, and what a tokenizer needs before a reward model can use it."""
+"""Render conversations by a tokenizer's chat template.
+
+`chat_format.py` finds the text that a template writes around contents; `template_renderer.py` runs the template in a
+process of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from .template_renderer import RENDERER
 
 logger = logging.getLogger(__name__)
 
-MOST_SHOWN = 200  # characters of what a template says when it refuses a conversation
+MOST_SHOWN = 200  # characters of a template's own error message
 PROBE = "a content"
 PARTS_ALONE: dict[str, bool] = {}  # by template, see `takes_parts_only`
 
@@ -39,9 +43,9 @@ def render(
         return rendered_messages(
             tokenizer, messages, conversation.tools, add_generation_prompt, conversation.template_kwargs
         )
-    except Exception as error:  # what a template raises, and what a tokenizer without one does
+    except Exception as error:  # a template may raise anything; a tokenizer without a template raises ValueError
         why = reason(error).rstrip(".")
-        why = why if len(why) <= MOST_SHOWN else f"{why[:MOST_SHOWN]}..."  # it may quote the whole conversation
+        why = why if len(why) <= MOST_SHOWN else f"{why[:MOST_SHOWN]}..."  # a template may quote the conversation
         raise SparseRMError(f"{where} is refused by the chat template: {why}.") from error
 
 
@@ -73,9 +77,9 @@ def in_parts(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def takes_parts_only(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell if a chat template writes contents that are lists of parts, but no strings.
+    """Tell if a chat template writes a content only if it is a list of parts, and drops a string.
 
-    Those of some vision-language models, such as SmolVLM, do so.
+    The templates of some vision-language models, such as SmolVLM, do so.
     """
     template = str(tokenizer.chat_template)
     if template not in PARTS_ALONE:
@@ -94,9 +98,10 @@ def _writes(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str | Messages, add_generation_prompt: bool = False) -> list[int]:
-    """Token ids of a plain text, or of messages put through the chat template; never with a doubled BOS.
+    """Encode a plain text, or messages rendered by the chat template, as token ids with at most one BOS token.
 
-    This is for models that write. What a reward model reads goes through `ChatEncoder`, which also finds the response.
+    This is for models that generate text. Texts for a reward model go through `ChatEncoder`, which also finds the
+    response.
 
     Raises:
         SparseRMError: The chat template refuses the messages.

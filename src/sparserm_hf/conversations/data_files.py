@@ -1,4 +1,4 @@
-"""Rows out of files and from the Hub."""
+"""Load rows from local files, standard input and the Hub, without looking at their columns."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _open_text(path: Path) -> TextIO:
 
 
 def iterate_json(path: Path | TextIO) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON Lines stream or file (.gz too), or of a .json file that holds one list.
+    """Yield the rows of a JSON Lines stream or file (.gz too), or of a .json file that holds one list.
 
     Raises:
-        SparseRMError: A line is not a JSON object; its number is told.
+        SparseRMError: A line is not a JSON object (the error names its number), or the file is not text.
     """
     name = str(path) if isinstance(path, Path) else "standard input"
     try:
@@ -58,10 +58,10 @@ def iterate_json(path: Path | TextIO) -> Iterator[dict[str, Any]]:
 
 
 def _lines_of(stream: TextIO, name: str) -> Iterator[str]:
-    """Lines of a stream, each no longer than ``MOST_CHARACTERS``: a few packed kilobytes may hold a line of gigabytes.
+    """Yield the lines of a stream.
 
     Raises:
-        SparseRMError: A line is longer.
+        SparseRMError: A line is longer than ``MOST_CHARACTERS``: a few packed kilobytes may hold a line of gigabytes.
     """
     for number in count(1):
         line = stream.readline(MOST_CHARACTERS + 1)
@@ -86,7 +86,7 @@ def _parsed(text: str, where: str) -> Any:
         raise SparseRMError(f"{where}{line} is broken JSON ({error.msg}).") from None
     except ValueError:
         raise SparseRMError(
-            f"{where} has a number of thousands of digits, which Python does not read: write it as a string."
+            f"{where} has a number with thousands of digits, which Python does not parse: write it as a string."
         ) from None
     except RecursionError:
         raise SparseRMError(
@@ -97,7 +97,7 @@ def _parsed(text: str, where: str) -> Any:
 
 def _is_too_nested(value: Any) -> bool:
     level = [value]
-    for _ in range(MOST_NESTED + 1):  # a row is an object, and what stands in it may be nested as deep
+    for _ in range(MOST_NESTED + 1):  # the row itself is an object, and its fields may be nested MOST_NESTED deep
         level = [
             item
             for outer in level
@@ -121,7 +121,7 @@ def _suffix(source: str) -> str | None:
 
 
 def check_dataset(rows: Any) -> None:
-    """Raise a `SparseRMError` where the splits of a dataset were given instead of one of them."""
+    """Raise a `SparseRMError` if all splits of a dataset were given instead of one split."""
     if isinstance(rows, (DatasetDict, IterableDatasetDict)):
         raise SparseRMError(
             f"A DatasetDict with the splits {', '.join(map(str, rows))} was given, but one dataset is needed: pass "
@@ -160,19 +160,23 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
     else:
         rows = list(iterate_json(path))
         try:
-            # Of every row: left to itself it takes the columns of the first and drops what others have besides.
+            # The columns of all rows: `from_list` alone takes those of the first row and drops every other column.
             columns = dict.fromkeys(name for row in rows for name in row)
             dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
         except Exception as error:  # pyarrow's, for columns of mixed kinds
             for number, row in enumerate(rows, 1):
-                check_fields(row, row_name(number, source))  # the row that is at fault, where that is why
-            raise SparseRMError(f"{source}: the rows are not of one form ({reason(error)}). {FORMATS}") from error
+                check_fields(row, row_name(number, source))  # if one row alone is at fault, the error names it
+            raise SparseRMError(
+                f"{source}: the rows do not have the same form ({reason(error)}). {FORMATS}"
+            ) from error
     if len(dataset) == 0:
         raise SparseRMError(f"{source} is empty. {FORMATS}")
     rows_of_split = range(len(dataset))[start:stop]
     if not rows_of_split:
-        raise SparseRMError(f"{source} has {len(dataset)} rows, so that the split {split!r} holds none.")
-    dataset.info.dataset_name = source_name(source, split)  # what errors about its rows name
+        raise SparseRMError(
+            f"{source} has {len(dataset)} rows, so the split {split!r} is empty: choose a split that holds rows."
+        )
+    dataset.info.dataset_name = source_name(source, split)  # for errors about its rows
     return dataset.select(rows_of_split)
 
 
@@ -188,13 +192,15 @@ def _from_table(path: Path, suffix: str) -> Dataset:
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of which every cell is text as it is written: `NA`, `True` and `007` are answers like any other."""
+    """Yield rows whose cells are strings, exactly as written: `NA`, `True` and `007` are answers like any other."""
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         names = next(reader, [])
         if len(set(names)) < len(names):
-            raise SparseRMError(f"{path} has two columns of one name; the columns are {list_names(names)}.")
+            raise SparseRMError(
+                f"{path} has two columns with the same name: rename one of the columns {list_names(names)}."
+            )
         for number, cells in enumerate(filter(None, reader), 1):
             if len(cells) != len(names):
                 raise SparseRMError(
@@ -214,7 +220,7 @@ def _from_hub(source: str, config: str | None, split: str, streaming: bool) -> A
 
 
 def source_name(source: str, split: str) -> str:
-    """Name the rows of a file in errors, which count them from the start of the split."""
+    """Name a source in errors about its rows; a split that starts after row 1 is named too, as rows count from it."""
     if source == "-":
         return ""
     return f"{source}, {split}" if "[" in split and _slice_of(split)[0] else source
@@ -230,16 +236,16 @@ def _slice_of(split: str) -> tuple[int, int | None]:
 
 
 def iterate_rows(source: str, split: str = "train", config: str | None = None) -> Iterable[Mapping[str, Any]]:
-    """Rows of a local file, or of a dataset on the Hub, which is streamed.
+    """Iterate over the rows of a local file, or of a dataset on the Hub, which is streamed.
 
     Args:
-        source: A local .json, .jsonl, .jsonl.gz, .csv, .parquet or .txt file (a text a line), a Hub id, or `-` for
+        source: A local .json, .jsonl, .jsonl.gz, .csv, .parquet or .txt file (one text a line), a Hub id, or `-` for
             JSON Lines on standard input.
         split: Split of a dataset on the Hub; slices such as `train[:1000]` work for local files too.
-        config: Its configuration, where it has several.
+        config: Configuration of a dataset on the Hub that has several.
 
     Raises:
-        SparseRMError: It is missing, broken or of another kind.
+        SparseRMError: The source is missing, broken or of another kind.
     """
     path, suffix = Path(source), _suffix(source)
     if source == "-":

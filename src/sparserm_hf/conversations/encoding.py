@@ -18,17 +18,17 @@ from .messages import Conversation, GivenText, Text, given_text
 
 logger = logging.getLogger(__name__)
 
-MIN_LENGTH = 8  # least maximum of tokens of a text: a chat template alone takes as many
+MIN_LENGTH = 8  # smallest `max_length` in tokens: a chat template alone writes as many
 
 
 class TokenizedText(NamedTuple):
-    """Token ids of a text and where its response stands.
+    """Token ids of a text, and the place of its response.
 
     Attributes:
         ids: Token ids.
         turn: Index of the first token of the response's header; 0 in a plain text.
         start: Index of the first token of the response's content.
-        stop: Index after the last one.
+        stop: Index after the last token of the response's content.
     """
 
     ids: tuple[int, ...]
@@ -38,7 +38,7 @@ class TokenizedText(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int]:
-        """First index of the response's content, and the index after the last."""
+        """Index of the first token of the response's content, and the index after its last token."""
         return self.start, self.stop
 
     @property
@@ -55,16 +55,16 @@ class TokenizedText(NamedTuple):
 class ChatEncoder:
     """Encode texts as token ids, and find the response in each.
 
-    A special token's spelling inside a content becomes ordinary text: a content cannot write structure. A string that
-    holds a header of the chat template is a rendered conversation. In any other string all of the text is the
-    response, and the log says so once.
+    A special token's spelling inside a message becomes ordinary text, so a message cannot fake a turn. A string that
+    holds a header of the chat template counts as a rendered conversation. Any other string counts as the response as
+    a whole, and the log says so once.
 
     Args:
         tokenizer: The reward model's tokenizer.
         marks: `SparseRMConfig.response_marks`; None for a checkpoint of version 0.1.
         old_header: `SparseRMConfig.response_marker_ids`.
-        max_length: Most tokens of a text; a longer one loses its start.
-        vocabulary: Number of tokens in the reward model's embedding.
+        max_length: Largest number of tokens of a text; a longer text loses its start.
+        vocabulary: Number of tokens in the reward model's embedding; ids beyond it are refused.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class ChatEncoder:
         return encoded.keep_end(self.max_length, self.tokenizer.bos_token_id)
 
     def encode(self, text: Text, where: str) -> TokenizedText:
-        """Encode a text that is checked already, without cutting it."""
+        """Encode a text that `given_text` has checked, without cutting it to `max_length`."""
         encoded = self._encode_string(text, where) if isinstance(text, str) else self._encode_conversation(text, where)
         if not encoded.ids:
             raise SparseRMError(f"{where} has an empty text: there is nothing to score.")
         if max(encoded.ids) >= self.vocabulary:
             raise SparseRMError(
-                f"{where} has the token id {max(encoded.ids)}, but the reward model has {self.vocabulary} tokens: "
-                "use the tokenizer that it was trained with."
+                f"{where} has the token id {max(encoded.ids)}, but the reward model knows {self.vocabulary} tokens: "
+                "use the tokenizer that the reward model was trained with."
             )
         return encoded
 
@@ -115,14 +115,14 @@ class ChatEncoder:
         return [self.old_header] if self.marks is None else self.marks["assistant_header"]
 
     def as_text(self, written: str) -> tuple[int, ...]:
-        """Tokenize a content; the spellings of special tokens in it are ordinary text."""
+        """Tokenize a message's content; special tokens that are spelt out in it are ordinary text."""
         return self.specials.tokenize(written, (0, len(written)), [])[0]
 
     def _find(self, ids: tuple[int, ...], where: str) -> TokenizedText:
         found = find_response(ids, self.marks, self.old_header)
         if found is None:
             raise SparseRMError(
-                f"{where} is a prompt without a response, but a reward is that of a response: end the text with the "
+                f"{where} is a prompt without a response, but only a response can be scored: end the text with the "
                 "assistant's turn."
             )
         return TokenizedText(ids, found.header, found.start, found.stop)
@@ -136,8 +136,8 @@ class ChatEncoder:
         if encoded.turn == 0 and not self.told_of_plain_text and not any(occurrences(ids, self.headers, 0, len(ids))):
             self.told_of_plain_text = True
             logger.warning(
-                "%s has no assistant header of the chat template: all of its tokens are read, those of a prompt too. "
-                "Give conversations as messages, or rendered by the template.",
+                "%s has no assistant header of the chat template, so all of its text is scored as the response, a "
+                "prompt in it too. Give conversations as messages, or rendered by the template.",
                 where,
             )
         return encoded

@@ -1,4 +1,7 @@
-"""Conversations as users give them: checks that bring them into one form."""
+"""Lists of messages: check them, join their text parts, and put their tools beside them as a `Conversation`.
+
+`row_texts.py` and `preferences.py` find the messages in a row; `row_checks.py` checks single fields.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from .row_checks import check_fields, check_text, without_none
 
 Messages = list[dict[str, Any]]
 
-# Arguments of `apply_chat_template` that decide what a tokenizer does, not what the template writes.
+# Arguments of `apply_chat_template` that steer the tokenizer, not the template.
 RESERVED = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "conversations", "max_length",
     "messages", "padding", "self",
@@ -22,10 +25,10 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages and what the chat template needs besides them.
+    """Messages, with the tools and further arguments for the chat template.
 
     Attributes:
-        messages: Of `role` and `content`, and whatever else the template knows, such as `tool_calls`.
+        messages: Objects with `role` and `content`, and other fields that the template knows, such as `tool_calls`.
         tools: JSON schemas of the functions that the assistant may call.
         template_kwargs: Further arguments of the chat template.
     """
@@ -45,16 +48,16 @@ def is_messages(value: Any) -> bool:
 
 
 def check_messages(value: Any, where: str) -> Messages:
-    """Messages in one form: each with a role, the content a string, and no field that is None.
+    """Check a list of messages: afterwards each has a role, its content is a string, and no field is None.
 
-    A content may be a list of text parts, which are joined. It may be missing where there are tool calls.
+    A content may be a list of text parts, which are joined. It may be missing if the message has tool calls.
 
     Args:
-        value: What was given.
-        where: What errors call it, such as "Row 3, `chosen`".
+        value: The value that a user gave.
+        where: Name of the value in errors, such as "Row 3, `chosen`".
 
     Raises:
-        SparseRMError: It is no list of messages, or a content is no text.
+        SparseRMError: The value is not a list of messages, or a content is not text.
     """
     if not is_messages(value) or not value:
         given = "an empty list" if value == [] else f"{shown(value)}, of the type {type(value).__name__}"
@@ -85,8 +88,8 @@ def _join_parts(parts: Any, where: str) -> str:
     for part in parts:
         if not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
             raise SparseRMError(
-                f"{where}: its `content` has a part of the type {shown(part.get('type'))}, but SparseRM reads text "
-                "alone, with a vision-language model too: leave that conversation out."
+                f"{where}: its `content` has a part of the type {shown(part.get('type'))}, but SparseRM scores text "
+                "only, even with a vision-language base model: leave that conversation out."
             )
     return "".join(part["text"] for part in parts)
 
@@ -95,7 +98,7 @@ def check_tools(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, d
     """Parse the `tools` and `chat_template_kwargs` of a row, as TRL does; each may be JSON in a string.
 
     Raises:
-        SparseRMError: They are of another kind.
+        SparseRMError: `tools` is not a list, or `chat_template_kwargs` is not an object of a template's arguments.
     """
     kwargs = _from_json(row.get("chat_template_kwargs"), f"{where}, `chat_template_kwargs`", "an object")
     kwargs = {} if kwargs is None else kwargs
@@ -108,8 +111,8 @@ def check_tools(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, d
     reserved = [name for name in RESERVED if name in kwargs]
     if reserved:
         raise SparseRMError(
-            f"{where}, `chat_template_kwargs` has `{reserved[0]}`, which is no argument of a chat template: leave it "
-            "out."
+            f"{where}, `chat_template_kwargs` has `{reserved[0]}`, which is not an argument of a chat template: leave "
+            "it out."
         )
     tools = _from_json(kwargs.pop("tools", row.get("tools")), f"{where}, `tools`", "a list of functions")
     if tools is not None and not isinstance(tools, (list, tuple)):
@@ -120,34 +123,34 @@ def check_tools(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, d
 
 
 def _from_json(value: Any, where: str, needed: str) -> Any:
-    """Parse a value that may be JSON in a string; None if it is empty."""
+    """Parse a string as JSON, an empty string as None; return any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError):
-        raise SparseRMError(f"{where} is the string {shown(value)}, which is not JSON of {needed}.") from None
+        raise SparseRMError(f"{where} is the string {shown(value)}, but must be {needed} in JSON.") from None
 
 
 def as_conversation(
     messages: Messages, row: Mapping[str, Any], where: str, column: str, needs_response: bool = True
 ) -> Conversation:
-    """Checked messages as a conversation, with the tools of their row.
+    """Make a conversation of checked messages and the tools of their row.
 
     Args:
-        messages: See `check_messages`.
-        row: The row that they stand in.
-        where: What errors call the row.
-        column: The field that they stand in.
+        messages: Messages that `check_messages` has checked.
+        row: The row that holds the messages.
+        where: Name of the row in errors.
+        column: Name of the field that holds the messages.
         needs_response: Whether the last message must be the assistant's.
 
     Raises:
-        SparseRMError: It is not, or the tools are of another kind.
+        SparseRMError: The last message must be the assistant's but is not, or the tools are of another kind.
     """
     role = messages[-1]["role"]
     if needs_response and role != "assistant":
         raise SparseRMError(
-            f"{where}, `{column}`: the last message is of the role {shown(role)}, but a reward is that of a response: "
+            f"{where}, `{column}`: the last message has the role {shown(role)}, but only a response can be scored: "
             "end with the assistant's message."
         )
     return Conversation(messages, *check_tools(row, where))
@@ -157,7 +160,7 @@ def given_text(text: GivenText, where: str, column: str = "text") -> Text:
     """Check a text that a user passed to a function.
 
     Raises:
-        SparseRMError: It is neither a string nor messages that end with the assistant's.
+        SparseRMError: The text is neither a string nor messages that end with the assistant's.
     """
     if isinstance(text, Conversation):
         kwargs = {"tools": text.tools, "chat_template_kwargs": text.template_kwargs}
@@ -168,10 +171,10 @@ def given_text(text: GivenText, where: str, column: str = "text") -> Text:
 
 
 def check_texts(row: Mapping[str, Any], names: Iterable[str], where: str) -> dict[str, str | Messages]:
-    """Check the named fields of a row: all strings, or all messages.
+    """Check the named fields of a row, which must all be strings, or all be messages.
 
     Raises:
-        SparseRMError: One is of another form, or they are of different forms.
+        SparseRMError: A field is neither, or some are strings and others messages.
     """
     values = {
         name: check_text(row[name], f"{where}, `{name}`")

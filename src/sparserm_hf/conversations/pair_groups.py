@@ -16,11 +16,11 @@ from .preferences import Preference
 
 
 def prompt_key(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder) -> Hashable:
-    """Return a key that pairs of one prompt share, in any form; None if there is no prompt."""
+    """Return a key that is the same for all pairs with the same prompt; None if the pair has no prompt."""
     chosen, rejected = texts
     turn = min(chosen.turn, rejected.turn)
     if turn:
-        # The last header that both texts have: dialogues may part before their last turn.
+        # The last header that both texts share: two dialogues may differ before their last turn.
         shared = common_prefix_length(chosen.ids, rejected.ids)
         starts = (start for start, _ in occurrences(chosen.ids, encoder.headers, 0, shared) if start <= turn)
         return chosen.ids[: max(starts, default=turn)]
@@ -29,13 +29,16 @@ def prompt_key(pair: Preference, texts: list[TokenizedText], encoder: ChatEncode
 
 
 def group_pairs(prompts: list[Hashable], texts: list[tuple[int, int]]) -> list[int]:
-    """For each pair the number of its group: pairs with one prompt, or with a text in common, are in one group.
+    """Number the groups of pairs; pairs with the same prompt, or with a text in common, are in one group.
 
     Args:
-        prompts: The prompt of each pair; None where it has none.
+        prompts: The `prompt_key` of each pair; None for a pair without a prompt.
         texts: The indices of the two texts of each pair.
+
+    Returns:
+        The group number of each pair.
     """
-    keys: dict[Hashable, int] = {}  # what pairs may have in common
+    keys: dict[Hashable, int] = {}  # prompts and texts, which pairs may share
     edges = [
         (pair, keys.setdefault(key, len(keys)))
         for pair, (prompt, sides) in enumerate(zip(prompts, texts, strict=True))

@@ -1,4 +1,7 @@
-"""Rows of any form: a text, a conversation, a prompt with its completion, or a preference pair."""
+"""Preference pairs: split a row with `chosen` and `rejected` into its prompt and two responses.
+
+`row_texts.py` finds the texts in rows of any form; `tokenized_preferences.py` turns pairs into token ids.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ FORMATS = (
     "Each row needs `chosen` and `rejected`, and may have a `prompt` and a number `margin`: all of them strings, or "
     "all lists of {'role', 'content'}."
 )
-# Where an answer starts in a string: the dialogues of Anthropic's HH-RLHF, and many after them.
+# Start of an answer in a dialogue that is one string, as in Anthropic's HH-RLHF and many later data sets.
 TURN = re.compile(r"\n\n(?:Assistant|ASSISTANT|AI|Bot|Response|Answer):")
 
 
@@ -24,11 +27,11 @@ class Preference:
     """A prompt with two responses to it.
 
     Attributes:
-        prompt: A string, or messages; empty where there is none.
-        chosen: The better response, of the same form.
-        rejected: The other one.
-        row: The row that they stand in, for its tools.
-        where: What errors call the row.
+        prompt: A string, or messages; empty if there is no prompt.
+        chosen: The better response, in the same form.
+        rejected: The worse response, in the same form.
+        row: The row that holds the pair; its tools belong to both responses.
+        where: Name of the row in errors.
     """
 
     prompt: str | Messages
@@ -39,14 +42,14 @@ class Preference:
 
     @property
     def joined(self) -> tuple[str | Messages, str | Messages]:
-        """Texts of both sides, each the prompt with its response."""
+        """The prompt with the chosen response, and the prompt with the rejected response."""
         return self.prompt + self.chosen, self.prompt + self.rejected  # type: ignore[operator]
 
     def text(self, side: str) -> Text:
         """Join the prompt and the response of one side, `chosen` or `rejected`.
 
         Raises:
-            SparseRMError: The response is made of messages and does not end with the assistant's.
+            SparseRMError: The response is a list of messages that does not end with the assistant's.
         """
         whole = self.joined[("chosen", "rejected").index(side)]
         return whole if isinstance(whole, str) else as_conversation(whole, self.row, self.where, side)
@@ -67,15 +70,15 @@ def check_columns(columns: Iterable[str]) -> None:
 
 
 def parse_preference(row: Mapping[str, Any], where: str) -> Preference:
-    """Check a preference pair, and tell the prompt from the responses.
+    """Check a preference pair, and split the prompt from the responses.
 
-    A prompt that `chosen` and `rejected` begin with too is taken off them. Where there is no prompt, it is what both
-    begin with: whole messages; of strings, all up to the last answer's start, or else whole words. Something is left
-    of both responses in any case.
+    If `chosen` and `rejected` repeat the prompt, it is removed from them. If the row has no `prompt`, the prompt is
+    the common start of both: whole messages, or, in strings, everything up to the last answer, or else whole words.
+    Neither response becomes empty.
 
     Args:
         row: A row in one of TRL's preference formats.
-        where: What errors call it, see `row_name`.
+        where: Name of the row in errors, see `row_name`.
 
     Raises:
         SparseRMError: A field is missing or of another form.
@@ -85,7 +88,7 @@ def parse_preference(row: Mapping[str, Any], where: str) -> Preference:
         if row.get(name) is None:
             raise SparseRMError(f"{where} has no `{name}` response. {FORMATS}")
     prompt = row.get("prompt")
-    if isinstance(prompt, str) and is_messages(row["chosen"]):  # UltraFeedback has the first question as its prompt
+    if isinstance(prompt, str) and is_messages(row["chosen"]):  # UltraFeedback's `prompt` is the first question
         sides = [side for side in (row["chosen"], row["rejected"]) if is_messages(side)]
         whole = all(any(message.get("role") == "user" for message in side) for side in sides)
         prompt = None if whole else [{"role": "user", "content": prompt}]
@@ -97,7 +100,7 @@ def parse_preference(row: Mapping[str, Any], where: str) -> Preference:
         return Preference(shared, chosen[len(shared) :], rejected[len(shared) :], row, where)
     given = found["prompt"]
     again = [repeats(given, side) for side in (chosen, rejected)]
-    if isinstance(given, str):  # one response alone may well begin with the words of a short prompt
+    if isinstance(given, str):  # a single response may happen to begin with the words of a short prompt
         again = [all(again)] * 2
     chosen, rejected = (
         side[len(given) :] if twice else side for side, twice in zip((chosen, rejected), again, strict=True)
@@ -106,12 +109,12 @@ def parse_preference(row: Mapping[str, Any], where: str) -> Preference:
 
 
 def repeats(prompt: str | Messages, response: str | Messages) -> bool:
-    """Tell if a response begins with the prompt and goes on."""
+    """Tell if a response begins with the prompt, and more follows."""
     return len(response) > len(prompt) and response[: len(prompt)] == prompt
 
 
 def implicit_prompt(chosen: str | Messages, rejected: str | Messages) -> int:
-    """Length of the prompt that two responses begin with: in messages, or in characters."""
+    """Count the messages or characters of the prompt that two responses begin with."""
     shared = common_prefix_length(chosen, rejected)
     if not isinstance(chosen, str):
         return min(shared, len(chosen) - 1, len(rejected) - 1)
@@ -121,7 +124,7 @@ def implicit_prompt(chosen: str | Messages, rejected: str | Messages) -> int:
     turns = [match.end() for match in TURN.finditer(chosen[:shared])]
     if turns and chosen[turns[-1] :].strip() and rejected[turns[-1] :].strip():
         return turns[-1]
-    # The starts of words that both have, and after which something is left of both.
+    # The last word start within the common prefix after which neither response is empty.
     least = min(len(chosen.rstrip()), len(rejected.rstrip()))
     starts = (i for i in range(min(shared, least - 1), 0, -1) if chosen[i - 1].isspace() and not chosen[i].isspace())
     return next(starts, 0)

@@ -13,7 +13,7 @@ from .chat_format import QUESTION, TOOL, TOOL_CALL, ChatFormat, added_tokens
 from .chat_templates import render
 from .messages import Conversation
 
-# What may stand around a mark, and so change its tokens at the edges.
+# Sample texts next to a mark: a neighbour can change how the edges of a mark are tokenised.
 QUESTIONS = ("What is it?", "Tell me more.", "x")
 ANSWERS = ("It is this.", "\n\nThis.", "1. this", " that", "(no)", "")
 
@@ -22,7 +22,7 @@ def find_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Find the token ids that a chat template writes around responses, for `SparseRMConfig.response_marks`.
 
     Args:
-        tokenizer: With a chat template, see `prepare_tokenizer`.
+        tokenizer: A tokenizer with a chat template, see `prepare_tokenizer`.
 
     Raises:
         SparseRMError: The template refuses a question with its answer.
@@ -30,13 +30,13 @@ def find_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     chat = ChatFormat.of(tokenizer)
     header, end = chat.assistant_header, chat.end_of_turn.strip()
     added = added_tokens(tokenizer)
-    # The first token of a tail is enough: what follows it may differ.
+    # The first token after the answer is enough: the text after that token may differ.
     ends = [next((content for content in added if end.startswith(content)), end)]
     ends += [tokenizer.eos_token] if tokenizer.eos_token and tokenizer.eos_token not in ends else []
     example = Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}])
     rendered = tokenizer(render(tokenizer, example), add_special_tokens=False)["input_ids"]
     reasoned = [f"{header}{chat.begin_of_reasoning}\n", f"{header}{chat.begin_of_reasoning}"]
-    # With what a template may write between header and answer, such as an empty reasoning block, and without.
+    # With and without the text that a template may write after the header, such as an empty reasoning block.
     headers = {header + chat.after_header: ANSWERS, header: [chat.after_header + answer for answer in ANSWERS]}
     headers |= {chat.header_after_tool: ANSWERS} if chat.header_after_tool else {}
     asked = [question + chat.before_header for question in QUESTIONS] + [""]
@@ -84,7 +84,7 @@ def _never_inside(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> list[
 def _variants(
     tokenizer: PreTrainedTokenizerBase, mark: str, before: Iterable[str], after: Iterable[str]
 ) -> list[list[int]]:
-    """Find the token id sequences that write a mark between any texts; none if the mark is whitespace."""
+    """Find the token id sequences that a mark becomes between different texts; none if the mark is whitespace."""
     left = len(mark) - len(mark.lstrip())
     bare = mark.strip()
     found: list[list[int]] = []
@@ -95,7 +95,7 @@ def _variants(
             encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
             inside = [(token, span) for token, span in spans if span[0] < last and span[1] > first]
-            # A token that reaches into something else than whitespace writes more than the mark.
+            # A token that covers neighbouring text other than whitespace writes more than the mark.
             if not inside or text[inside[0][1][0] : first].strip() or text[last : inside[-1][1][1]].strip():
                 continue
             ids = [token for token, _ in inside]

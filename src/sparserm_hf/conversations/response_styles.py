@@ -1,4 +1,4 @@
-"""Length and formatting of responses, which a reward should not follow."""
+"""Measure the length and the Markdown of responses: style, which a reward should not follow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .tokenized_preferences import TokenizedPreferences
 
-# What `debias` may name, and what is measured of it: the controls for style that chatbot arenas use.
+# Values of `debias`, and the counts that each stands for: the style controls that chatbot arenas use.
 STYLES = {"length": ("tokens",), "format": ("headers", "list items", "bold")}
 PATTERNS = {
     "headers": re.compile(r"^ {0,3}#{1,6}\s", re.MULTILINE),
@@ -27,7 +27,7 @@ def measure_styles(pairs: TokenizedPreferences, tokenizer: PreTrainedTokenizerBa
         tokenizer: The reward model's.
 
     Returns:
-        (N, 2) counts of the chosen and of the rejected responses, by style.
+        For each count, by its name, its (N, 2) values in the chosen and the rejected responses.
     """
     responses = [list(text.response) for text in pairs.texts]
     written = tokenizer.batch_decode(responses, skip_special_tokens=True)
@@ -39,7 +39,9 @@ def measure_styles(pairs: TokenizedPreferences, tokenizer: PreTrainedTokenizerBa
 
 
 def style_differences(styles: Mapping[str, np.ndarray]) -> np.ndarray:
-    """log(1 + count), chosen minus rejected: (N, styles). Twice as long is as much more at any length.
+    """Compute log(1 + count) of the chosen minus that of the rejected response, as (N, number of styles).
+
+    On this scale, twice as long is the same difference at any length.
 
     Args:
         styles: (N, 2) counts of the chosen and of the rejected responses, by name.

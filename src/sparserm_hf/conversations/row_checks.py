@@ -1,4 +1,7 @@
-"""Checks of rows and fields, and the names that errors call them by."""
+"""Checks of single rows and fields: text, nesting, media; and the names of rows and columns in errors.
+
+No function here knows what a row means: `preferences.py` and `row_texts.py` find its texts.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from typing import Any
 
 from ..runtime import MOST_SHOWN, SparseRMError, shown
 
-MOST_NAMES = 8  # columns that an error names
-MOST_NESTED = 100  # lists and objects in each other; Python's own functions give up at a few hundred
-# Columns of what vision-language models are trained on.
+MOST_NAMES = 8  # column names that an error lists
+MOST_NESTED = 100  # levels of lists and objects; Python's own functions give up at a few hundred
+# Columns of the data sets that vision-language models are trained on.
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
@@ -19,7 +22,7 @@ def row_name(number: int, source: str = "") -> str:
 
 
 def list_names(columns: Iterable[Any]) -> str:
-    """List names of columns for an error: a name that is no plain word is quoted, a long one shortened.
+    """List column names for an error; a name that is not a plain word is quoted, and a long name is shortened.
 
     Example:
         >>> list_names(["id", "a name", ""])
@@ -34,20 +37,20 @@ def check_text(text: str, where: str) -> str:
     """Check that a string can be written as UTF-8.
 
     Raises:
-        SparseRMError: Half of a surrogate pair stands in it.
+        SparseRMError: The string holds half of a surrogate pair.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise SparseRMError(
-            f"{where} holds half of a surrogate pair ({text[error.start]!r}) at character {error.start + 1}, which is "
-            "no text: remove it, or write the whole character."
+            f"{where} holds half of a surrogate pair ({text[error.start]!r}) at character {error.start + 1}, which no "
+            "file can store: remove it, or write the whole character."
         ) from None
     return text
 
 
 def check_row(row: Any, where: str) -> None:
-    """Raise a `SparseRMError` unless a row has columns, and none with images, videos or sound."""
+    """Raise a `SparseRMError` if a row is not an object with columns, or has images, videos or sound."""
     if not isinstance(row, Mapping):
         raise SparseRMError(
             f"{where} is {shown(row)}, of the type {type(row).__name__}, but must be an object with columns, such as "
@@ -55,14 +58,14 @@ def check_row(row: Any, where: str) -> None:
         )
     for name in MEDIA:
         if row.get(name) not in (None, "", [], {}):
-            raise SparseRMError(f"{where} has `{name}`, but SparseRM reads text alone: leave that row out.")
+            raise SparseRMError(f"{where} has `{name}`, but SparseRM scores text only: leave that row out.")
 
 
 def check_fields(fields: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """Remove the fields that are None from a row or a message; see `without_none`.
 
     Raises:
-        SparseRMError: A string in it is no text, or a field is nested too deep.
+        SparseRMError: A string cannot be written as UTF-8, or a field is nested more than ``MOST_NESTED`` deep.
     """
     kept = [(name, value) for name, value in fields.items() if value is not None]
     return {
@@ -77,12 +80,12 @@ def without_none(value: Any, where: str, deepest: int = MOST_NESTED) -> Any:
     """Remove the fields that are None, which `datasets` adds if other rows have such a field.
 
     Args:
-        value: What was given.
-        where: What errors call it.
-        deepest: How many lists and objects may stand in each other.
+        value: A field's value, with lists and objects at any depth.
+        where: Name of the value in errors.
+        deepest: Largest number of nested lists and objects.
 
     Raises:
-        SparseRMError: A string in it is no text, or it is nested deeper.
+        SparseRMError: A string cannot be written as UTF-8, or the value is nested deeper.
     """
     if isinstance(value, str):
         return check_text(value, where)

@@ -12,28 +12,28 @@ from ..runtime import SparseRMError
 from .data_files import iterate_rows, source_name
 from .encoding import ChatEncoder
 from .row_checks import check_row, row_name
-from .rows import texts_of_row
+from .row_texts import texts_of_row
 
 
 def iterate_texts(
     rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int, source: str = ""
 ) -> Iterator[list[int]]:
-    """Token ids of the texts of some rows.
+    """Yield the token ids of the texts in some rows.
 
-    A long plain text gives several of them, each begun as the tokenizer begins a text; of a long conversation, the end
-    is left out.
+    A long plain text is cut into several pieces, each with the tokenizer's BOS token; a long conversation loses its
+    end.
 
     Args:
-        rows: Rows as `texts_of_row` takes them. A `prompt` with a `completion`, both strings, is a question and its
-            answer: it goes through the chat template.
-        tokenizer: With a chat template, see `prepare_tokenizer`.
-        max_length: Most tokens of each.
-        source: The file that the rows are in, for errors.
+        rows: Rows of any form, see `texts_of_row`. A string `prompt` with a string `completion` is rendered by the
+            chat template, as a question with its answer.
+        tokenizer: A tokenizer with a chat template, see `prepare_tokenizer`.
+        max_length: Largest number of tokens of a piece.
+        source: Name of the file that holds the rows, for errors.
 
     Raises:
-        SparseRMError: A row is of another form.
+        SparseRMError: A row has another form.
     """
-    encoder = ChatEncoder(tokenizer, None)  # where a response stands is of no interest
+    encoder = ChatEncoder(tokenizer, None)  # an SAE needs no response, so its place is not looked for
     encoder.told_of_plain_text = True
     for number, row in enumerate(rows, 1):
         check_row(row, where := row_name(number, source))
@@ -48,7 +48,7 @@ def iterate_texts(
             yield ids[:max_length]
             if isinstance(text, str):
                 room = max_length - len(head)
-                for start in range(max_length, len(ids) - 1, room):  # one token alone says nothing
+                for start in range(max_length, len(ids) - 1, room):  # a last piece of one token is dropped
                     yield head + ids[start : start + room]
 
 
@@ -60,18 +60,18 @@ def load_texts(
     split: str = "train",
     config: str | None = None,
 ) -> list[list[int]]:
-    """Token ids of the first texts of a file or dataset, until `max_tokens` tokens are reached.
+    """Load the first texts of a file or dataset as token ids, until there are `max_tokens` tokens.
 
     Args:
         source: See `iterate_rows`.
         tokenizer: See `iterate_texts`.
-        max_tokens: The last text may go beyond it.
-        max_length: Most tokens of a text.
+        max_tokens: Number of tokens; the last text may exceed it.
+        max_length: Largest number of tokens of a text; a longer plain text is cut into several.
         split: See `iterate_rows`.
         config: See `iterate_rows`.
 
     Raises:
-        SparseRMError: It cannot be read, a row is of another form, or there is no text in it.
+        SparseRMError: The source cannot be read, a row has another form, or there is no text.
     """
     texts, total = [], 0
     rows = iterate_rows(source, split, config)

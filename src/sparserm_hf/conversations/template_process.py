@@ -1,7 +1,7 @@
-"""The process that renders chat templates, with limits; `rendering` starts it.
+"""The process that renders chat templates with limits on time and memory; `template_renderer.py` starts it.
 
-It runs as a script and imports nothing of this package. A request is pickled by the process that started it; an answer
-is JSON, so that nothing which a template makes is ever unpickled.
+It runs as a script and imports nothing from this package. Requests are pickled, as only the parent process writes
+them. Answers are JSON, so that nothing a template has made is ever unpickled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOO_MUCH = "it needs more than a gigabyte of memory"
 
 
 def limit_memory() -> None:
-    """Let this process take ``MOST_BYTES`` more than it has, on Linux, which says how much it has."""
+    """Limit this process to ``MOST_BYTES`` beyond its present memory, which only Linux tells."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -32,7 +32,7 @@ def limit_memory() -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:
-    """Render one conversation: `text` holds the text, or `error` why there is none."""
+    """Render one conversation; the answer holds its `text`, or an `error` message."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -42,7 +42,7 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
         return {"text": texts[0]}
     except MemoryError:
         return {"error": TOO_MUCH}
-    except Exception as error:  # a template may do anything to what it is given, and raise anything
+    except Exception as error:  # a template may raise anything
         return {"error": next(iter(str(error).strip()[:1000].splitlines()), type(error).__name__)}
 
 
@@ -54,7 +54,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 request = pickle.load(requests)
             except EOFError:
                 return
-            # A thread of its own ends the process when the time is up, even in the middle of one long operation.
+            # faulthandler's own thread ends the process when the time is up, even within one long operation.
             faulthandler.dump_traceback_later(MOST_SECONDS, exit=True, file=nowhere)
             line = json.dumps(answer(request))
             faulthandler.cancel_dump_traceback_later()
@@ -63,9 +63,9 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose modules have names that others may have too
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it is interrupted, and ends it
-    import transformers.utils.chat_template_utils  # noqa: F401  # seconds, which are not those of a rendering
+    sys.path.pop(0)  # this folder: its modules would hide others of the same names
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent ends this process itself
+    import transformers.utils.chat_template_utils  # noqa: F401  # takes seconds, which count for no rendering
 
     limit_memory()
     serve(sys.stdin.buffer, sys.stdout.buffer)

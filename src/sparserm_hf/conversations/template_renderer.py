@@ -1,8 +1,8 @@
-"""Chat templates are programs of somebody else: they are rendered in a process of its own, with limits.
+"""Render chat templates in a separate process with limits: a template is somebody else's program.
 
-transformers renders in a sandbox that keeps a template from files and from Python's insides, but not from a loop that
-never ends or from a text of a billion characters. No limit inside a Python process holds against both: one long
-operation cannot be interrupted, and memory that is taken is not given back. A process can be ended.
+transformers renders in a sandbox that keeps a template from files and from Python's internals, but not from an endless
+loop or from a text of a billion characters. No limit inside a Python process stops both: one long operation cannot be
+interrupted, and memory is not given back. A process can be ended. `template_process.py` is the code of that process.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 from .template_process import MOST_SECONDS
 
 SCRIPT = Path(__file__).with_name("template_process.py")
-MOST_FAILURES = 2  # renderings that a template may fail to end, before it is not rendered any more
+MOST_FAILURES = 2  # a template that has exceeded its limits so often is not rendered again
 
 
 class TemplateError(Exception):
-    """Why a chat template could not be rendered."""
+    """A chat template that raised an error, or took too much time or memory."""
 
 
 class Renderer:
-    """Renders chat templates one by one. The process starts with the first one, and again after it was ended.
+    """Render chat templates one by one. The process starts with the first request, and anew after it was ended.
 
     Example:
         >>> Renderer().render(chat_template="{{ messages[0].content }}!", conversations=[[{"content": "Hello"}]])
@@ -37,7 +37,7 @@ class Renderer:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0  # the process that started it: a fork of that one must start its own
+        self._owner = 0  # id of the process that started `_process`: after a fork, the child must start its own
         self._failures: dict[str, int] = {}  # by template
         self._lock = RLock()
         atexit.register(self.stop)
@@ -66,14 +66,14 @@ class Renderer:
         return str(answered["text"])
 
     def stop(self) -> None:
-        """End the process, if this process started one."""
+        """End the rendering process, if this process started it."""
         process, self._process = self._process, None
         if process is not None and self._owner == os.getpid():
             process.kill()
             process.communicate()
 
     def _ask(self, request: bytes) -> bytes:
-        """Wait for the answer to a request; None if the process ended."""
+        """Wait for the answer to a request; it is empty if the rendering process ended."""
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self.stop()
             self._owner = os.getpid()
@@ -82,7 +82,7 @@ class Renderer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=os.environ | {"USE_TORCH": "0"},  # transformers 4 would import it, which takes seconds
+                env=os.environ | {"USE_TORCH": "0"},  # else transformers 4 imports torch, which takes seconds
             )
         assert self._process.stdin and self._process.stdout
         try:
@@ -91,7 +91,7 @@ class Renderer:
             return self._process.stdout.readline()
         except BrokenPipeError:
             return b""
-        except BaseException:  # interrupted before the answer: the next request would get it
+        except BaseException:  # interrupted before the answer, which the next request would get
             self.stop()
             raise
 

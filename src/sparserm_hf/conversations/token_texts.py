@@ -1,4 +1,4 @@
-"""Tokens as they stand in a text."""
+"""Decode single tokens of a text, such as the pooled ones, to show them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .encoding import TokenizedText
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], t: int) -> str:
-    """Decode a token as it stands in the text, with the space before it, which a tokenizer drops at the start."""
+    """Decode token `t` with the space before it, which a tokenizer would drop from a token decoded alone."""
     before = str(tokenizer.decode(list(ids[t - 1 : t])))
     return str(tokenizer.decode(list(ids[max(t - 1, 0) : t + 1]))).removeprefix(before)
 
@@ -24,5 +24,5 @@ def pooled_positions(text: TokenizedText, pooling: str) -> list[int]:
 
 
 def pooled_token_texts(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, pooling: str) -> list[str]:
-    """Decode the pooled tokens of a text, one by one, as they stand in it."""
+    """Decode the pooled tokens of a text one by one, with their spaces."""
     return [token_text(tokenizer, text.ids, position) for position in pooled_positions(text, pooling)]

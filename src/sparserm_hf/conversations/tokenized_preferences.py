@@ -1,4 +1,7 @@
-"""Preference pairs as token ids."""
+"""Turn rows of preference pairs into token ids, and leave out pairs that cannot be used.
+
+`preferences.py` splits a single row into its prompt and responses.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,11 @@ class TokenizedPreferences:
         texts: Each distinct text.
         chosen: Index of each pair's chosen text.
         rejected: Index of each pair's rejected text.
-        margins: How much better each chosen response is at least; 0 where the data does not say.
-        groups: For each pair, the number of its group. Pairs with one prompt, or with a text in common, are in one
-            group, which must not be split between training and validation.
-        left_out: How many pairs were left out, by reason.
-        truncated: How many pairs lost the start of their prompt.
+        margins: Least difference between the rewards of each pair, from the `margin` column; 0 without one.
+        groups: For each pair, the number of its group. Pairs with the same prompt, or with a text in common, are in
+            one group, which must not be split between training and validation.
+        left_out: Number of pairs that were left out, by reason.
+        truncated: Number of pairs that lost the start of their prompt.
     """
 
     texts: list[TokenizedText]
@@ -51,11 +54,11 @@ class TokenizedPreferences:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
+        """Number of tokens of each text."""
         return np.array([len(text.ids) for text in self.texts])
 
     def summary(self) -> str:
-        """Summarise in one line the number of pairs, and of those left out."""
+        """Summarise in one line how many pairs were kept, left out and shortened."""
         parts = [f"{len(self)} pairs, {len(self.texts)} distinct texts"]
         parts += [f"{count} left out ({reason})" for reason, count in sorted(self.left_out.items())]
         if self.truncated:
@@ -75,7 +78,7 @@ def _margin(row: Mapping[str, Any], where: str) -> float:
 
 
 def _shorten(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder) -> list[TokenizedText]:
-    """Texts of which the prompt has lost its start; none where a response alone is too long."""
+    """Cut the start of the prompt from texts that are too long; an empty list if a response alone is too long."""
     bos, limit = encoder.tokenizer.bos_token_id, encoder.max_length
     prompt: tuple[int, ...] = ()
     if isinstance(pair.prompt, str) and pair.prompt.strip() and not texts[0].turn:
@@ -98,7 +101,7 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
         encoder: Encoder of the reward model.
 
     Raises:
-        SparseRMError: A row is of another form, or no pair is usable.
+        SparseRMError: A row has another form, or no pair is usable.
     """
     check_dataset(rows)
     source = getattr(getattr(rows, "info", None), "dataset_name", None) or ""
@@ -139,13 +142,13 @@ class _TokenizedPair(NamedTuple):
 
 
 def _tokenize_pair(pair: Preference, encoder: ChatEncoder, where: str) -> _TokenizedPair | str:
-    """Tokenise a pair; a pair that is not usable gives the reason."""
+    """Tokenise a pair; for a pair that is not usable, return the reason."""
     if pair.is_empty("chosen") or pair.is_empty("rejected"):
         return IDENTICAL if pair.chosen == pair.rejected else EMPTY
     texts = [encoder.encode(pair.text(side), where) for side in ("chosen", "rejected")]
     if texts[0].ids == texts[1].ids:
         return IDENTICAL
-    if any(text.start == text.stop for text in texts):  # the template writes nothing of the response
+    if any(text.start == text.stop for text in texts):  # the template leaves the response out
         return EMPTY
     prompt = prompt_key(pair, texts, encoder)
     is_long = max(text.stop for text in texts) > encoder.max_length

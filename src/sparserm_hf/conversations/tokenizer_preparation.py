@@ -12,8 +12,8 @@ from ..runtime import SparseRMError
 
 logger = logging.getLogger(__name__)
 
-# For base models without a chat template of their own; saved with the reward model. A turn is
-# "User: ..." or "Assistant: ...", turns are apart by an empty line, an answer ends with the end-of-text token.
+# For base models without a chat template; it is saved with the reward model. A turn is "User: ..." or
+# "Assistant: ...", an empty line separates turns, and an answer ends with the end-of-text token.
 PLAIN_CHAT_TEMPLATE = (
     "{{ bos_token or '' }}"
     "{% for message in messages %}"
@@ -23,22 +23,20 @@ PLAIN_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-DATE_FUNCTION = "strftime_now"  # which transformers gives to templates
+DATE_FUNCTION = "strftime_now"  # a function that transformers gives to templates
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give a tokenizer, in place, what a reward model needs.
-
-    That is a pad token, a chat template that prints one date for ever, and truncation on the left.
+    """Give a tokenizer, in place, a pad token, a chat template with a fixed date, and truncation on the left.
 
     Raises:
-        SparseRMError: It has neither a pad nor an end-of-text token, or it does not tell where its tokens stand in a
-            text.
+        SparseRMError: The tokenizer has neither a pad nor an end-of-text token, or it is not a fast tokenizer, which
+            alone tells the character offsets of its tokens.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise SparseRMError(
-            f"The tokenizer is a {type(tokenizer).__name__}, which does not tell where its tokens stand in a text, so "
-            "that the response cannot be found: use the fast tokenizer of this base model (a tokenizer.json)."
+            f"The tokenizer is a {type(tokenizer).__name__}, which does not tell the character offsets of its tokens, "
+            "but finding the response needs them: use the fast tokenizer of this base model (a tokenizer.json)."
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -64,7 +62,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 def with_fixed_date(template: str, now: datetime) -> str:
     """Fix the date in a chat template to the day `now`; a template without a date stays the same.
 
-    The date is part of what the base model reads: without this, a reward would change from one day to the next.
+    The date is part of the base model's input: if it were not fixed, rewards would change from day to day.
     """
     if DATE_FUNCTION not in template or f"macro {DATE_FUNCTION}" in template:
         return template

@@ -1,4 +1,4 @@
-"""The turns of a conversation, out of its token ids, to be shown."""
+"""Split the token ids of a conversation into turns, to show them to a reader."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Turn:
     """A turn of one role.
 
     Attributes:
-        role: `system`, `user`, `assistant`, `tool` or the like; `opening` where a text begins without a header.
-        content: Without the chat template's own tokens.
+        role: `system`, `user`, `assistant`, `tool` or the like; `opening` for a text that begins without a header.
+        content: Text of the turn, without the chat template's tokens.
     """
 
     role: str
@@ -28,15 +28,15 @@ def find_turns(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, marks: di
     """Split token ids into turns, at the headers of the chat template; empty turns are left out.
 
     Args:
-        ids: Of a rendered conversation, or of its beginning.
-        tokenizer: The reward model's.
-        marks: `SparseRMConfig.response_marks`; None for a checkpoint of version 0.1, where all is one turn.
+        ids: Token ids of a rendered conversation, or of its beginning.
+        tokenizer: The reward model's tokenizer.
+        marks: `SparseRMConfig.response_marks`; None for a checkpoint of version 0.1: the whole text is then one turn.
     """
 
     def decode(start: int, stop: int) -> str:
         return str(tokenizer.decode(list(ids[start:stop]), skip_special_tokens=True)).strip()
 
-    headers: dict[int, tuple[int, str]] = {}  # by their start: where they end, and whose they are
+    headers: dict[int, tuple[int, str]] = {}  # the end and the role of each header, by its start
     for kind in ("other_headers", "assistant_header"):
         for start, stop in occurrences(ids, marks[kind] if marks else [], 0, len(ids)):
             role = decode(start, stop).casefold()

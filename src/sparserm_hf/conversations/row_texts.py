@@ -1,4 +1,8 @@
-"""Texts of a row of any form: a text, a conversation, a prompt with its completion, or a preference pair."""
+"""Find the texts to score in a row of any form: a text, messages, a prompt with a completion, or a preference pair.
+
+`preferences.py` splits preference pairs, `messages.py` checks messages, `row_checks.py` checks single fields, and
+`data_files.py` loads the rows.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,18 @@ from .row_checks import check_row, list_names
 
 
 def texts_of_row(row: Mapping[str, Any], where: str, needs_response: bool = True) -> dict[str, Text]:
-    """Find the texts of a row, by the name of each text's reward.
+    """Find the texts of a row, by the names of their rewards: `reward`, or `chosen_reward` and `rejected_reward`.
 
     A row is a preference pair (`chosen`, `rejected`, perhaps `prompt`), a `prompt` with a `completion`, or a whole
     `text` or `messages`. Conversations may have `tools` and `chat_template_kwargs` beside them.
 
     Args:
-        row: The row.
-        where: What errors call it, see `row_name`.
+        row: A row of any of these forms.
+        where: Name of the row in errors, see `row_name`.
         needs_response: Whether a conversation must end with the assistant's message.
 
     Raises:
-        SparseRMError: It is none of these, or a conversation does not end with the assistant's message.
+        SparseRMError: The row has another form, or a conversation does not end with the assistant's message.
     """
     check_row(row, where)
     if "chosen" in row and "rejected" in row:
