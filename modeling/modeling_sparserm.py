@@ -14,17 +14,19 @@ from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
 from .head_sparserm import HEADS
 from .pooling_sparserm import pool_representations, pooled_tokens
+from .predict_sparserm import ScoresConversations
 from .pretrained_sparserm import SparseRMPreTrainedModel
 from .response_sparserm import align_bos, find_responses, mask_from_padding
-from .text_sparserm import ScoresConversations
 
 # isort: split
 # transformers 4 copies, out of a local folder, the files that this one imports itself, and no others.
 from .fields_sparserm import FIELDS  # noqa: F401
 from .latents_sparserm import Latent  # noqa: F401
+from .messages_sparserm import plain_messages  # noqa: F401
 from .quantized_sparserm import is_quantized  # noqa: F401
 from .slim_sparserm import has_adapter  # noqa: F401
 from .special_tokens_sparserm import SpecialTokens  # noqa: F401
+from .text_sparserm import EncodedText  # noqa: F401
 from .weights_sparserm import check_index  # noqa: F401
 
 # What `forward` is given by trainers and pipelines, and does not need.

@@ -3,10 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
-from .response_sparserm import count_bos, find_response, trim
+from .response_sparserm import count_bos, trim
 from .special_tokens_sparserm import SpecialTokens
 
 ANSWER = "\ufdd2"  # stands for an answer in a rendering
@@ -19,54 +16,6 @@ class EncodedText(NamedTuple):
 
     ids: tuple[int, ...]
     place: tuple[int, int]
-
-
-class RankedResponse(NamedTuple):
-    """A response with its index in the given list and its reward."""
-
-    index: int
-    reward: float
-    response: str
-
-
-def encode_conversation(
-    text: Any, tokenizer: Any, specials: SpecialTokens, tags: tuple[str, str], config: Any
-) -> EncodedText:
-    """Encode a conversation or a string for a reward model.
-
-    Args:
-        text: A list of messages that ends with the assistant's message, a row with such `messages` and perhaps
-            `tools` and `chat_template_kwargs`, or a string.
-        tokenizer: The reward model's tokenizer.
-        specials: Its special tokens.
-        tags: Texts that open and close a reasoning block.
-        config: The reward model's `SparseRMConfig`.
-
-    Raises:
-        ValueError: The conversation does not end with the assistant's message, or the text is empty.
-    """
-    marks, place = config.response_marks, None
-    if isinstance(text, str):
-        ids = encode_string(text, tokenizer, marks)
-    else:
-        row = text if isinstance(text, Mapping) else {"messages": text}
-        messages = row.get("messages")
-        if not messages or messages[-1].get("role") != "assistant":
-            raise ValueError("A conversation must end with a message of the role assistant, whose reward is computed.")
-        given = specials.hide({"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})})
-
-        def render(guarded: list[dict[str, Any]]) -> str:
-            return tokenizer.apply_chat_template(guarded, tokenize=False, **given)
-
-        ids, place = encode_messages(messages, render, specials, tags, marks)
-    if place is None:
-        response = find_response(ids, marks, config.response_marker_ids)
-        if response is None or not ids:
-            raise ValueError("The text holds no response: end it with the assistant's turn.")
-        place = response.start, response.stop
-    most = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or len(ids))
-    ids, (start, stop) = keep_end(ids, place, most, tokenizer.bos_token_id)
-    return EncodedText(ids, (start, stop))
 
 
 def encode_string(text: str, tokenizer: Any, marks: dict[str, Any] | None) -> tuple[int, ...]:
@@ -193,89 +142,3 @@ def keep_end(
     head = ids[: int(ids[0] == bos)]
     taken = len(ids) - most
     return head + ids[taken + len(head) :], [max(i - taken, len(head)) if i else 0 for i in places]
-
-
-def as_conversations(prompt: str | Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[Any]:
-    """Make a conversation out of a prompt and each of some responses."""
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return [[*asked, {"role": "assistant", "content": response}] for response in responses]
-
-
-class ScoresConversations:
-    """The part of a reward model that takes conversations: `predict` and `rank`."""
-
-    config: Any
-    directions: torch.Tensor
-    extract_features: Any
-    reward: Any
-
-    @torch.inference_mode()
-    def predict(self, conversations: Sequence[Any], tokenizer: Any, batch_size: int = 16) -> list[float]:
-        """Compute the rewards of conversations.
-
-        The spelling of a special token inside a content is ordinary text, so that a response cannot write structure.
-
-        Args:
-            conversations: Each a list of messages that ends with the assistant's message, a row with such `messages`
-                and perhaps `tools`, or a string.
-            tokenizer: The reward model's tokenizer, a fast one.
-            batch_size: Texts that are run at once, those of similar length together.
-
-        Returns:
-            A reward for each conversation.
-
-        Raises:
-            ValueError: A conversation does not end with the assistant's message, or a text is empty.
-
-        Example:
-            ```python
-            from sparserm_hf import load_reward_model
-
-            model, tokenizer = load_reward_model("my-reward-model")
-            question = {"role": "user", "content": "What is the capital of Italy?"}
-            rewards = model.predict([[question, {"role": "assistant", "content": "Rome."}]], tokenizer)
-            ```
-        """
-        specials, tags = SpecialTokens(tokenizer), reasoning_tags(tokenizer, self.config.response_marks)
-        texts = [encode_conversation(text, tokenizer, specials, tags, self.config) for text in conversations]
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-        rewards = [0.0] * len(texts)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            ids = [torch.tensor(texts[i].ids) for i in batch]
-            mask = nn.utils.rnn.pad_sequence([torch.ones_like(x) for x in ids], batch_first=True)
-            padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
-            device = self.directions.device
-            features = self.extract_features(
-                padded.to(device), mask.to(device), responses=[texts[i].place for i in batch]
-            )
-            for i, reward in zip(batch, self.reward(features)[:, 0].tolist(), strict=True):
-                rewards[i] = reward
-        return rewards
-
-    def rank(
-        self, prompt: Any, responses: Sequence[str], tokenizer: Any, batch_size: int = 16
-    ) -> list[RankedResponse]:
-        """Rank responses to a prompt by their rewards.
-
-        Args:
-            prompt: A string, or the messages before the response.
-            responses: The responses.
-            tokenizer: The reward model's tokenizer, a fast one.
-            batch_size: See `predict`.
-
-        Returns:
-            The responses with index and reward, the best first.
-
-        Example:
-            ```python
-            from sparserm_hf import load_reward_model
-
-            model, tokenizer = load_reward_model("my-reward-model")
-            best = model.rank("What is the capital of Italy?", ["Milan.", "Rome."], tokenizer)[0]
-            print(best.reward, best.response)
-            ```
-        """
-        rewards = self.predict(as_conversations(prompt, responses), tokenizer, batch_size)
-        ranked = [RankedResponse(i, reward, responses[i]) for i, reward in enumerate(rewards)]
-        return sorted(ranked, key=lambda response: -response.reward)

@@ -449,10 +449,10 @@ def nested(depth):
 ANSWER = assistant("w2")
 BAD_MESSAGES = {
     "a null content": ([{"role": "user", "content": None}, ANSWER], "message 1 has no `content`"),
-    "a number": ([{"role": "user", "content": 5}, ANSWER], "message 1: its `content` is of the type int"),
+    "a number": ([{"role": "user", "content": 5}, ANSWER], "message 1 has a `content` of the type int"),
     "an image": (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER],
-        "message 1: its `content` has a part of the type 'image_url'",
+        "message 1 has a `content` with a part of the type 'image_url'",
     ),
     "no messages": ([], "`messages` is an empty list"),
     "a surrogate in a content": (

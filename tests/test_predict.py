@@ -43,6 +43,55 @@ def test_a_content_cannot_write_structure(name):
         assert model.predict([messages], tokenizer) == pytest.approx([scored["reward"]], abs=1e-4), content
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_content_may_come_in_parts(name):
+    tokenizer = prepared(TEMPLATES[name])
+    model = reward_model_for(tokenizer, "response_mean")
+    whole = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is this."}]
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "What is it?"}], "tool_calls": None},
+        {"role": "assistant", "content": [{"type": "text", "text": "It is"}, {"text": " this."}]},
+    ]
+    (scored,) = score_rows(model, tokenizer, [{"messages": parts}])
+    assert model.predict([whole, parts], tokenizer) == pytest.approx([scored["reward"]] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"role": "user"}, "Conversation 1: message 1 has no `content`"),
+        ({"role": "user", "content": None}, "Conversation 1: message 1 has no `content`"),
+        ({"role": "user", "content": 5}, "Conversation 1: message 1 has a `content` of the type int"),
+        ({"role": "user", "content": [{"type": "image"}]}, "with a part of the type 'image'"),
+        ({"content": "w1"}, "Conversation 1: message 1 has no `role`"),
+    ],
+)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_message_without_text_is_refused(name, message, sentence):
+    tokenizer = prepared(TEMPLATES[name])
+    with pytest.raises(ValueError, match=sentence):
+        reward_model_for(tokenizer, "response_mean").predict([[message, CONVERSATIONS[0][1]]], tokenizer)
+
+
+def test_a_single_text_is_not_taken_for_many():
+    model, tokenizer = tiny_reward_model(), tiny_tokenizer()
+    for one in ("w1 w2", CONVERSATIONS[0], {"messages": CONVERSATIONS[0]}):
+        with pytest.raises(ValueError, match="`conversations` is a single conversation: put it into a list"):
+            model.predict(one, tokenizer)
+    with pytest.raises(ValueError, match="`responses` is a single response: put it into a list"):
+        model.rank("w1", "w2", tokenizer)
+    with pytest.raises(ValueError, match="`batch_size` is -1, but must be at least 1"):
+        model.predict(CONVERSATIONS, tokenizer, batch_size=-1)
+    assert model.predict([], tokenizer) == []
+
+
+def test_another_tokenizer_is_refused():
+    model, tokenizer = tiny_reward_model(), tiny_tokenizer()
+    tokenizer.add_tokens(["w1000000"])
+    with pytest.raises(ValueError, match=r"has the token id \d+, but the reward model has \d+ tokens"):
+        model.predict(["w1 w1000000"], tokenizer)
+
+
 @pytest.mark.parametrize("environment", [4, 5])
 def test_they_travel(environment, tmp_path):
     model = tiny_reward_model()
@@ -75,9 +124,9 @@ def test_long_texts_lose_their_start_as_in_scoring():
     assert model.predict(rows, tokenizer) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("bad", [[], [{"role": "user", "content": "w1"}], "", {"text": "w1"}])
-def test_what_holds_no_response_is_refused(bad):
-    with pytest.raises(ValueError, match=r"must end with|holds no response"):
+@pytest.mark.parametrize("bad", [[], [{"role": "user", "content": "w1"}], "", {"text": "w1"}, 5, ["w1"]])
+def test_a_text_without_a_response_is_refused(bad):
+    with pytest.raises(ValueError, match=r"must end with|holds no response|must be a string, a list of messages"):
         tiny_reward_model().predict([bad], tiny_tokenizer())
 
 

@@ -127,6 +127,22 @@ def test_score_rows_yields_each_row_with_rewards_or_a_sentence(kind, rows):
 
 @pytest.mark.parametrize("kind", KINDS)
 @EXAMPLES
+@given(text=STRINGS | CONVERSATIONS | MESSAGES | st.fixed_dictionaries({"messages": TEXTS}, optional=BESIDE))
+def test_predict_gives_the_reward_of_scoring_or_a_sentence(kind, text):
+    """Contents in parts once got other rewards, and a missing content was scored."""
+    model, tokenizer = loaded(kind)
+    row = text if isinstance(text, dict) else {"text": text} if isinstance(text, str) else {"messages": text}
+    (scored,) = score_rows(model, tokenizer, [row])
+    try:
+        rewards = model.predict([text], tokenizer)
+    except ValueError as error:
+        assert_one_sentence(str(error))
+    else:
+        assert rewards == pytest.approx([scored["reward"]], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@EXAMPLES
 @given(rows=MANY_ROWS)
 def test_training_and_explaining_work_or_give_a_sentence(kind, rows):
     model, tokenizer = loaded(kind)

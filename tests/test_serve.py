@@ -95,7 +95,7 @@ def test_bad_requests_are_told_which_field(loaded):
         ("/classify", {"input": []}, 422, "input: "),
         ("/classify", {"input": {"text": "w1"}}, 422, "input"),
         ("/score", {"rows": [{"text": "w1"}, {"words": "w1"}]}, 422, "rows: Row 2 has the columns words"),
-        ("/score", {"rows": [{"messages": IMAGE}]}, 422, "has a part of the type 'image', but SparseRM reads text"),
+        ("/score", {"rows": [{"messages": IMAGE}]}, 422, "with a part of the type 'image', but SparseRM scores text"),
         ("/score", {"rows": [{"text": "w1 " * 2000}]}, 413, "larger than 1000 bytes"),
         ("/nothing", {}, 404, "Not Found"),
     ]

@@ -83,7 +83,7 @@ SEEN = [{"role": "user", "content": [PICTURE, {"type": "text", "text": "w1"}]}, 
 def test_images_videos_and_sound_are_refused_by_name(kind, world, tmp_path, capsys):
     prompt = [{"role": "user", "content": [PICTURE | {"type": kind}, {"type": "text", "text": "w1"}]}]
     pair = make_rows(1)[0] | {"prompt": prompt}
-    sentence = rf"message 1: its `content` has a part of the type '{kind}', but SparseRM scores text only"
+    sentence = rf"message 1 has a `content` with a part of the type '{kind}', but SparseRM scores text only"
     with pytest.raises(SparseRMError, match=f"^Row 1, `prompt`: {sentence}"):
         tokenize_preferences([pair], tiny_encoder())
     data = write_jsonl(tmp_path / "seen.jsonl", [pair])
@@ -104,7 +104,7 @@ def test_so_are_columns_of_them(column):
 def test_scoring_refuses_them_row_by_row(reward_model):
     model, tokenizer = load_reward_model(reward_model, CPU)
     good, bad = score_rows(model, tokenizer, [{"text": "w1"}, {"messages": SEEN}])
-    assert "reward" in good and "has a part of the type 'image'" in json.dumps(bad)
+    assert "reward" in good and "with a part of the type 'image'" in json.dumps(bad)
 
 
 def test_a_template_that_writes_parts_alone_writes_strings_too():

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.messages_sparserm import in_parts, takes_parts_only
 from ..runtime import SparseRMError, reason
 from .messages import Conversation, Messages
 from .template_renderer import RENDERER
@@ -19,8 +20,7 @@ from .template_renderer import RENDERER
 logger = logging.getLogger(__name__)
 
 MOST_SHOWN = 200  # characters of a template's own error message
-PROBE = "a content"
-PARTS_ALONE: dict[str, bool] = {}  # by template, see `takes_parts_only`
+PARTS_ALONE: dict[str, bool] = {}  # by template, see `wraps_contents`
 
 
 def render(
@@ -37,7 +37,7 @@ def render(
     if not isinstance(conversation, Conversation):
         conversation = Conversation(conversation)
     messages = conversation.messages
-    if takes_parts_only(tokenizer):
+    if wraps_contents(tokenizer):
         messages = [in_parts(message) for message in messages]
     try:
         return rendered_messages(
@@ -71,30 +71,12 @@ def rendered_messages(
     )
 
 
-def in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    """Wrap the content of a message into a list of one text part."""
-    return message | {"content": [{"type": "text", "text": message["content"]}]}
-
-
-def takes_parts_only(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell if a chat template writes a content only if it is a list of parts, and drops a string.
-
-    The templates of some vision-language models, such as SmolVLM, do so.
-    """
+def wraps_contents(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell if a tokenizer's chat template takes parts only; see `takes_parts_only`."""
     template = str(tokenizer.chat_template)
     if template not in PARTS_ALONE:
-        message = {"role": "user", "content": PROBE}
-        given = [message, in_parts(message)]
-        as_string, as_parts = (_writes(tokenizer, [message]) for message in given)
-        PARTS_ALONE[template] = as_parts and not as_string
+        PARTS_ALONE[template] = takes_parts_only(lambda messages: rendered_messages(tokenizer, messages))
     return PARTS_ALONE[template]
-
-
-def _writes(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
-    try:
-        return PROBE in rendered_messages(tokenizer, messages)
-    except Exception:  # a template may raise anything
-        return False
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str | Messages, add_generation_prompt: bool = False) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..modeling.messages_sparserm import text_of
 from ..runtime import SparseRMError, shown
 from .row_checks import check_fields, check_text, without_none
 
@@ -69,29 +70,11 @@ def check_messages(value: Any, where: str) -> Messages:
 
 
 def _check_message(message: dict[str, Any], where: str) -> dict[str, Any]:
-    if not isinstance(message.get("role"), str):
-        raise SparseRMError(f"{where} has no `role`, which must be a string such as 'user' or 'assistant'.")
     message = check_fields(message, where)
-    content = message.get("content")
-    if content is None:
-        if not message.get("tool_calls"):
-            raise SparseRMError(f"{where} has no `content`: give it a string, which may be empty.")
-        content = ""
-    elif not isinstance(content, str):
-        content = _join_parts(content, where)
-    return message | {"content": content}
-
-
-def _join_parts(parts: Any, where: str) -> str:
-    if not is_messages(parts):
-        raise SparseRMError(f"{where}: its `content` is of the type {type(parts).__name__}, but must be a string.")
-    for part in parts:
-        if not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
-            raise SparseRMError(
-                f"{where}: its `content` has a part of the type {shown(part.get('type'))}, but SparseRM scores text "
-                "only, even with a vision-language base model: leave that conversation out."
-            )
-    return "".join(part["text"] for part in parts)
+    try:
+        return message | {"content": text_of(message)}
+    except ValueError as error:
+        raise SparseRMError(f"{where} {error}") from None
 
 
 def check_tools(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, dict[str, Any]]:
