@@ -519,7 +519,7 @@ def test_a_policy_without_a_chat_template_is_refused(trained, asked, tmp_path, c
 def test_nothing_kept_says_where_to_look(finished, trained, asked, tmp_path, capsys):
     command = arguments(trained, finished / "policy", asked, tmp_path / "run", min_margin=1e6)
     error = error_of(capsys, command)
-    assert "Nothing was kept of the 10 pairs" in error and "lower min_margin" in error
+    assert "None of the 10 pairs of round 1 was kept" in error and "lower min_margin" in error
     assert len(read_rows(tmp_path / "run" / "sparserm" / "round-1" / "pairs.jsonl")) == 10
 
 
@@ -530,7 +530,7 @@ def test_nothing_kept_in_a_later_round_ends_that_filter_alone(finished, trained,
 
     monkeypatch.setattr(aligner, "filter_pairs", drop_all)
     assert main(arguments(trained, finished / "policy", asked, tmp_path / "run")) == 0
-    assert "SparseRM ended early, nothing was kept of the pairs of round 2" in capsys.readouterr().out
+    assert "SparseRM ended early, no pair of round 2 was kept" in capsys.readouterr().out
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -564,14 +564,14 @@ def test_a_run_is_not_gone_on_with_when_what_decides_it_changed(finished, traine
 def test_a_classifier_that_was_never_trained_is_refused(finished, trained, asked, tmp_path, capsys):
     command = arguments(trained, finished / "policy", asked, tmp_path / "run")
     error = error_of(capsys, [*command, "--control_reward_model", str(finished / "policy")])
-    assert "is no trained reward model: its weights lack score.weight" in error and not (tmp_path / "run").exists()
+    assert "is no trained reward model, as its weights lack score.weight" in error and not (tmp_path / "run").exists()
 
 
 def test_what_is_too_long_for_the_policy_is_refused(finished, trained, asked, tmp_path, capsys):
     rows = [{"question": "w1"}, {"question": " ".join(["w2"] * 600)}]
     command = arguments(trained, finished / "policy", asked, tmp_path / "run", held_out_questions=1)
     error = error_of(capsys, [*command, "--questions", str(write_jsonl(tmp_path / "questions.jsonl", rows))])
-    assert "Question 2 has 6" in error and "that the policy can read" in error and not (tmp_path / "run").exists()
+    assert "Question 2 has 6" in error and "that the policy can take" in error and not (tmp_path / "run").exists()
 
 
 def test_evaluation_pairs_that_are_trained_on_are_left_out(finished, trained, asked, tmp_path, capsys):
@@ -579,7 +579,7 @@ def test_evaluation_pairs_that_are_trained_on_are_left_out(finished, trained, as
     rows = [{"prompt": question, "chosen": "w1", "rejected": "w2"}]
     command = arguments(trained, finished / "policy", asked, tmp_path / "run")
     path = write_jsonl(tmp_path / "pairs.jsonl", rows)
-    assert "All evaluation pairs ask what is among" in error_of(capsys, [*command, "--eval_dataset", str(path)])
+    assert "The prompts of all evaluation pairs are among" in error_of(capsys, [*command, "--eval_dataset", str(path)])
 
 
 def test_a_training_that_diverges_says_so(finished, trained, asked, tmp_path, capsys, monkeypatch):
@@ -614,7 +614,7 @@ def test_out_of_memory_names_the_setting_to_lower(finished, trained, asked, tmp_
     command = arguments(trained, finished / "policy", asked, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(pairs.Policy, "write", full)
-        assert "lower generation_batch_size. What is done is kept" in error_of(capsys, command)
+        assert "lower generation_batch_size. Finished work is kept" in error_of(capsys, command)
     command += ["--generation_batch_size", "2"]
     with monkeypatch.context() as patch:
         patch.setattr(dpo.DPOTrainer, "train", full)
@@ -657,7 +657,7 @@ def test_evaluation_pairs_that_cannot_be_asked_are_refused_at_once(finished, tra
     long = {"prompt": "w1 w2", "chosen": "w3 " * 200, "rejected": "w4"}
     for pair, message in (
         (dict(zip(("chosen", "rejected"), said, strict=True)), "Evaluation pair 1 has no prompt"),
-        (long, "more than the 128 that the policy can read"),
+        (long, "more than the 128 that the policy can take"),
     ):
         path = write_jsonl(tmp_path / "pairs.jsonl", [pair])
         command = arguments(trained, finished / "policy", asked, tmp_path / "run", eval_dataset=path)

@@ -1,4 +1,7 @@
-"""Rounds of alignment: the policy writes pairs, a filter drops some, DPO trains on the others, figures are taken."""
+"""Rounds of alignment: the policy writes pairs, a filter drops some, DPO trains on the others, the policy is measured.
+
+`policy.py` writes, `responses.py` filters by the rewards of `judges.py`, `dpo.py` trains, and `measures.py` measures.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,8 @@ class IterativeAligner:
         reward_model: SparseRM checkpoint: folder or Hub id. Its base model may differ from the policy.
         config: Settings of the run.
         questions: Rows with a `prompt` or a `question`.
-        eval_pairs: Preference pairs, for the preference accuracy. Pairs that ask one of `questions` are left out.
-        truthfulqa: Items of TruthfulQA, for MC1 and MC2. Items that are among `questions` are left out.
+        eval_pairs: Preference pairs, for the preference accuracy. Pairs whose prompt is in `questions` are left out.
+        truthfulqa: Items of TruthfulQA, for MC1 and MC2. Items whose question is in `questions` are left out.
         controls: Also run without a filter, with a random filter and with the dense control as the filter.
         control_reward_model: Sequence classifier to run as a filter too, such as TRL's `RewardTrainer` trains.
         revision: Revision of the policy on the Hub.
@@ -115,7 +118,7 @@ class IterativeAligner:
     def _make_arms(self, controls: bool, control: Judge | None) -> list[Arm]:
         arms = [Arm(SPARSERM, self.judge)]
         if controls:
-            if self.contrast:  # of n samples none is better without a judge
+            if self.contrast:  # for best-of-n, only a judge says which of the n responses is better
                 arms.append(Arm(NO_FILTER))
             arms += [Arm(RANDOM, like=self.judge), Arm(DENSE, self.judge.dense)]
         return [*arms, Arm(CLASSIFIER, control)] if control else arms
@@ -150,7 +153,7 @@ class IterativeAligner:
                     f"{value!r} now. Name another folder, or use the settings of that run."
                 )
         if before.get("train_batch_size") != settings["train_batch_size"]:
-            for begun in self.folder.rglob(f"*{TRAINING}"):  # its steps are counted in the old batch size
+            for begun in self.folder.rglob(f"*{TRAINING}"):  # the Trainer counts its steps in the old batch size
                 shutil.rmtree(begun)
         write_json(path, settings)
 
@@ -163,7 +166,7 @@ class IterativeAligner:
             for number in range(1, self.config.num_rounds + 1):
                 figures = self._round(arm, number, first)
                 if figures is None:
-                    ended[arm.name] = f"nothing was kept of the pairs of round {number}"
+                    ended[arm.name] = f"no pair of round {number} was kept"
                     break
                 figures["stopped"] = self._runaway(figures, first)
                 rounds[arm.name].append(figures)
@@ -197,8 +200,8 @@ class IterativeAligner:
         if not kept:
             if arm.name == SPARSERM and number == 1:
                 raise SparseRMError(
-                    f"Nothing was kept of the {len(pairs)} pairs of round {number} ({reasons(pairs)}): look at "
-                    f"{place / 'pairs.jsonl'}; in a new folder, lower min_margin or ask otherwise (task)."
+                    f"None of the {len(pairs)} pairs of round {number} was kept ({reasons(pairs)}): look at "
+                    f"{place / 'pairs.jsonl'}, then start a new folder with a lower min_margin or another task."
                 )
             return None
         adapter = place / "adapter"

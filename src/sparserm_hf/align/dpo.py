@@ -21,7 +21,7 @@ from .settings import AlignmentConfig
 
 logger = logging.getLogger(__name__)
 
-TRAINING = "-training"  # end of the name of a training's folder
+TRAINING = "-training"  # suffix of the folder in which the Trainer keeps its checkpoints
 
 
 def _training_arguments(policy: Policy, config: AlignmentConfig, seed: int, folder: Path) -> DPOConfig:
@@ -31,7 +31,7 @@ def _training_arguments(policy: Policy, config: AlignmentConfig, seed: int, fold
         learning_rate=config.learning_rate,
         beta=config.beta,
         per_device_train_batch_size=config.train_batch_size,
-        precompute_ref_log_probs=True,  # one time in all, not one time an epoch
+        precompute_ref_log_probs=True,  # once in all, not once an epoch
         precompute_ref_batch_size=config.train_batch_size,
         gradient_checkpointing=config.gradient_checkpointing,
         max_length=None,

@@ -25,32 +25,32 @@ class SparseJudge:
     """A SparseRM reward model.
 
     Attributes:
-        saved: With its controls.
-        reference: What its training responses were like.
+        saved: The reward model with its controls.
+        reference: Statistics of its training responses, from which drift is measured.
     """
 
     saved: SavedRewardModel
     reference: DriftReference
-    _last: list[Any] = field(default_factory=list)  # conversations and what was made of them
+    _last: list[Any] = field(default_factory=list)  # the last conversations and their scores
 
     @classmethod
     def load(cls, name: str, revision: str | None = None) -> SparseJudge:
         """Load a reward model.
 
         Raises:
-            SparseRMError: It cannot be loaded, or was saved without what drift is measured by.
+            SparseRMError: The reward model cannot be loaded, or was saved without its drift reference.
         """
         return cls(SavedRewardModel.load(name, revision=revision), load_reference(name, revision))
 
     @property
     def fingerprint(self) -> list[Any]:
-        """The head and the steering, by which one reward model is told from another in the same folder."""
+        """Fingerprint of the head, and the steering: they differ if the folder now holds another reward model."""
         config = self.saved.model.config
         steering = {str(latent): factor for latent, factor in config.steering.items()}
         return [fingerprint_module(self.saved.model.score), steering]
 
     def score(self, texts: Sequence[Messages]) -> ScoredResponses:
-        """Score conversations by the reward model and its dense twin; the last answer is remembered."""
+        """Score conversations by the reward model and its dense control; the last result is cached."""
         if not self._last or self._last[0] != texts:
             encoder = encoder_of(self.saved.model, self.saved.tokenizer)
             encoded = [encoder(text, row_name(number)) for number, text in enumerate(texts, 1)]
@@ -58,7 +58,7 @@ class SparseJudge:
         return self._last[1]
 
     def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
-        """(N,) rewards of conversations, steered where the model is."""
+        """Compute the rewards of conversations, (N,), with the model's steering."""
         scored, model = self.score(texts), self.saved.model
         if not model.config.steering:
             return scored.rewards
@@ -68,7 +68,7 @@ class SparseJudge:
             return as_numpy(model.reward(steered.to(model.feature_mean))[:, 0])
 
     def dense(self, texts: Sequence[Messages]) -> np.ndarray:
-        """(N,) rewards of conversations by the control that reads the whole representation."""
+        """Compute the rewards of conversations, (N,), by the control whose head reads the whole representation."""
         twin = self.score(texts).twin
         assert twin is not None  # see check_controls
         return twin
@@ -76,7 +76,7 @@ class SparseJudge:
     def check_controls(self, name: str) -> None:
         """Raise a `SparseRMError` unless the dense control was saved beside the reward model."""
         if find_twin(self.saved.controls) is None:
-            raise SparseRMError(f"{name!r} was trained without its dense control: train it with --controls true.")
+            raise SparseRMError(f"{name!r} was trained without its dense control: train it anew with --controls true.")
 
     def drift(self, texts: Sequence[Messages]) -> Drift:
         """Measure how far conversations are from the reward model's training responses."""
@@ -92,10 +92,11 @@ class ClassifierJudge:
 
     @classmethod
     def load(cls, name: str, device: torch.device) -> ClassifierJudge:
-        """Load a folder or Hub id, a LoRA adapter's too.
+        """Load a classifier from a folder or the Hub, or a LoRA adapter with its base.
 
         Raises:
-            SparseRMError: It cannot be loaded, has no trained head, or its tokenizer no chat template.
+            SparseRMError: The classifier cannot be loaded or has no trained head, or its tokenizer has no chat
+                template.
         """
         with loading(f"The reward model {name!r}"):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -103,27 +104,32 @@ class ClassifierJudge:
             check_index(name, {})
             how = {"num_labels": 1, "dtype": "auto", "output_loading_info": True, "use_safetensors": True}
             model, told = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **how)
-        adapters = getattr(model, "peft_config", {}).values()  # that of a LoRA run has the head with it
+        adapters = getattr(model, "peft_config", {}).values()  # a LoRA adapter that holds the head names it here
         if told["missing_keys"] and not any(adapter.modules_to_save for adapter in adapters):
             raise SparseRMError(
-                f"{name!r} is no trained reward model: its weights lack {', '.join(sorted(told['missing_keys']))}."
+                f"{name!r} is no trained reward model, as its weights lack {', '.join(sorted(told['missing_keys']))}: "
+                "train it first, for example by TRL's RewardTrainer."
             )
         if tokenizer.chat_template is None:
-            raise SparseRMError(f"The tokenizer of the reward model {name!r} has no chat template: set one, save it.")
+            raise SparseRMError(
+                f"The tokenizer of the reward model {name!r} has no chat template: set tokenizer.chat_template and "
+                "save the tokenizer."
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
         return cls(model.to(device).eval(), tokenizer)
 
     def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
-        """(N,) rewards of conversations."""
+        """Compute the rewards of conversations, (N,)."""
         encoder = ChatEncoder(self.tokenizer, None, max_length=self.tokenizer.model_max_length)
         ids = [encoder(text, row_name(number)).ids for number, text in enumerate(texts, 1)]
         rewards = np.zeros(len(ids))
         with tqdm(total=len(ids), desc="Scoring", unit="text", delay=2) as bar, torch.inference_mode():
             for batch in plan_batches([len(text) for text in ids], batch_tokens(self.model.device)):
                 padded, mask = pad_texts([ids[i] for i in batch], self.model.device)
-                padded = padded.masked_fill(mask == 0, self.tokenizer.pad_token_id)  # its last token is found by it
+                # A classifier finds the last token of a text by its pad tokens.
+                padded = padded.masked_fill(mask == 0, self.tokenizer.pad_token_id)
                 logits = self.model(padded, attention_mask=mask).logits
                 rewards[batch] = as_numpy(logits[:, 0])
                 bar.update(len(batch))

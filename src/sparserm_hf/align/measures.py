@@ -1,4 +1,4 @@
-"""Figures of a policy: from its answers to held-out questions, and from its likelihoods of given responses."""
+"""Measure a policy by its answers to held-out questions, and by the likelihoods that it gives to known responses."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Measures:
     """Data on which policies are measured.
 
     Attributes:
-        held_out: Questions that it answers.
-        pairs: Preference pairs; may be none.
-        items: TruthfulQA's questions; may be none.
+        held_out: Questions that the policy answers.
+        pairs: Preference pairs; may be empty.
+        items: Items of TruthfulQA; may be empty.
     """
 
     held_out: list[Messages]
@@ -40,19 +40,21 @@ class Measures:
         """Check and split preference pairs, as `load_preferences` gives them.
 
         Raises:
-            SparseRMError: A pair is of another form, or has no prompt.
+            SparseRMError: A pair has another form, or no prompt.
         """
         pairs = []
         for number, row in enumerate(rows or [], 1):
             check_columns(list(row))
             pair = parse_preference(row, row_name(number))
             if not pair.prompt:
-                raise SparseRMError(f"Evaluation pair {number} has no prompt, so a policy cannot be asked it.")
+                raise SparseRMError(
+                    f"Evaluation pair {number} has no prompt for the policy: add a `prompt`, or leave the pair out."
+                )
             pairs.append(pair)
         return cls(held_out, pairs, items)
 
     def without(self, questions: Iterable[Messages]) -> Measures:
-        """Leave out the pairs that end with one of some questions.
+        """Leave out the pairs whose prompt ends with one of the given questions.
 
         Raises:
             SparseRMError: No pair is left.
@@ -60,25 +62,33 @@ class Measures:
         asked = {question[-1]["content"].strip() for question in questions}
         pairs = [pair for pair in self.pairs if _last_message(pair.prompt).strip() not in asked]
         if len(pairs) < len(self.pairs):
-            logger.info("Measured on the %d of %d preference pairs not among these.", len(pairs), len(self.pairs))
+            logger.info(
+                "Policies are measured on %d of %d preference pairs: the questions hold the others.",
+                len(pairs),
+                len(self.pairs),
+            )
         if self.pairs and not pairs:
-            raise SparseRMError("All evaluation pairs ask what is among the questions: leave some out of these.")
+            raise SparseRMError(
+                "The prompts of all evaluation pairs are among the questions: leave some questions out, or give other "
+                "pairs."
+            )
         return replace(self, pairs=pairs)
 
     def take(self, policy: Policy, judge: SparseJudge, config: AlignmentConfig) -> tuple[dict[str, Any], list[Row]]:
         """Measure a policy.
 
         Args:
-            policy: With the adapter of a round or, the first policy, without.
+            policy: The policy, with the adapter of a round; the first policy has none.
             judge: The reward model.
             config: The settings; the answers are sampled with the same seed for every policy.
 
         Returns:
-            The figures, and the answers with their rewards. Figures: `reward`, the mean; `tokens` of an answer, and
-            the share that was `cut`; `alike`, the largest share that begins alike; `kl`, mean nats of an answer from
-            the first policy; `outside`, share of the reward model's features that are outside their range in
-            training; `preference_accuracy`, share of the pairs whose chosen response has the higher likelihood;
-            `mc1` and `mc2` of TruthfulQA, and each question's.
+            The figures, and the answers with their rewards. The figures are the mean `reward` of the answers; their
+            mean number of `tokens`, and the share of answers that were `cut`; `alike`, the largest share of answers
+            that begin with the same two words; `kl`, the mean KL divergence of an answer from the first policy, in
+            nats; `outside`, the share of the reward model's features that are outside their range in training;
+            `preference_accuracy`, the share of pairs whose chosen response has the higher likelihood; `mc1` and `mc2`
+            of TruthfulQA, as means and for each question.
         """
         with memory_advice("writing answers", "lower generation_batch_size"):
             rows = self._answer(policy, config)
@@ -127,7 +137,12 @@ def alike(responses: Sequence[str]) -> float:
 
 
 def preference_accuracy(policy: Policy, pairs: Sequence[Preference]) -> np.ndarray:
-    """(N,) 1 where the policy gives the chosen response the higher likelihood, one half where both are as likely."""
+    """Compare the likelihoods of the responses of N pairs.
+
+    Returns:
+        (N,) with 1 if the chosen response has the higher likelihood, 0 if the rejected one has, one half if both are
+        equal.
+    """
     texts, starts = [], []
     for pair in pairs:
         asked = encode(policy.tokenizer, pair.prompt, add_generation_prompt=True)

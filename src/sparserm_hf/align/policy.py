@@ -1,4 +1,4 @@
-"""The policy: it is loaded with a round's adapter, writes responses, and computes likelihoods of texts."""
+"""The policy: load it with a round's adapter, let it write responses, compute its likelihoods of texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..conversations import Messages, Preference, encode
 from ..runtime import SparseRMError, as_numpy, common_prefix_length, exact, pad_texts, plan_batches
 from .questions import Contrast
 
-LOGITS = 2**26  # most logits of a batch
+LOGITS = 2**26  # largest number of logits in a batch
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def memory_advice(what: str, advice: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not out_of_memory and "can't allocate memory" not in str(error):  # what torch says on a CPU
+        if not out_of_memory and "can't allocate memory" not in str(error):  # torch's message on a CPU
             raise
-        raise SparseRMError(f"Out of memory while {what}: {advice}. What is done is kept.") from error
+        raise SparseRMError(f"Out of memory while {what}: {advice}. Finished work is kept.") from error
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Policy:
     """A causal language model and its tokenizer.
 
     Attributes:
-        model: With an adapter or without.
-        tokenizer: With a chat template.
+        model: The language model, with an adapter or without.
+        tokenizer: Its tokenizer, which has a chat template.
     """
 
     model: PreTrainedModel | PeftModel
@@ -70,24 +70,24 @@ class Policy:
         revision: str | None = None,
         trainable: bool = False,
     ) -> Policy:
-        """Load a policy, in the type that it was published in.
+        """Load a policy, in the data type that it was published in.
 
         Args:
             name: Folder, Hub id or GGUF file of an instruction-tuned model.
-            device: Where it is to run.
+            device: Device that the policy runs on.
             adapter: Folder of a LoRA adapter.
-            revision: Of the model on the Hub.
-            trainable: Whether the adapter will be trained on.
+            revision: Revision of the model on the Hub.
+            trainable: Whether the adapter will be trained further.
 
         Raises:
-            SparseRMError: It cannot be loaded, or has no chat template.
+            SparseRMError: The policy cannot be loaded, or has no chat template.
         """
         name = unpacked(name)
         tokenizer = load_tokenizer(name, revision)
         if tokenizer.chat_template is None:
             raise SparseRMError(
-                f"The tokenizer of the policy {name!r} has no chat template, so it cannot be asked anything: take an "
-                "instruction-tuned model, or set tokenizer.chat_template and save it."
+                f"The tokenizer of the policy {name!r} has no chat template, so the policy cannot be asked questions: "
+                "choose an instruction-tuned model, or set tokenizer.chat_template and save the tokenizer."
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -98,24 +98,24 @@ class Policy:
         return cls(model.to(device).eval(), tokenizer)  # type: ignore[arg-type]
 
     def check_lengths(self, questions: Iterable[Messages], contrast: Contrast | None, max_new_tokens: int) -> None:
-        """Raise a `SparseRMError` if a question and a response to it may have more tokens than the policy can read."""
+        """Raise a `SparseRMError` if a question with a response may have more tokens than the policy can take."""
         limit = self.positions
         if not limit:
             return
         for number, question in enumerate(questions, 1):
             for prompt in contrast.ask(question) if contrast else (question,):
                 if 2 * sum(len(message["content"].encode()) for message in prompt) < limit - max_new_tokens:
-                    continue  # a token has a byte at least, and a template's own are few
+                    continue  # a token has at least one byte, and the template adds few tokens
                 tokens = len(encode(self.tokenizer, prompt, add_generation_prompt=True))
                 if tokens + max_new_tokens > limit:
                     raise SparseRMError(
-                        f"Question {number} has {tokens} tokens as it is put, and with a response of "
-                        f"{max_new_tokens} more than the {limit} that the policy can read: shorten it, or lower "
-                        "max_new_tokens."
+                        f"Question {number} has {tokens} tokens in its prompt; with a response of {max_new_tokens} "
+                        f"tokens that is more than the {limit} that the policy can take: shorten the question, or "
+                        "lower max_new_tokens."
                     )
 
     def check_pairs(self, pairs: Iterable[Preference]) -> None:
-        """Raise a `SparseRMError` if a preference pair has more tokens than the policy can read."""
+        """Raise a `SparseRMError` if a preference pair has more tokens than the policy can take."""
         limit = self.positions
         if not limit:
             return
@@ -123,13 +123,13 @@ class Policy:
             tokens = max(len(encode(self.tokenizer, whole)) for whole in pair.joined)
             if tokens > limit:
                 raise SparseRMError(
-                    f"Evaluation pair {number} has {tokens} tokens, more than the {limit} that the policy can read: "
-                    "leave it out."
+                    f"Evaluation pair {number} has {tokens} tokens, more than the {limit} that the policy can take: "
+                    "leave the pair out."
                 )
 
     @property
     def positions(self) -> int | None:
-        """Most tokens of a text that the policy can read; None where there is no limit."""
+        """Largest number of tokens of a text that the policy can take; None without a limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def write(self, prompts: Sequence[Messages], max_new_tokens: int, temperature: float, seed: int) -> list[Response]:
@@ -137,8 +137,8 @@ class Policy:
 
         Args:
             prompts: Messages that end with the user's.
-            max_new_tokens: Most tokens of a response.
-            temperature: Of sampling, from all tokens: neither top-k nor top-p.
+            max_new_tokens: Largest number of tokens of a response.
+            temperature: Sampling temperature; tokens are sampled without top-k or top-p.
             seed: The same seed, prompts and machine give the same responses.
         """
         ids = [{"input_ids": encode(self.tokenizer, prompt, add_generation_prompt=True)} for prompt in prompts]
@@ -165,7 +165,7 @@ class Policy:
         return responses
 
     def encode_response(self, prompt: Messages, response: str) -> tuple[list[int], int]:
-        """Token ids of a prompt with a response, and how many of them are the prompt's."""
+        """Encode a prompt with a response; return the token ids, and how many of them belong to the prompt."""
         answer = [{"role": "assistant", "content": response}]
         asked = encode(self.tokenizer, prompt, add_generation_prompt=True)
         ids = encode(self.tokenizer, prompt + answer)
@@ -173,19 +173,20 @@ class Policy:
 
     @property
     def batch_tokens(self) -> int:
-        """Most tokens of a batch whose logits are looked at."""
+        """Largest number of tokens in a batch, so that its logits fit into memory."""
         return max(LOGITS // self.model.config.get_text_config().vocab_size, 1)
 
     @torch.inference_mode()
     def log_likelihoods(self, texts: Sequence[list[int]], starts: Sequence[int], what: str) -> np.ndarray:
-        """(N,) log-probability of each text's tokens from a start on, given those before, in nats.
+        """Sum the log-probabilities of each text's tokens from its start index on, (N,), in nats.
 
-        What all texts begin with is run only once, and so is what some have in common, such as a question's answers.
+        The common prefix of all texts is run once. So is a prefix that some texts share, such as the question before
+        its answers.
 
         Args:
-            texts: Token ids.
-            starts: Of each text, the first token that counts; at least 1.
-            what: For the progress bar.
+            texts: Token ids of each text.
+            starts: Index of the first token of each text that is summed; at least 1.
+            what: Name of the progress bar.
         """
         shared = min(common_prefix_length(min(texts), max(texts)), min(starts) - 1)
         prefix = None
@@ -199,7 +200,7 @@ class Policy:
         with tqdm(total=len(texts), desc=what, unit="text", delay=2) as bar:
             for batch in plan_batches([family.length for family in families], self.batch_tokens):
                 layout = lay_out(own, [families[i] for i in batch])
-                # (B, 1, T, T) or (B, T): without packing all padding is on the right, where nothing sees it.
+                # (B, 1, T, T) or (B, T): without packing all padding is on the right, where no token attends to it.
                 mask = layout.mask(self.model.dtype) if packed else torch.ones_like(layout.ids)
                 cache = None
                 if prefix is not None:
@@ -217,7 +218,7 @@ class Policy:
                 members = [member for i in batch for member in families[i].members]
                 for member, (row, where) in zip(members, layout.places, strict=True):
                     start = starts[member] - shared
-                    scores = logits[row, where[start - 1 : -1].to(logits.device)].float()  # (tokens, V) that count
+                    scores = logits[row, where[start - 1 : -1].to(logits.device)].float()  # (tokens, V)
                     targets = torch.tensor(own[member][start:], device=logits.device)
                     likely = scores.gather(1, targets[:, None])[:, 0] - scores.logsumexp(-1)
                     found[member] = exact(likely).sum()
@@ -226,13 +227,13 @@ class Policy:
 
     @torch.inference_mode()
     def divergences(self, texts: Sequence[list[int]], starts: Sequence[int]) -> np.ndarray:
-        """(N,) KL divergence of the policy from itself without its adapter, summed over each text's tokens, in nats.
+        """Compute the KL divergence of the policy from itself without its adapter, (N,), in nats.
 
-        At every token it is the exact sum over the vocabulary, so that only the texts are sampled.
+        It is summed over the tokens of each response. At each token it is the exact sum over the vocabulary.
 
         Args:
-            texts: Token ids of what the policy wrote, prompts included.
-            starts: Of each text, the first token of the response.
+            texts: Token ids of N prompts, each with the response that the policy wrote.
+            starts: Index of the first token of each response.
         """
         found = np.zeros(len(texts))
         if not isinstance(self.model, PeftModel):
@@ -248,12 +249,12 @@ class Policy:
 
 
 def _counted(mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
-    """(B, T - 1) whether the next token is not padding, and stands at its text's start or later."""
+    """Mark the positions (B, T - 1) whose next token is not padding, and stands at its text's start or later."""
     place = torch.arange(1, mask.shape[1], device=mask.device)
     return mask[:, 1:].bool() & (place >= torch.tensor(starts, device=mask.device)[:, None])
 
 
 def _sum_by_text(values: torch.Tensor, counted: torch.Tensor) -> np.ndarray:
-    """(B,) sums of (tokens,) values over the tokens of each text that count."""
+    """Sum the values (tokens,) of the marked positions (B, T - 1) by text, (B,)."""
     rows = counted.nonzero()[:, 0].cpu().numpy()
     return np.bincount(rows, weights=as_numpy(values), minlength=len(counted))

@@ -1,4 +1,4 @@
-"""Questions: from rows, split into held-out questions and rounds, and the two ways to ask each question."""
+"""Questions for the policy: take them from rows, split them into held-out questions and rounds, ask them two ways."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Messages]:
     """Collect the distinct questions of rows, each as messages that end with the user's.
 
     Args:
-        rows: With a `prompt` or a `question`, a string or messages; preference pairs with an explicit prompt will do.
+        rows: Rows with a `prompt` or a `question`, each a string or messages; preference pairs with a `prompt` will
+            do.
 
     Raises:
-        SparseRMError: A row holds none, or does not end with what a user says.
+        SparseRMError: A row has no question, its last message is not the user's, or there are no rows.
     """
     found: dict[str, Messages] = {}
     for number, row in enumerate(rows, 1):
@@ -40,7 +41,10 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Messages]:
             asked = [{"role": "user", "content": check_text(asked, where)}]
         messages = check_messages(asked, where)
         if messages[-1]["role"] != "user":
-            raise SparseRMError(f"The prompt of row {number} ends with a message of the {messages[-1]['role']}.")
+            raise SparseRMError(
+                f"The prompt of row {number} ends with a message of the {messages[-1]['role']}, but must end with the "
+                "user's."
+            )
         found.setdefault(repr(messages), [{key: m[key] for key in ("role", "content")} for m in messages])
     if not found:
         raise SparseRMError("There is no question to ask.")
@@ -52,8 +56,8 @@ class Questions:
     """The questions of a run.
 
     Attributes:
-        held_out: Never trained on.
-        rounds: Those of each round.
+        held_out: Questions that are never trained on.
+        rounds: Questions of each round.
     """
 
     held_out: list[Messages]
@@ -61,15 +65,17 @@ class Questions:
 
     @classmethod
     def split(cls, questions: list[Messages], config: AlignmentConfig) -> Questions:
-        """Hold some out and deal the others to the rounds, in an order drawn by the seed; asked again if too few.
+        """Shuffle questions by the seed, hold some out, and deal the others to the rounds.
+
+        If there are too few questions, some are asked in several rounds.
 
         Raises:
-            SparseRMError: None would be left to train on.
+            SparseRMError: No question would be left to train on.
         """
         if len(questions) <= config.held_out_questions:
             raise SparseRMError(
-                f"There are {len(questions)} distinct questions, and held_out_questions is "
-                f"{config.held_out_questions}: none is left to train on."
+                f"There are {len(questions)} distinct questions, of which held_out_questions holds out "
+                f"{config.held_out_questions}, so none is left to train on: lower it, or give more questions."
             )
         order = np.random.default_rng(config.seed).permutation(len(questions))
         held_out, rest = np.split(order, [config.held_out_questions])
@@ -93,7 +99,7 @@ class Contrast:
         """Load a task of the package by its name, or a task from a YAML file.
 
         Raises:
-            SparseRMError: There is none, or it is of another form.
+            SparseRMError: There is no such task, or the file has another form.
         """
         path = Path(task)
         known = sorted(file.name.removesuffix(".yaml") for file in TASKS.iterdir())
@@ -110,7 +116,7 @@ class Contrast:
         return cls(*map(str, ways))
 
     def ask(self, question: Messages) -> tuple[Messages, Messages]:
-        """Return the question in both prompts, the preferred first."""
+        """Put a question into both prompts; return the preferred prompt first."""
         *before, last = question
         return tuple(
             [*before, {"role": "user", "content": way.replace(QUESTION, last["content"])}]

@@ -33,23 +33,25 @@ IDENTICAL, EMPTY, DISAGREES, TOO_CLOSE, DRAWN = (
 def write_responses(
     policy: Policy, questions: Sequence[Messages], config: AlignmentConfig, seed: int, path: Path
 ) -> list[Row]:
-    """Have the policy answer questions, for `contrast` both ways, else several times; a stopped run goes on.
+    """Have the policy answer questions, for `contrast` in two ways, for `best-of-n` several times.
+
+    A run that was interrupted continues from its file.
 
     Args:
         policy: The policy.
-        questions: What is asked.
+        questions: The questions of the round.
         config: The settings.
-        seed: Each batch has a seed of its own from it, so that a run that was stopped writes what it would have.
-        path: The file: a row has the `prompt`, the `responses`, and of each its `tokens` and whether it was `cut`.
+        seed: Seed from which each batch gets its own, so that an interrupted run writes the same responses.
+        path: File to write. Each row has the `prompt` and its `responses`, each with `text`, `tokens` and `cut`.
 
     Returns:
-        The rows.
+        The rows of the file.
     """
     if path.is_file():
         return read_rows(path)
     contrast = Contrast.load(config.task) if config.pairs == "contrast" else None
     each = 2 if contrast else config.num_samples
-    size = max(config.generation_batch_size // each, 1)  # questions of a batch
+    size = max(config.generation_batch_size // each, 1)  # number of questions in a batch
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(part)
@@ -84,14 +86,14 @@ def conversations(rows: Sequence[Row]) -> list[Messages]:
 def filter_pairs(rows: Sequence[Row], rewards: np.ndarray | None, config: AlignmentConfig, seed: int) -> list[Row]:
     """Make a pair of the responses of each row, and decide if it is kept.
 
-    For `contrast` the first response is chosen, whatever its reward; for `best-of-n`, that with the highest, against
-    that with the lowest.
+    For `contrast` the first response is chosen, whatever its reward. For `best-of-n` the response with the highest
+    reward is chosen, and the response with the lowest reward is rejected.
 
     Args:
-        rows: As `write_responses` gives them.
-        rewards: (N, n) of each response; None where nothing is filtered, and two of n are drawn.
+        rows: N rows from `write_responses`, each with n responses.
+        rewards: (N, n) rewards of the responses; None for no filter, where `best-of-n` draws two responses.
         config: The settings.
-        seed: Of what is drawn.
+        seed: Seed for drawing responses.
 
     Returns:
         Rows with `prompt`, `chosen` and `rejected` as messages, their rewards, `kept` and `reason`.

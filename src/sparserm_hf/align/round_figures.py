@@ -26,7 +26,7 @@ SHARES = ("alike", "outside", "preference_accuracy", "mc1", "mc2")
 
 
 def draw_rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the rewards of both responses and their differences, kept and dropped pairs apart."""
+    """Draw the rewards of chosen and rejected responses, and the differences of kept and of dropped pairs."""
     chosen, rejected = (np.array([pair[side] for pair in pairs]) for side in ("chosen_reward", "rejected_reward"))
     kept, margins = np.array([pair["kept"] for pair in pairs], dtype=bool), chosen - rejected
     with rc_context(STYLE):

@@ -24,39 +24,39 @@ class AlignmentConfig:
         'contrast'
     """
 
-    output_dir: str = field(metadata={"help": "Folder of the run; a run that was stopped goes on from what is there."})
+    output_dir: str = field(metadata={"help": "Folder of the run; an interrupted run in it is continued."})
     pairs: Literal["contrast", "best-of-n"] = _option(
         "contrast",
-        "How pairs come about. contrast: the policy is asked for the preferred behaviour and for its opposite, and "
-        "the reward model drops the pairs that it sees the other way round. best-of-n: of n responses, that with the "
-        "highest reward against that with the lowest.",
+        "How pairs are made. contrast: the policy is asked for the preferred behaviour and for its opposite, and "
+        "pairs whose preferred response has the lower reward are dropped. best-of-n: of n responses, the one with "
+        "the highest reward is paired with the one with the lowest.",
     )
     task: str = _option(
-        TASK, "What contrast asks for: truthfulness, harmlessness, or a YAML file with `preferred` and `opposite`."
+        TASK, "Behaviour for contrast: truthfulness, harmlessness, or a YAML file with `preferred` and `opposite`."
     )
-    num_samples: int = _option(4, "Responses to each question, for best-of-n.")
-    min_margin: float = _option(0.0, "Least difference of the two rewards; pairs below it are dropped.")
-    num_rounds: int = _option(5, "Rounds; each starts from the policy of the round before.")
-    questions_per_round: int = _option(2000, "Questions of a round; if there are too few, questions are asked again.")
-    held_out_questions: int = _option(64, "Held-out questions, on which policies are compared.")
+    num_samples: int = _option(4, "Number of responses to each question, for best-of-n.")
+    min_margin: float = _option(0.0, "Least difference of the two rewards; pairs with a smaller one are dropped.")
+    num_rounds: int = _option(5, "Number of rounds; each starts from the policy of the round before.")
+    questions_per_round: int = _option(2000, "Questions in a round; if there are too few, they are asked again.")
+    held_out_questions: int = _option(64, "Number of held-out questions, on which policies are compared.")
     max_new_tokens: int = _option(128, "Maximum number of tokens of a response.")
     temperature: float = _option(0.7, "Sampling temperature; a small policy writes nonsense at 1.")
-    generation_batch_size: int = _option(32, "Responses that are written at a time.")
+    generation_batch_size: int = _option(32, "Number of responses that are written at a time.")
     num_train_epochs: float = _option(3.0, "Epochs of DPO on the kept pairs of a round.")
     learning_rate: float = _option(1e-4, "Learning rate of DPO; LoRA needs ten times that of full fine-tuning.")
     beta: float = _option(
         0.1, "Beta of DPO: a larger one keeps the policy closer to the policy at the start of the round."
     )
-    train_batch_size: int = _option(8, "Pairs of a training step.")
+    train_batch_size: int = _option(8, "Number of pairs in a training step.")
     gradient_checkpointing: bool = _option(False, "Save memory at the price of more computation.")
     lora_rank: int = _option(16, "Rank of the LoRA adapter, on all linear layers.")
     max_kl: float = _option(
-        100.0, "Stop where a response diverges from the first policy by more nats (KL) on the held-out questions."
+        100.0, "Stop if the policy's mean KL divergence from the first policy exceeds so many nats an answer."
     )
     max_length_ratio: float = _option(
         2.0,
-        "Stop where responses are so many times as long, or as short. None becomes longer than max_new_tokens: look "
-        "at how many are cut there.",
+        "Stop if responses become so many times as long as the first policy's, or as short. Responses are cut at "
+        "max_new_tokens, so look at the share that is cut too.",
     )
     seed: int = _option(42, "Random seed.")
 
