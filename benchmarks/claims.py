@@ -39,10 +39,10 @@ from sparserm_hf.representations.shards import Representations
 from sparserm_hf.sae.naming import name_latents
 from sparserm_hf.training.directions import make_directions, random_directions
 from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
-from sparserm_hf.training.head import FittedHead
+from sparserm_hf.training.objective import FittedHead
 from sparserm_hf.training.represented_texts import PairIndices, RepresentedTexts
-from sparserm_hf.training.reward_head import fit_head, select
 from sparserm_hf.training.selection import select_latents
+from sparserm_hf.training.steps import fit_head, select
 
 NUMBERS = (8, 16, 32, 64, 128, 256)  # of latents on either side
 PAIRS = 25  # of test, whose claims are checked

@@ -19,9 +19,9 @@ from sparserm_hf.evaluation.metrics import pair_metrics
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.training.directions import make_directions, random_directions
 from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
-from sparserm_hf.training.head import FittedHead, Objective, PairFeatures
 from sparserm_hf.training.linear_head import fit_linear_head
 from sparserm_hf.training.mlp_head import fit_mlp_head
+from sparserm_hf.training.objective import FittedHead, Objective, PairFeatures
 from sparserm_hf.training.selection import K_CANDIDATES, fewest_latents, select_latents
 
 K = 128

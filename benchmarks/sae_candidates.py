@@ -49,8 +49,8 @@ from sparserm_hf.sae.training.sae_config import SAETrainingConfig
 from sparserm_hf.sae.training.saving import save_sae
 from sparserm_hf.sae.training.training_loop import train_on_tokens
 from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
-from sparserm_hf.training.head import Objective, PairFeatures
 from sparserm_hf.training.linear_head import fit_linear_head
+from sparserm_hf.training.objective import Objective, PairFeatures
 from sparserm_hf.training.selection import select_latents
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,9 +12,9 @@ from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain
 from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.response_styles import measure_styles
 from sparserm_hf.conversations.tokenized_preferences import tokenize_preferences
-from sparserm_hf.training.head import Objective, PairFeatures
 from sparserm_hf.training.linear_head import fit_linear_path
 from sparserm_hf.training.mlp_head import fit_mlp_head
+from sparserm_hf.training.objective import Objective, PairFeatures
 
 GOOD, FILLER, BAD = 0, 1, 2  # numbers of words, and of the latents that fire on them
 WORDS = range(3, 12)  # that say nothing
@@ -155,6 +155,6 @@ def test_the_command_says_before_and_after_and_refuses_what_it_does_not_know(wor
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "without debiasing" in printed and "equally long" in printed
-    assert "does not differ within pairs" in caplog.text  # every response is as long
+    assert "its difference is the same in every pair" in caplog.text  # every response is as long
     assert main(train_arguments(world, tmp_path / "out", debias="tone")) == 2
     assert "debias names 'tone', but may name length, format" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from sparserm_hf import PRESETS, SparseRMTrainer, SparseRMTrainingConfig, find_s
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae.loading.choosing import chosen_sae
-from sparserm_hf.sae.loading.registry import ListedSAE, middle_sae
+from sparserm_hf.sae.loading.listed_saes import ListedSAE, middle_sae
 
 
 def sae(name, layer, width="16k", l0=60.0, model="tiny-it", explained=None):

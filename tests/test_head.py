@@ -8,9 +8,9 @@ from sparserm_hf.evaluation.metrics import pair_accuracy
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.training.config import L2_PENALTIES
 from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
-from sparserm_hf.training.head import Objective, PairFeatures
 from sparserm_hf.training.linear_head import fit_linear_head, fit_linear_path
 from sparserm_hf.training.mlp_head import fit_mlp_head, pair_loss
+from sparserm_hf.training.objective import Objective, PairFeatures
 from sparserm_hf.training.selection import select_latents
 
 

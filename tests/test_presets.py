@@ -18,9 +18,9 @@ from sparserm_hf.cli.main import build_parser, main
 from sparserm_hf.representations.activations import encode_texts
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae.loading.choosing import default_sae, matching_layer
+from sparserm_hf.sae.loading.listed_saes import find_saes, middle_sae
 from sparserm_hf.sae.loading.loaded_sae import LoadedSAE, load_sae
 from sparserm_hf.sae.loading.presets import SHIPPED_SAE, model_and_sae
-from sparserm_hf.sae.loading.registry import find_saes, middle_sae
 
 # The real models' config.json on the Hub: what decides shapes. Then their parameters, in millions.
 GEMMA_2 = {

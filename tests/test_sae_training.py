@@ -180,7 +180,7 @@ def test_every_command_has_help(command, capsys):
     ("settings", "message"),
     [
         ({"k": 0}, "k is 0"),
-        ({"total_tokens": 10}, "less than one step"),
+        ({"total_tokens": 10}, "must be at least step_tokens"),
         ({"step_tokens": 1}, "step_tokens is 1"),
         ({"architecture": "gated"}, "must be one of batchtopk, topk, jumprelu"),
         ({"sink_ratio": 1.0}, "sink_ratio above 1"),

@@ -2,13 +2,13 @@ from .check import check_sae as check_sae
 from .fit import NOTHING_EXPLAINED as NOTHING_EXPLAINED
 from .loading.choosing import chosen_sae as chosen_sae
 from .loading.choosing import matching_layer as matching_layer
+from .loading.listed_saes import ListedSAE as ListedSAE
+from .loading.listed_saes import find_saes as find_saes
 from .loading.loaded_sae import LoadedSAE as LoadedSAE
 from .loading.loaded_sae import load_sae as load_sae
 from .loading.presets import AUTO as AUTO
 from .loading.presets import PRESETS as PRESETS
 from .loading.presets import model_and_sae as model_and_sae
-from .loading.registry import ListedSAE as ListedSAE
-from .loading.registry import find_saes as find_saes
 from .measuring import SAECheck as SAECheck
 from .measuring import check_before_training as check_before_training
 from .naming import Name as Name

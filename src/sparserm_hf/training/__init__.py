@@ -1,4 +1,8 @@
-"""The method: select latents, project on their directions, fit the reward head, assemble the model."""
+"""The method: select latents, project on their directions, fit the reward head, assemble the model.
+
+`trainer.py` is the recipe from preference pairs to a saved model. `steps.py` has its steps on vectors, which
+`selection.py`, `directions.py`, `linear_head.py` and `mlp_head.py` compute.
+"""
 
 import lazy_loader
 

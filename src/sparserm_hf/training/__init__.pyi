@@ -2,6 +2,6 @@ from .config import RewardHeadConfig as RewardHeadConfig
 from .config import SparseRMTrainingConfig as SparseRMTrainingConfig
 from .represented_texts import PairIndices as PairIndices
 from .represented_texts import RepresentedTexts as RepresentedTexts
-from .reward_head import FittedRewardHead as FittedRewardHead
-from .reward_head import fit_reward_head as fit_reward_head
+from .steps import FittedRewardHead as FittedRewardHead
+from .steps import fit_reward_head as fit_reward_head
 from .trainer import SparseRMTrainer as SparseRMTrainer

@@ -14,7 +14,7 @@ from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .calibration import fit_temperature
 from .config import SparseRMTrainingConfig
 from .parts import FrozenParts
-from .reward_head import FittedRewardHead
+from .steps import FittedRewardHead
 
 
 def assemble_model(
@@ -29,7 +29,7 @@ def assemble_model(
         latents: Records of the selected latents.
     """
     config, base_model = _make_config(parts, fitted, args, latents), parts.base_model
-    if base_model.dtype != parts.saved_dtype:  # a copy, as the given model goes on running in its fastest type
+    if base_model.dtype != parts.saved_dtype:  # a copy, as the given model keeps running in its fastest data type
         base_model = cast_weights(copy.deepcopy(base_model), parts.saved_dtype)
     features = fitted.projection.features  # (T, 2K)
     rewards = fitted.head.rewards(features)

@@ -13,8 +13,9 @@ def fit_temperature(margins: np.ndarray) -> float:
         margins: (N,) reward differences, chosen minus rejected, of held-out pairs.
 
     Returns:
-        T, in units of reward, between a hundredth and a hundred times the root mean square of the margins: without
-        these bounds, margins that are all right, or uninformative, have no best T. 1 if all margins are zero.
+        T, in units of reward, between a hundredth and a hundred times the root mean square of the margins. Without
+        these bounds there is no best T if all margins are positive, or if they are uninformative. T is 1 if all
+        margins are zero.
 
     Example:
         >>> margins = np.array([2.0, 2.0, 2.0, -2.0])  # three of four pairs are ranked right

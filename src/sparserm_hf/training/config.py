@@ -10,10 +10,10 @@ from ..base_models import QUANTIZATIONS
 from ..conversations import MIN_LENGTH, STYLES
 from ..modeling.fields_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
 from ..runtime import SparseRMError, tracker_names
-from .head import LOSSES
+from .objective import LOSSES
 
-# Penalties of a linear head, tried by cross-validation from strong to weak. The features are standardised and the loss
-# is a mean over pairs, so that the same values fit any number of pairs.
+# L2 penalties that the cross-validation of a linear head tries, from strong to weak. The features are standardised and
+# the loss is a mean over pairs, so the same values suit any number of pairs.
 L2_PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 
 
@@ -52,7 +52,7 @@ loss='bradley_terry', gamma=1.0, seed=42)
     )
     head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
     loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss to fit the head with.")
-    gamma: float = _option(1.0, "Reward difference that the margin loss asks of every pair.")
+    gamma: float = _option(1.0, "Reward difference that the margin loss demands of every pair.")
     seed: int = _option(42, "Seed of the folds, the random directions and the MLP head.")
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ loss='bradley_terry', gamma=1.0, seed=42)
         self._check_least("seed", 0)
         if self.loss == "margin" and not self.gamma > 0:
             raise SparseRMError(
-                f"gamma is {self.gamma}, but must be above 0, or every head without weights is perfect."
+                f"gamma is {self.gamma}, but must be above 0: with 0, a head of zero weights already has no loss."
             )
 
     def _check_choice(self, name: str, known: Sequence[str]) -> None:
@@ -95,24 +95,25 @@ class SparseRMTrainingConfig(RewardHeadConfig):
 
     output_dir: str = field(metadata={"help": "Folder to write the reward model to."})
     layer: int | None = _option(
-        None, "Number of decoder layers of the base model to keep; by default, those before the SAE's hook."
+        None, "Number of decoder layers of the base model to keep; by default, the layers before the SAE's hook."
     )
     pooling: Literal["response_mean", "mean", "last"] = _option(
         "response_mean",
-        "Tokens to average into one vector: those of the response, all tokens of the text, or its last token alone.",
+        "Tokens to average into one vector: the response's tokens (response_mean), all tokens up to the response's "
+        "end (mean), or only the response's last token (last).",
     )
     representation_norm: Literal["rms", "none"] = _option(
         "rms", "Normalisation of each token before pooling: rms divides it by its root mean square, none does nothing."
     )
-    max_length: int = _option(1024, "Most tokens of a text; a longer pair loses the start of its prompt.")
+    max_length: int = _option(1024, "Maximum number of tokens of a text; a longer pair loses the start of its prompt.")
     dtype: Literal["auto", "bfloat16", "float32"] = _option(
         "auto",
-        "Data type to run the base model in; auto is bfloat16 on hardware that is fast at it, and float32 elsewhere.",
+        "Data type to run the base model in; auto is bfloat16 on hardware where it is fast, and float32 elsewhere.",
     )
     quantization: Literal["none", "bnb-4bit", "bnb-8bit"] = _option(
         "none",
-        "Quantise the base model's weights with bitsandbytes on loading; a base model that is quantised already stays "
-        "as it is.",
+        "Quantise the base model's weights with bitsandbytes on loading; an already quantised base model keeps its "
+        "quantisation.",
     )
     cache_dir: str | None = _option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
     controls: bool = _option(
@@ -122,7 +123,7 @@ class SparseRMTrainingConfig(RewardHeadConfig):
     )
     check_sae: bool = _option(
         True,
-        "Check that the SAE fits the base model and the layer before the base model runs on all texts.",
+        "Before the base model runs on all texts, check that the SAE fits the base model and the layer.",
         off="Do not check that the SAE fits the base model and the layer.",
     )
     debias: str = _option(

@@ -1,4 +1,4 @@
-"""Controls: the same head fitted to simpler features than those of selected latents."""
+"""Fit the controls: the same kind of head on simpler features, which the reward model should beat."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 from ..evaluation import Control, RowName
 from .config import RewardHeadConfig
 from .directions import make_directions, random_directions
-from .head import FittedHead
+from .objective import FittedHead
 from .represented_texts import PairIndices, RepresentedTexts
-from .reward_head import FittedRewardHead, fit_head
+from .steps import FittedRewardHead, fit_head
 
 
 def fit_controls(
@@ -21,13 +21,13 @@ def fit_controls(
 ) -> list[Control]:
     """Fit the controls of a reward model.
 
-    Random directions are made orthonormal if those of the reward model are. If rewards must not follow styles, those
-    of every control except length must not either, and the reward model without that constraint is a further control.
+    Random directions are made orthonormal if the reward model's directions are. If the rewards must not follow styles,
+    the same holds for every control except length, and the reward model without that constraint is one more control.
 
     Args:
         fitted: The head of the reward model, with its latents and features.
         texts: T represented texts.
-        lengths: (T,) tokens of each text.
+        lengths: (T,) number of tokens of each text.
         pairs: Preference pairs of these texts.
         config: Settings of the reward model.
     """

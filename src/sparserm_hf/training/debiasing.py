@@ -34,5 +34,5 @@ def avoided_styles(
     differences = style_differences(avoided)
     for style, column in zip(avoided, differences.T, strict=True):
         if process_state().is_main_process and not column.std() > 0:
-            logger.info("No reward can follow the number of %s: it does not differ within pairs.", style)
+            logger.info("Debiasing ignores the number of %s: its difference is the same in every pair.", style)
     return differences

@@ -1,4 +1,4 @@
-"""Directions of the residual stream that features are projections on."""
+"""The directions of the residual stream on which texts are projected: decoder rows, made orthonormal, or random."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def make_directions(given: np.ndarray, kind: str, average: np.ndarray) -> Direct
     rows D, the directions (D D^T)^(-1/2) D span the same space, and no orthonormal directions are closer to D. With
     the singular value decomposition D = U S V^T they are U V^T.
 
-    The average token matters because it is most of every token: removing a direction changes the token's root mean
-    square, and with it the token's normalised part along the average.
+    Directions must be orthogonal to the average token because that is the largest part of every token. Removing a
+    direction changes a token's root mean square, and so, after normalisation, its part along the average token.
 
     Args:
         given: (K, d_model) directions, such as decoder directions of latents; K < d_model for `orthogonal`.

@@ -1,4 +1,4 @@
-"""Folds of a cross-validation that keeps the pairs of one prompt together."""
+"""Split pairs into folds of a cross-validation, with all pairs of one prompt in the same fold."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ FOLDS = 5
 def group_folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Assign preference pairs to folds, so that all pairs of one group are in one fold.
 
-    No pair is then judged by a head that was fitted to its prompt. scikit-learn's `GroupKFold` shuffles groups in
-    another order: with it, every published figure would have to be measured again.
+    So no pair is judged by a head that was fitted to its prompt. scikit-learn's `GroupKFold` would shuffle the groups
+    in another order, and every published figure would have to be measured again.
 
     Args:
         groups: (N,) number of each pair's group, such as its prompt.

@@ -1,4 +1,4 @@
-"""Records of the selected latents for the configuration of a reward model."""
+"""Describe the selected latents: make their records for the configuration of a reward model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..runtime import as_numpy
 from ..sae import Name, look_up_descriptions, name_latents
 from .directions import LOW_PURITY
 from .parts import FrozenParts
-from .reward_head import FittedRewardHead
+from .steps import FittedRewardHead
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def latent_records(
         parts: SAE, tokenizer and logit lens.
         fitted: The selected latents and their directions.
         pairs: Training pairs.
-        texts: Representations of their texts.
+        texts: Representations of the pairs' texts.
         pooling: Tokens that are pooled, as in `SparseRMConfig`.
-        cache_dir: Folder that Neuronpedia's descriptions are cached in.
+        cache_dir: Folder in which Neuronpedia's descriptions are cached.
     """
     selected, selection = fitted.selected, fitted.selected.selection
     latents, site = selection.latents.tolist(), parts.sae.source.get("neuronpedia_id")
@@ -69,7 +69,7 @@ def latent_records(
 
 
 def known_words(texts: Iterable[TokenizedText], tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Collect the whole words of texts, in lower case; pieces of words are not among them."""
+    """Collect the whole words of texts, in lower case."""
     return {
         word
         for text in texts
@@ -91,7 +91,7 @@ def name_selected(
     Args:
         latents: Ids of the latents.
         pairs: Training pairs.
-        texts: Representations of their texts.
+        texts: Representations of the pairs' texts.
         pooling: Tokens that are pooled, as in `SparseRMConfig`.
         tokenizer: Tokenizer of the base model.
     """
@@ -107,9 +107,9 @@ def warn_of_purity(latents: np.ndarray, purities: np.ndarray) -> None:
     if len(low):
         worst = low[np.argmin(purities[low])]
         logger.warning(
-            "%d of %d directions have a purity (cosine with the SAE's own direction) below %g, latent %d the lowest, "
-            "%.2f: they overlap with other selected latents, so that a term of the reward belongs partly to their "
-            "neighbours. Choose a smaller --k.",
+            "%d of %d directions have a purity (cosine with the latent's decoder direction) below %g; the lowest is "
+            "that of latent %d, %.2f. These latents overlap with other selected latents, so a term of the reward "
+            "belongs partly to those. Choose a smaller --k.",
             len(low),
             len(latents),
             LOW_PURITY,

@@ -1,4 +1,4 @@
-"""The linear reward head, regularised by cross-validation inside the training pairs."""
+"""Fit a linear reward head: a convex problem for each L2 penalty, and cross-validation to choose the penalty."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sklearn.svm import LinearSVC
 from ..evaluation import pair_accuracy
 from .config import L2_PENALTIES
 from .folds import pairs_outside
-from .head import FittedHead, Objective, PairFeatures, standardization, style_basis, without_basis
+from .objective import FittedHead, Objective, PairFeatures, standardization, style_basis, without_basis
 
-# Violation of the optimality conditions at the end of a fit. The cross-validation only ranks the penalties, and stops
-# earlier. liblinear counts in units of a pair's own loss, hence the larger value for the margin loss.
+# Violation of the optimality conditions at the end of a fit. The cross-validation only ranks the penalties, so its
+# fits stop earlier. liblinear counts in units of a single pair's loss, hence the larger values for the margin loss.
 FIT_TOLERANCE = {"margin": 1e-6, "bradley_terry": 1e-7, "bce": 1e-7}
 CROSS_VALIDATION_TOLERANCE = {"margin": 1e-2, "bradley_terry": 1e-4, "bce": 1e-4}
 
@@ -24,8 +24,8 @@ CROSS_VALIDATION_TOLERANCE = {"margin": 1e-2, "bradley_terry": 1e-4, "bce": 1e-4
 def _fit_margin(differences: np.ndarray, thresholds: np.ndarray, l2: float, tolerance: float) -> np.ndarray:
     """Minimise mean(max(0, thresholds - D w)) + l2/2 |w|^2.
 
-    That is a support vector machine without intercept on the differences over their thresholds, each weighted by its
-    threshold. The machine needs two classes, so every other difference is negated.
+    That is a support vector machine without intercept on the differences, each divided and weighted by its threshold.
+    The machine needs two classes, so every other difference is negated.
     """
     sign = np.where(np.arange(len(differences)) % 2, -1.0, 1.0)
     machine = LinearSVC(
@@ -112,8 +112,8 @@ class CrossValidation:
 
     Attributes:
         l2: The penalty with the best accuracy.
-        accuracy: Its accuracy over all held-out pairs; None if there are too few pairs to hold some out.
-        margins: (N,) reward differences of all pairs, each while its fold was held out; None likewise.
+        accuracy: Accuracy with that penalty over all held-out pairs; None if there are too few pairs to hold some out.
+        margins: (N,) reward difference of each pair, by the head fitted without its fold; None if accuracy is.
     """
 
     l2: float
@@ -125,8 +125,8 @@ def cross_validate(features_for: FeaturesFor, objective: Objective, fold_of: np.
     """Choose the L2 penalty of a linear head by its accuracy on held-out pairs; ties go to the stronger penalty.
 
     Args:
-        features_for: Takes a fold and computes the features of all N pairs. Whatever it selects, it must select by
-            the pairs outside that fold.
+        features_for: Takes a fold and computes the features of all N pairs. If it selects latents, it must select them
+            by the pairs outside that fold.
         objective: Objective on all N pairs.
         fold_of: (N,) number of each pair's fold, see `group_folds`.
     """
@@ -150,7 +150,7 @@ def fit_linear_head(features_for: FeaturesFor, objective: Objective, fold_of: np
     """Fit a linear head whose L2 penalty is chosen by cross-validation inside the training pairs.
 
     Args:
-        features_for: As in `cross_validate`; given None, it computes the features by all pairs.
+        features_for: As in `cross_validate`; given None, it selects latents by all pairs.
         objective: Objective on all N pairs.
         fold_of: (N,) number of each pair's fold, see `group_folds`.
 

@@ -1,4 +1,4 @@
-"""The MLP reward head, trained by gradient descent and stopped early on held-out prompts."""
+"""Fit an MLP reward head by gradient descent, stopped early on held-out prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..evaluation import pair_accuracy
 from ..runtime import SparseRMError, as_numpy
 from .folds import FOLDS, group_folds, pairs_outside
-from .head import FittedHead, Objective, PairFeatures, standardization, style_basis, without_basis
+from .objective import FittedHead, Objective, PairFeatures, standardization, style_basis, without_basis
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1  # of AdamW
 BATCH_SIZE = 64  # pairs
@@ -38,7 +38,8 @@ def fit_mlp_head(
     train, held_out = pairs_outside(fold_of, 0), np.flatnonzero(fold_of == 0)
     if not len(train):
         raise SparseRMError(
-            "The MLP head holds some prompts out to know when to stop, but all pairs share one prompt."
+            "The MLP head needs held-out prompts to stop its training, but all pairs have the same prompt: add other "
+            "prompts, or use the linear head."
         )
     mean, deviation = standardization(features.rows(train))
     standardised = (np.stack([features.chosen, features.rejected]) - mean) / deviation  # (2, N, F)
@@ -108,13 +109,13 @@ def _train(
 def pair_loss(
     chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor, objective: Objective
 ) -> torch.Tensor:
-    """Mean loss over n pairs, see `Objective`.
+    """Compute the mean loss over n pairs, see `Objective`.
 
     Args:
         chosen: (n,) rewards of the chosen responses.
         rejected: (n,) rewards of the rejected responses.
         margins: (n,) margins of the pairs.
-        objective: Names the loss, and gamma.
+        objective: The loss and its gamma; the objective's own margins are not used.
     """
     if objective.loss == "margin":
         return torch.relu(objective.gamma + margins - (chosen - rejected)).mean()

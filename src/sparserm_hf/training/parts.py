@@ -27,7 +27,7 @@ from ..runtime import SparseRMError, commit_of, named_dtype, process_state
 from ..sae import LoadedSAE, check_before_training, chosen_sae, load_sae, matching_layer
 from ..scoring import check_quantized_reload
 from .config import SparseRMTrainingConfig
-from .reward_head import check_k
+from .steps import check_k
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,13 @@ class FrozenParts:
 
         Args:
             args: Settings.
-            texts: Training texts, on some of which the SAE is checked.
+            texts: Training texts; the SAE is checked on some of them.
 
         Raises:
             SparseRMError: The base model cannot be cut, or the SAE does not fit.
         """
         state, layer = process_state(), self.layer
-        if args.check_sae:  # the SAE may belong to the next layer, which is compared
+        if args.check_sae:  # the check compares the next layer, to which the SAE may belong
             layer = min(layer + 1, self.base_model.config.get_text_config().num_hidden_layers)
         base = prepare_base_model(self.base_model, layer, state.device, self.dtype)
         if not args.slim and state.is_main_process:
@@ -117,7 +117,7 @@ def load_parts(
     return FrozenParts(
         base_model=base,
         base_name=name,
-        # A path says nothing on another machine, but a slim checkpoint loads its base model from there.
+        # A path means nothing on another machine, but a slim checkpoint loads its base model from that path.
         recorded_name=Path(given).name if local and not args.slim else name,
         revision=commit,
         lens=LogitLens(base),
@@ -130,7 +130,7 @@ def load_parts(
 
 
 def name_of(model: str | PreTrainedModel) -> str:
-    """Name of a base model, as it was given or as the model in memory knows it."""
+    """Return the name of a base model: the given name, or the name that a model in memory was loaded by."""
     return model if isinstance(model, str) else model.config.name_or_path or ""
 
 
@@ -139,7 +139,7 @@ def _load_base(
 ) -> PreTrainedModel:
     if isinstance(model, str):
         return load_language_model(name, revision, quantization, dtype)
-    return copy.deepcopy(model)  # it is cut in place
+    return copy.deepcopy(model)  # the copy is cut in place
 
 
 def _make_encoder(
@@ -150,14 +150,14 @@ def _make_encoder(
     marks = find_marks(tokenizer)
     if args.pooling == "response_mean" and not marks["assistant_header"]:
         raise SparseRMError(
-            "The chat template puts no tokens of its own before an answer, so that the response cannot be told "
-            "from the prompt: use --pooling mean or last."
+            "The chat template writes no header before an answer, so the response cannot be told from the prompt: "
+            "use --pooling mean or last."
         )
     return ChatEncoder(tokenizer, marks, max_length=tokenizer.model_max_length)
 
 
 def check_slim(base: str, by_name: bool, unreachable: bool) -> None:
-    """Raise a `SparseRMError` unless a slim checkpoint will find its base model again.
+    """Raise a `SparseRMError` if a slim checkpoint would not find its base model again.
 
     Args:
         base: Name of the base model.
@@ -166,11 +166,11 @@ def check_slim(base: str, by_name: bool, unreachable: bool) -> None:
     """
     if not by_name:
         raise SparseRMError(
-            "A slim checkpoint loads its base model by name, but this one was given in memory: save it to a "
-            "folder and pass that, or leave slim out."
+            "A slim checkpoint loads its base model by name, but this base model was given in memory: save it to a "
+            "folder and give that folder, or leave slim out."
         )
     if unreachable:
         raise SparseRMError(
-            f"A slim checkpoint on the Hub loads its base model from there, but {base!r} is on this machine "
-            "alone: name a base model of the Hub, or leave slim out."
+            f"A slim checkpoint on the Hub needs a base model on the Hub, but {base!r} is a local folder: give a base "
+            "model from the Hub, or leave slim out."
         )

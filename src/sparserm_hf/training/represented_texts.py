@@ -13,7 +13,7 @@ from ..conversations import TokenizedPreferences
 from ..evaluation import mean_activations
 from ..representations import Representations
 from ..runtime import SparseRMError
-from .head import Objective, PairFeatures
+from .objective import Objective, PairFeatures
 
 BLOCK = 65_536  # texts that are projected at once
 
@@ -69,14 +69,14 @@ class RepresentedTexts:
         return np.concatenate([block.astype(np.float64) @ directions.T for block in blocks])
 
     def count_firing(self, sides: Sequence[np.ndarray]) -> np.ndarray:
-        """Count for each latent the texts on which it fires: (sides, d_sae), for several lists of positions."""
+        """Count the texts on which each latent fires, in several lists of positions: (number of lists, d_sae)."""
         if isinstance(self.activations, Representations):
             return np.stack(self.activations.count_firing(*sides))
         fires = self.activations > 0
         return np.stack([np.asarray(fires[side].sum(0)).ravel().astype(np.int64) for side in sides])
 
     def activations_of(self, latents: np.ndarray) -> np.ndarray:
-        """Activations of some latents on all texts: (T, K), in float64."""
+        """Take the activations of K latents on all texts: (T, K), in float64."""
         if isinstance(self.activations, Representations):
             return mean_activations(self.activations, latents)
         return sparse.csr_matrix(self.activations[:, latents]).toarray().astype(np.float64)
@@ -89,10 +89,10 @@ class PairIndices:
     Attributes:
         chosen: (N,) position of each pair's chosen text.
         rejected: (N,) position of each pair's rejected text.
-        groups: (N,) number of each pair's prompt. Pairs of one prompt are held out together.
-        margins: (N,) reward difference that each pair must have on top of the loss's own, or one number for all.
-        styles: (N, styles) difference of each style, chosen minus rejected, with which reward differences must not be
-            correlated. None permits every correlation.
+        groups: (N,) number of each pair's prompt. Pairs with the same prompt are held out together.
+        margins: (N,) margin of each pair, in units of reward, or one number for all; see `Objective`.
+        styles: (N, styles) difference of each style, chosen minus rejected. Reward differences must not be correlated
+            with any of them. None permits every correlation.
 
     Raises:
         SparseRMError: There are fewer than two pairs, or the lengths differ.
@@ -116,14 +116,17 @@ class PairIndices:
         if self.styles is not None:
             lengths.append(len(self.styles))
         if len(set(lengths)) > 1:
-            raise SparseRMError(f"Chosen, rejected, groups, margins and styles have different lengths: {lengths}.")
+            raise SparseRMError(
+                f"Chosen, rejected, groups, margins and styles have different lengths, {lengths}: give each one entry "
+                "for every pair."
+            )
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     @classmethod
     def of(cls, pairs: TokenizedPreferences, styles: np.ndarray | None = None) -> PairIndices:
-        """Take the positions out of tokenized pairs."""
+        """Take positions, groups and margins from tokenized pairs."""
         chosen, rejected, groups = (np.array(column) for column in (pairs.chosen, pairs.rejected, pairs.groups))
         return cls(chosen, rejected, groups, np.array(pairs.margins), styles)
 
@@ -133,7 +136,7 @@ class PairIndices:
         return np.full(len(self), self.margins) if np.ndim(self.margins) == 0 else np.asarray(self.margins)
 
     def features(self, of_texts: np.ndarray) -> PairFeatures:
-        """Features of the pairs, from the (T, F) features of all texts."""
+        """Take the features of the pairs from the (T, F) features of all texts."""
         return PairFeatures(of_texts[self.chosen], of_texts[self.rejected])
 
     def objective(self, loss: str, gamma: float) -> Objective:
@@ -148,4 +151,4 @@ class PairIndices:
 def check_enough(pairs: int) -> None:
     """Raise a `SparseRMError` if there are fewer than two pairs."""
     if pairs < 2:
-        raise SparseRMError("One usable pair is not enough to tell directions from chance: at least 2 are needed.")
+        raise SparseRMError(f"There are {pairs} usable pairs, but at least 2 are needed: give more pairs.")

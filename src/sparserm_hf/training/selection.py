@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime import SparseRMError
 from .represented_texts import PairIndices, RepresentedTexts
 
-K_CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)  # up to the paper's
+K_CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)  # the paper uses 128
 LEAST_K = 8
 
 
@@ -43,7 +43,7 @@ def select_latents(chosen: np.ndarray, rejected: np.ndarray, pairs: int, k: int)
     Args:
         chosen: (d_sae,) number of chosen responses on which each latent fires. Counts, not shares: the rounding of
             shares would decide between equal latents.
-        rejected: (d_sae,) number of rejected responses likewise.
+        rejected: (d_sae,) number of rejected responses on which each latent fires.
         pairs: Number of pairs.
         k: Number of latents to select on each side.
 
@@ -71,8 +71,8 @@ class FiringCounts:
     """Number of responses on which each latent fires, counted in each fold.
 
     Attributes:
-        chosen: (folds, d_sae) number of chosen responses.
-        rejected: (folds, d_sae) number of rejected responses.
+        chosen: (folds, d_sae) number of chosen responses on which each latent fires.
+        rejected: (folds, d_sae) number of rejected responses on which each latent fires.
         pairs: (folds,) number of pairs.
     """
 
@@ -82,11 +82,11 @@ class FiringCounts:
 
     @classmethod
     def of(cls, texts: RepresentedTexts, pairs: PairIndices, fold_of: np.ndarray) -> FiringCounts:
-        """Count in one pass over the texts.
+        """Count the responses on which each latent fires, in one pass over the texts.
 
         Args:
             texts: T represented texts.
-            pairs: N pairs of them.
+            pairs: N pairs of these texts.
             fold_of: (N,) number of each pair's fold.
         """
         sizes = np.bincount(fold_of)
@@ -95,16 +95,17 @@ class FiringCounts:
         return cls(counts[: len(sizes)], counts[len(sizes) :], sizes)
 
     def select(self, k: int, without: int | None = None) -> Selection:
-        """Select K latents on each side by all pairs, or by those outside one fold; see `select_latents`."""
+        """Select K latents on each side by all pairs, or by the pairs outside one fold; see `select_latents`."""
         folds = [fold for fold in range(len(self.pairs)) if fold != without]
         chosen, rejected = self.chosen[folds].sum(0), self.rejected[folds].sum(0)
         return select_latents(chosen, rejected, int(self.pairs[folds].sum()), k)
 
     def stabilities(self, k: int) -> list[float | None]:
-        """Measure for each selected latent the share of the folds without which it is selected for the same side.
+        """Leave out each fold in turn, select again, and count how often each latent is selected for the same side.
 
-        Each value is None if the pairs outside some fold cannot select: all pairs share one prompt, or too few
-        latents fire.
+        Returns:
+            For each selected latent, the share of folds without which it is selected again. All values are None if the
+            pairs outside some fold cannot select latents: all pairs have the same prompt, or too few latents fire.
         """
         selected = self.select(k)
         wanted = list(zip(selected.latents.tolist(), selected.sides, strict=True))
@@ -119,9 +120,9 @@ class FiringCounts:
 def fewest_latents(accuracies: Mapping[int, float], pairs: int) -> int:
     """Choose the smallest K whose cross-validated accuracy is within one standard error of the best, and at least 8.
 
-    The one-standard-error rule (Breiman et al., 1984, Classification and Regression Trees), with the standard error
-    of the best accuracy over the pairs. With fewer than 8 latents on each side, fewer of an explanation's claims hold
-    (`benchmarks/claims.py`).
+    This is the one-standard-error rule (Breiman et al., 1984, Classification and Regression Trees), with the standard
+    error of the best accuracy over the pairs. With fewer than 8 latents on each side, fewer of an explanation's claims
+    hold (`benchmarks/claims.py`).
 
     Args:
         accuracies: Cross-validated accuracy by K.
@@ -131,7 +132,7 @@ def fewest_latents(accuracies: Mapping[int, float], pairs: int) -> int:
         >>> fewest_latents({8: 0.60, 16: 0.79, 32: 0.78, 64: 0.80}, pairs=1000)
         16
     """
-    least = min(LEAST_K, max(accuracies))  # a small SAE may not have so many
+    least = min(LEAST_K, max(accuracies))  # a small SAE may have too few latents for LEAST_K
     tried = {k: accuracy for k, accuracy in accuracies.items() if k >= least}
     best = max(tried.values())
     error = (best * (1 - best) / pairs) ** 0.5

@@ -51,7 +51,7 @@ from .debiasing import avoided_styles
 from .latent_records import latent_records, warn_of_purity
 from .parts import load_parts, name_of
 from .represented_texts import PairIndices, RepresentedTexts
-from .reward_head import FittedRewardHead, fit, project, select
+from .steps import FittedRewardHead, fit, project, select
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class SparseRMTrainer:
 
     Args:
         model: Base model: a Hub id, a folder, a GGUF file, or a transformers model (which is copied, not changed).
-        sae: SAE: anything that `load_sae` takes, or a `LoadedSAE`. None and `auto` take the SAE known for the base
-            model.
+        sae: SAE: anything that `load_sae` takes, or a `LoadedSAE`. None and `auto` choose an SAE that was published
+            for the base model.
         args: Settings. By default the reward model goes to a folder named after the base model.
         train_dataset: Preference pairs in any of TRL's formats.
         eval_dataset: Preference pairs to evaluate on.
@@ -189,7 +189,7 @@ class SparseRMTrainer:
             raise SparseRMError("There is no model to evaluate yet: call train() first.")
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
-            raise SparseRMError("There is nothing to evaluate on: pass eval_dataset.")
+            raise SparseRMError("There are no pairs to evaluate on: pass eval_dataset.")
         model, latents = self.model, self.model.config.latent_ids
         styles = measure_styles(pairs, self.processing_class)
         represented = self.represent(pairs.texts)
@@ -202,7 +202,7 @@ class SparseRMTrainer:
         return self.evaluation.flat()
 
     def represent(self, texts: list[TokenizedText]) -> Representations:
-        """Represent texts by the base model and the SAE, or load what the cache has of them."""
+        """Represent texts by the base model and the SAE; representations in the cache are loaded."""
         pooling = Pooling(self.args.pooling, self.args.representation_norm)
         sae = self.sae.autoencoder.to(self.state.device)
         return collect_representations(self.base_model, sae, texts, pooling, self.cache_dir)

@@ -5,7 +5,7 @@ Files by question:
     How does `load_sae` work?                   `loaded_sae`
     Where is the weights file in a folder?      `local_saes`
     How is an SAE downloaded?                   `hub_saes`
-    Which SAEs are published for a model?       `registry`
+    Which SAEs are published for a model?       `listed_saes`
     Which SAE and layer does a model get?       `choosing`, `presets`
     How are scale and mean folded into weights? `folding`
     How are files opened without running code?  `weight_files`

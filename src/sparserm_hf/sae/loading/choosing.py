@@ -8,9 +8,9 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from ...runtime import SparseRMError
+from .listed_saes import find_saes, middle_sae
 from .loaded_sae import LoadedSAE
 from .presets import AUTO, PRESETS, SHIPPED_SAE
-from .registry import find_saes, middle_sae
 
 logger = logging.getLogger(__name__)
 

@@ -44,9 +44,9 @@ class SAETrainingData:
     dataset: str = field(
         metadata={"help": "Texts: a .txt, .json, .jsonl(.gz), .csv, .parquet file or a Hub id, which is streamed."}
     )
-    layer: int = field(metadata={"help": "Layer whose output the SAE encodes, counted from 1."})
+    layer: int = field(metadata={"help": "Decoder layer whose output the SAE encodes, counted from 1."})
     output_dir: str = field(
-        metadata={"help": "Folder for the SAE, in sae-lens' own format; an SAE in it is replaced."}
+        metadata={"help": "Folder for the SAE, in sae-lens' own format; an SAE in the folder is replaced."}
     )
     dataset_split: str = field(
         default="train", metadata={"help": "Split of the dataset, or a slice like train[:1000]."}
@@ -70,13 +70,14 @@ class SAETrainingData:
     def __post_init__(self) -> None:
         if self.layer < 1 or self.max_length < 2:
             raise SparseRMError(
-                f"layer is {self.layer} and max_length {self.max_length}, but they must be at least 1 and 2."
+                f"layer is {self.layer} and max_length is {self.max_length}, but layer must be at least 1 and "
+                "max_length at least 2."
             )
         folder = Path(self.output_dir)
         ours = {CONFIG_FILE, WEIGHTS_FILE, CARD, CHECKPOINT}
         if folder.is_file() or (folder.is_dir() and not {file.name for file in folder.iterdir()} <= ours):
             raise SparseRMError(
-                f"The output folder {self.output_dir!r} holds something else than an SAE: name another."
+                f"The output folder {self.output_dir!r} holds something else than an SAE: name another folder."
             )
 
     @property

@@ -28,21 +28,28 @@ class SAETrainingConfig:
     """
 
     architecture: Literal["batchtopk", "topk", "jumprelu"] = _option(
-        "batchtopk", "Activation function; batchtopk is saved as jumprelu, whose latents can be computed one by one."
+        "batchtopk",
+        "Activation function; a batchtopk SAE is saved as jumprelu, so that its latents do not depend on a batch.",
     )
     d_sae: int | None = _option(None, "Number of latents; by default 8 times the width of the residual stream.")
-    k: int = _option(32, "Latents active on a token: on each (topk), on average (batchtopk), as a target (jumprelu).")
-    total_tokens: int = _option(3_000_000, "Tokens to train on; the texts are repeated if they have fewer.")
-    step_tokens: int = _option(2048, "Tokens of one optimiser step.")
-    learning_rate: float = _option(
-        8e-4, "Learning rate; warmed up over a twentieth of the steps, decayed over the last third."
+    k: int = _option(
+        32,
+        "Number of latents that fire on a token: exactly (topk), on average (batchtopk), or on average as a target "
+        "(jumprelu).",
     )
-    buffer_tokens: int = _option(150_000, "Tokens held in memory and shuffled, so that one step sees many texts.")
+    total_tokens: int = _option(3_000_000, "Number of tokens to train on; texts with fewer tokens are repeated.")
+    step_tokens: int = _option(2048, "Number of tokens in an optimiser step.")
+    learning_rate: float = _option(
+        8e-4, "Learning rate, warmed up over the first twentieth of the steps and decayed over the last third."
+    )
+    buffer_tokens: int = _option(
+        150_000, "Number of tokens held in memory and shuffled, so that each step has tokens of many texts."
+    )
     sink_ratio: float = _option(
-        SINK_RATIO, "Tokens above this many times the median norm are attention sinks and are left out."
+        SINK_RATIO, "Leave out attention sinks: tokens whose norm is above this many times the median norm."
     )
     checkpoint_seconds: float = _option(
-        120.0, "Minimum time between two checkpoints, in seconds; a checkpoint follows a buffer."
+        120.0, "Minimum time between two checkpoints, in seconds; a checkpoint is written after a buffer is used up."
     )
     seed: int = _option(0, "Seed of the random numbers.")
 
@@ -58,9 +65,14 @@ class SAETrainingConfig:
                 f"step_tokens is {self.step_tokens}, but must be between 2 and buffer_tokens = {self.buffer_tokens}."
             )
         if self.total_tokens < self.step_tokens:
-            raise SparseRMError(f"total_tokens is {self.total_tokens}, less than one step of {self.step_tokens}.")
+            raise SparseRMError(
+                f"total_tokens is {self.total_tokens}, but must be at least step_tokens = {self.step_tokens}."
+            )
         if not self.learning_rate > 0 or not self.sink_ratio > 1:
-            raise SparseRMError("learning_rate must be above 0 and sink_ratio above 1.")
+            raise SparseRMError(
+                f"learning_rate must be above 0 and sink_ratio above 1, but they are {self.learning_rate} and "
+                f"{self.sink_ratio}."
+            )
 
     @property
     def steps(self) -> int:

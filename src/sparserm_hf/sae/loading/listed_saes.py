@@ -1,4 +1,7 @@
-"""List the SAEs of a base model in sae-lens' registry, and choose the middle one."""
+"""Find published SAEs in sae-lens' registry: list those of a base model, and choose one at its middle layer.
+
+`hub_saes.py` downloads a listed SAE; `choosing.py` decides between this choice, a preset and the user's SAE.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class ListedSAE:
         name: Name of the SAE for `load_sae`.
         model: Model that the SAE was trained on, as the registry names it.
         layer: Layer whose output the SAE encodes, counted from 0; None if unknown.
-        width: Number of latents in the SAE's name: `16k`, or `8x` for 8 times d_model; empty if unknown.
+        width: Number of latents as the SAE's name gives it: `16k`, or `8x` for 8 times d_model; empty if unknown.
         l0: Mean number of latents that fire on a token; None if unknown.
         explained_variance: Share of the residual stream's variance that the SAE explains; None if unknown.
 
@@ -95,7 +98,7 @@ def middle_sae(saes: list[ListedSAE], base: str, depth: int) -> ListedSAE | None
     Each step keeps the best of the SAEs that the previous step kept:
 
     1. Model: SAEs trained on the base model itself are preferred to SAEs of another variant.
-    2. Layer: the nearest to the middle layer, number `depth // 2` counted from 0; the earlier of two equally near.
+    2. Layer: the nearest to the middle layer `depth // 2`, counted from 0; of two equally near layers, the earlier.
        (The paper uses layer 13 of 26, 31 of 42 and 15 of 32.)
     3. Width: the smallest with at least 16k latents, otherwise the largest. An unknown width comes last.
     4. L0: the median; the lower of two medians. An unknown L0 comes last.

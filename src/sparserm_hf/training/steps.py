@@ -1,4 +1,8 @@
-"""The method on vectors: select latents, project on their directions, fit the reward head."""
+"""The method on vectors: select latents, project on their directions, fit the reward head.
+
+`fit_reward_head` runs these steps on vectors of your own; `trainer.py` runs them on the representations of texts. The
+mathematics of each step is in `selection.py`, `directions.py`, `linear_head.py` and `mlp_head.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,20 @@ from ..runtime import SparseRMError
 from .config import RewardHeadConfig
 from .directions import Directions, make_directions
 from .folds import FOLDS, group_folds
-from .head import FittedHead, PairFeatures
 from .linear_head import cross_validate, fit_linear_head
 from .mlp_head import fit_mlp_head
+from .objective import FittedHead, PairFeatures
 from .represented_texts import PairIndices, RepresentedTexts
 from .selection import K_CANDIDATES, FiringCounts, Selection, fewest_latents
 
 
 @dataclass(frozen=True)
 class SelectedLatents:
-    """Latents selected by all pairs, and what the choice rests on.
+    """The selected latents, and the counts and accuracies by which they were chosen.
 
     Attributes:
-        selection: The latents selected by all pairs.
-        firing: Counts by which the pairs outside a fold select their own latents.
+        selection: The latents that all pairs select.
+        firing: Firing counts in each fold, by which the pairs outside a fold select their own latents.
         k: Number of latents on each side.
         k_accuracies: Cross-validated accuracy of a linear head for each K that was tried; empty if K was given.
     """
@@ -50,7 +54,7 @@ class Projection:
 
     Attributes:
         directions: The directions of the latents that all pairs select.
-        features: (T, 2K) projections of all texts on them.
+        features: (T, 2K) projections of all texts on these directions.
         features_without: Takes a fold and computes (T, 2K) projections on the directions of the latents that the
             pairs outside that fold select.
     """
@@ -85,7 +89,7 @@ def fit_reward_head(
     """Fit a reward head to vectors of your own: no base model and no text is needed.
 
     These are the steps `select`, `project` and `fit` of `SparseRMTrainer.train`, with the same results to the
-    bit. Selection stays inside each fold of the cross-validation.
+    bit. The cross-validation selects latents anew in each fold.
 
     Args:
         representations: Vectors and SAE activations of T texts, and the SAE's decoder.
@@ -122,11 +126,13 @@ def fit_reward_head(
 
 
 def check_k(config: RewardHeadConfig, d_sae: int, d_model: int) -> None:
-    """Raise a `SparseRMError` if the settings ask for more latents or directions than there are."""
+    """Raise a `SparseRMError` if K latents on each side are more than the SAE or orthogonal directions allow."""
     if not isinstance(config.k, int):
         return
     if 2 * config.k > d_sae:
-        raise SparseRMError(f"K = {config.k} asks for {2 * config.k} latents, but the SAE has {d_sae}.")
+        raise SparseRMError(
+            f"K = {config.k} asks for {2 * config.k} latents, but the SAE has {d_sae}: choose K up to {d_sae // 2}."
+        )
     if not _has_room(config, config.k, d_model):
         raise SparseRMError(
             f"K = {config.k} asks for {2 * config.k} orthogonal directions, but the base model has {d_model} "
@@ -135,7 +141,7 @@ def check_k(config: RewardHeadConfig, d_sae: int, d_model: int) -> None:
 
 
 def _has_room(config: RewardHeadConfig, k: int, d_model: int) -> bool:
-    return config.directions == "raw" or 2 * k < d_model  # they are orthogonal to the average token too
+    return config.directions == "raw" or 2 * k < d_model  # orthogonal directions avoid the average token's too
 
 
 def select(texts: RepresentedTexts, pairs: PairIndices, config: RewardHeadConfig) -> SelectedLatents:
@@ -156,7 +162,7 @@ def select(texts: RepresentedTexts, pairs: PairIndices, config: RewardHeadConfig
 def _try_k(
     texts: RepresentedTexts, pairs: PairIndices, firing: FiringCounts, fold_of: np.ndarray, config: RewardHeadConfig
 ) -> dict[int, float]:
-    """Cross-validated accuracy of a linear head by K: 0.5 if there are too few pairs to hold some out."""
+    """Cross-validate a linear head for each K; the accuracy is 0.5 if there are too few pairs to hold some out."""
     objective, accuracies = pairs.objective(config.loss, config.gamma), dict[int, float]()
     for k in K_CANDIDATES:
         if k > 1 and not _has_room(config, k, texts.decoder.shape[1]):
@@ -194,7 +200,7 @@ def _directions_of(texts: RepresentedTexts, latents: np.ndarray, config: RewardH
 def fit(
     selected: SelectedLatents, projection: Projection, pairs: PairIndices, config: RewardHeadConfig
 ) -> FittedRewardHead:
-    """Fit the reward head to the projections; its cross-validation selects latents inside each fold."""
+    """Fit the reward head to the projections; its cross-validation selects latents anew in each fold."""
     head = fit_head(projection.features, pairs, config, projection.features_without)
     return FittedRewardHead(selected, projection, head)
 

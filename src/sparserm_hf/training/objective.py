@@ -1,4 +1,8 @@
-"""A fitted reward head, the objective that it is fitted to, and the preparation of its features."""
+"""The input and output of fitting a reward head: features of pairs, objective, fitted head.
+
+`linear_head.py` and `mlp_head.py` fit the two kinds of head. `modeling/head_sparserm.py` is the head in a reward
+model.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +36,13 @@ class PairFeatures:
 
 @dataclass(frozen=True)
 class Objective:
-    """Objective that a head is fitted to on N pairs.
+    """The loss that a head minimises on N pairs, and the styles that its rewards must not follow.
 
     Attributes:
         loss: With d the reward difference and m the pair's margin: `margin` is max(0, gamma + m - d),
             `bradley_terry` is -log sigmoid(d - m), and `bce` is the cross-entropy of classifying single responses as
             chosen or rejected.
-        gamma: Reward difference that `margin` asks of every pair.
+        gamma: Reward difference that the loss `margin` demands of every pair.
         margins: (N,) margin of each pair on top of gamma, in units of reward.
         styles: (N, styles) difference of each style, chosen minus rejected. Reward differences must not be correlated
             with any of them. None permits every correlation.
@@ -55,8 +59,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.loss == "margin" and self.gamma + self.margins.min() <= 0:
             raise SparseRMError(
-                f"A pair has the margin {self.margins.min()}, which with gamma = {self.gamma} asks for no difference "
-                "at all: margins must be above -gamma."
+                f"A pair has the margin {self.margins.min()} and gamma is {self.gamma}, so that any reward difference "
+                "would do: margins must be above -gamma."
             )
 
     def rows(self, index: np.ndarray) -> Objective:
@@ -74,7 +78,7 @@ class FittedHead:
         l2: L2 penalty of a linear head; None for an MLP.
         validation_accuracy: Accuracy on the held-out pairs by which the penalty (linear head) or the number of epochs
             (MLP) was chosen; None without held-out pairs.
-        held_out_margins: Reward differences of those pairs, by heads that were not fitted to them.
+        held_out_margins: Reward differences of the held-out pairs, by heads that were not fitted to these pairs.
     """
 
     layers: Layers
@@ -88,9 +92,9 @@ class FittedHead:
 
 
 def standardization(features: PairFeatures) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature over all responses, (F,) each.
+    """Compute the mean and the standard deviation of each feature over all responses, (F,) each.
 
-    The deviation of a constant feature is infinite: its weight becomes zero, without a division by zero.
+    A constant feature gets an infinite deviation, so that its weight becomes zero without a division by zero.
     """
     both = np.concatenate([features.chosen, features.rejected])
     deviation = both.std(0)
@@ -100,15 +104,14 @@ def standardization(features: PairFeatures) -> tuple[np.ndarray, np.ndarray]:
 def style_basis(differences: np.ndarray, styles: np.ndarray | None) -> np.ndarray:
     """Find the directions of feature space along which reward differences are correlated with styles.
 
-    A weight w gives reward differences D w, whose covariance with the styles S over the pairs is w (D' S): zero for
-    each w orthogonal to the columns of D' S, with D and S centred. Centring keeps the difference between chosen and
-    rejected apart from a style that chosen responses happen to have more of: among pairs whose chosen response is
-    better, the size of the reward difference must not depend on the style (the criterion of separation: Hardt et al.,
-    2016, arXiv 1610.02413).
+    A weight w gives reward differences D w. With D and S centred over the pairs, their covariance with the styles S is
+    w (D' S), which is zero for each w orthogonal to the columns of D' S. Centring allows that chosen responses have
+    more of a style on average. It demands only that the size of the reward difference does not depend on the style
+    (the criterion of separation: Hardt et al., 2016, arXiv 1610.02413).
 
     Args:
         differences: (N, F) features, chosen minus rejected.
-        styles: (N, styles) as in `Objective`.
+        styles: (N, styles) difference of each style, chosen minus rejected.
 
     Returns:
         (F, n) orthonormal columns, with n at most the number of styles.
