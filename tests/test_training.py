@@ -286,7 +286,7 @@ def bad_input_cases(world, tmp):
         ),
         "a slim one for others without its base": (
             train(slim=True, push_to_hub=True),
-            "on this machine alone",
+            "is a local folder",
         ),
         "a broken GGUF": (train(model=write_jsonl(tmp / "broken.gguf", [{}])), "cannot be read as a GGUF model"),
         "an empty text": (
