@@ -1,7 +1,8 @@
-"""Render the model card from what training knows."""
+"""Render the model card from the facts that training knows."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,46 +12,53 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 TEMPLATE = Path(__file__).parent / "model_card.md"
 PLOT_FILE = "evaluation.png"
 SAE_TEMPLATE = Path(__file__).parent / "sae_card.md"
+# The weights have the licences of the base model and the SAE, which the card's text names.
+LICENSE = {"license": "other", "license_name": "base-model-and-sae"}
 
 
-def render_model_card(
-    name: str, config: Any, settings: Mapping[str, Any], metrics: Mapping[str, float], evaluation: Any = None
-) -> str:
+def render_model_card(name: str, config: Any, facts: Any, metrics: Mapping[str, float], evaluation: Any = None) -> str:
     """Markdown of the model card, metadata included.
 
     Args:
-        name: Of the model.
-        config: Its `SparseRMConfig`.
-        settings: The training settings.
-        metrics: What `SparseRMTrainer.train` returned.
-        evaluation: An `Evaluation` on held-out pairs, whose plot lies beside the card.
+        name: Name of the model.
+        config: The model's `SparseRMConfig`.
+        facts: The `RunFacts` of its training.
+        metrics: Metrics that `SparseRMTrainer.train` returned.
+        evaluation: An `Evaluation` on the held-out pairs of `facts`, whose plot lies beside the card.
     """
     on_hub = config.base_model_revision is not None
+    base, tested = config.base_model_name_or_path, [x.title_f1 for x in config.latents if x.title_f1 is not None]
     data = ModelCardData(
-        base_model=config.base_model_name_or_path if on_hub else None,
+        base_model=base if on_hub else None,
+        datasets=sorted({of.source.name for of in facts.data.values() if of.source.on_hub}) or None,
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["reward-model", "sparserm", "sparse-autoencoder", "interpretability", "trl"],
         model_name=name.rpartition("/")[2],
-        eval_results=_eval_results(evaluation) if evaluation else None,
+        eval_results=_eval_results(evaluation, facts.data["held-out"].source) if evaluation else None,
+        **LICENSE,
+        license_link=f"https://huggingface.co/{base}" if on_hub else None,
     )
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         name=name,
         config=config,
-        base_name=config.base_model_name_or_path if on_hub else Path(config.base_model_name_or_path).name,
+        base_name=base if on_hub else Path(base).name,
         sae_name=config.sae_source.get("source", "unknown"),
-        settings=settings,
+        facts=facts,
         metrics=metrics,
         evaluation=evaluation,
         plot=PLOT_FILE,
         latents=config.latents,
+        tested=tested,
+        text=as_text,
+        code=as_code,
     )
     return str(card)
 
 
-def _eval_results(evaluation: Any) -> list[EvalResult]:
+def _eval_results(evaluation: Any, source: Any) -> list[EvalResult]:
     """Accuracies of the reward model and its controls, for the `model-index` of the metadata."""
     rows = {"accuracy": evaluation.reward_model}
     rows |= {f"accuracy of the control: {name}": row for name, row in evaluation.controls.items()}
@@ -58,8 +66,9 @@ def _eval_results(evaluation: Any) -> list[EvalResult]:
         EvalResult(
             task_type="text-classification",
             task_name="Preference modelling",
-            dataset_type="preference-pairs",
-            dataset_name=f"{row.pairs} held-out preference pairs",
+            dataset_type=source.name if source.on_hub else "preference-pairs",
+            dataset_name=f"{row.pairs} held-out preference pairs{source.name and f' of {source.name}'}",
+            dataset_split=source.split or None,
             metric_type="accuracy",
             metric_name=name,
             metric_value=round(row.accuracy, 4),
@@ -73,14 +82,16 @@ def render_sae_card(name: str, sae: Mapping[str, Any], settings: Mapping[str, An
     """Markdown of an SAE's card, metadata included.
 
     Args:
-        name: Of the repository, or of the folder.
-        sae: Its `cfg.json` in sae-lens' format; `metadata` holds what was measured too.
-        settings: The training settings.
-        on_hub: Whether it is pushed.
+        name: Name of the repository or folder.
+        sae: The SAE's `cfg.json` in sae-lens' format, whose `metadata` holds the measurements too.
+        settings: Settings of the training.
+        on_hub: True if the SAE is pushed to the Hub.
     """
     metadata = sae["metadata"]
+    dataset = metadata["dataset_path"]
     data = ModelCardData(
         base_model=metadata["model_name"] if metadata.get("model_revision") else None,
+        datasets=[dataset] if "/" in dataset else None,  # of a path, the last part alone is recorded
         library_name="saelens",
         tags=["sparse-autoencoder", "interpretability", "sparserm"],
     )
@@ -93,5 +104,35 @@ def render_sae_card(name: str, sae: Mapping[str, Any], settings: Mapping[str, An
         d_sae=sae["d_sae"],
         on_hub=on_hub,
         settings=settings,
+        steps=metadata["tokens_trained_on"] // settings["step_tokens"],
+        code=as_code,
     )
     return str(card)
+
+
+def as_text(value: Any) -> str:
+    r"""Escape a foreign text for Markdown: it stays on its line and in its cell, and reads as it was written.
+
+    Example:
+        >>> print(as_text("<b>*not*|"))
+        \<b\>\*not\*\|
+    """
+    return re.sub(r"([\\`*_{}\[\]<>()#|~&$:!])", r"\\\1", _one_line(value))
+
+
+def as_code(value: Any) -> str:
+    """Write a foreign text as a code span of Markdown that ends where the text ends.
+
+    Example:
+        >>> print(as_code("a`b"))
+        `` a`b ``
+    """
+    line = _one_line(value).replace("|", r"\|")  # for a cell of a table
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    space = " " if longest else ""
+    return f"{'`' * (longest + 1)}{space}{line}{space}{'`' * (longest + 1)}"
+
+
+def _one_line(value: Any) -> str:
+    """Put a text on one line, without characters that cannot be seen."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())

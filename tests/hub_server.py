@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import uvicorn
+import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -46,6 +48,24 @@ class Missing(Exception):
     def __init__(self, what: str, code: int = 404, **headers: str):
         headers = {"X-Error-Code": f"{what}NotFound"} | headers
         self.answer = JSONResponse({"error": f"{what} not found"}, code, headers)
+
+
+def metadata_errors(card: str) -> list[str]:
+    """Faults of a card's metadata, by the rules of the Hub that concern what we write."""
+    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+    id_ = r"[\w.-]+/[\w.-]+"
+    patterns = {"base_model": id_, "license": "other", "license_name": "[a-z0-9.-]+", "license_link": "https://.+"}
+    patterns |= {"pipeline_tag": "text-classification", "library_name": "transformers|saelens"}
+    given = {name: data[name] for name in patterns if name in data}
+    errors = [f"{name} {value!r}" for name, value in given.items() if not re.fullmatch(patterns[name], value)]
+    errors += [f"datasets {name!r}" for name in data.get("datasets", ()) if not re.fullmatch(id_, name)]
+    for index in data.get("model-index", ()):
+        for result in index["results"]:
+            needed = (index["name"], result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"])
+            figures = [(metric["type"], metric["value"]) for metric in result["metrics"]]
+            if not all(needed) or not figures or not all(kind and value is not None for kind, value in figures):
+                errors.append(f"model-index {result!r}")
+    return errors
 
 
 def create_app(hub: Hub) -> FastAPI:
@@ -85,8 +105,11 @@ def create_app(hub: Hub) -> FastAPI:
         return JSONResponse(answer)
 
     @app.post("/api/validate-yaml")
-    async def validate() -> dict:
-        return {"errors": [], "warnings": []}
+    async def validate(request: Request) -> Response:
+        errors = metadata_errors((await request.json())["content"])
+        return JSONResponse(
+            {"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200
+        )
 
     @app.post("/api/models/{owner}/{name}/preupload/{revision}")
     async def preupload(owner: str, name: str, revision: str, request: Request) -> Response:

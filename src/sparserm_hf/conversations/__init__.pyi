@@ -3,6 +3,7 @@ from .chat_templates import encode as encode
 from .chat_templates import render as render
 from .data_files import iterate_rows as iterate_rows
 from .data_files import load_preferences as load_preferences
+from .data_sources import DataSource as DataSource
 from .encoding import MIN_LENGTH as MIN_LENGTH
 from .encoding import ChatEncoder as ChatEncoder
 from .encoding import TokenizedText as TokenizedText

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
 
 from ..runtime import SparseRMError, reason
+from .data_sources import DataSource
 from .preferences import FORMATS
 from .row_checks import MOST_NESTED, check_fields, list_names, row_name
 
@@ -151,7 +152,10 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
     if not suffix:
         if path.is_file():
             raise SparseRMError(f"{source} is not a .json, .jsonl, .jsonl.gz, .csv or .parquet file.")
-        return _from_hub(source, None, split, streaming=False)
+        dataset = _from_hub(source, None, split, streaming=False)
+        if not path.exists():
+            DataSource.note_hub(dataset, source)
+        return dataset
     if not path.is_file():
         raise SparseRMError(f"There is no file {source}.")
     start, stop = _slice_of(split)

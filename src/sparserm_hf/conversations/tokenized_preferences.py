@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..runtime import SparseRMError, common_prefix_length, shown
 from .data_files import check_dataset
+from .data_sources import DataSource
 from .encoding import ChatEncoder, TokenizedText
 from .pair_groups import group_pairs, prompt_key
 from .preferences import FORMATS, Preference, check_columns, parse_preference
@@ -39,6 +40,7 @@ class TokenizedPreferences:
             one group, which must not be split between training and validation.
         left_out: Number of pairs that were left out, by reason.
         truncated: Number of pairs that lost the start of their prompt.
+        source: Name of the dataset that they come from.
     """
 
     texts: list[TokenizedText]
@@ -48,6 +50,7 @@ class TokenizedPreferences:
     groups: list[int]
     left_out: dict[str, int]
     truncated: int
+    source: DataSource = field(default_factory=DataSource)
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -132,6 +135,7 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
         groups=group_pairs([prompt for prompt, _, _ in pairs], sides),
         left_out=dict(left_out),
         truncated=truncated,
+        source=DataSource.of(rows),
     )
 
 

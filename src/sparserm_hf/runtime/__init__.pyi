@@ -12,6 +12,7 @@ from .checkpoints import check_output_file as check_output_file
 from .checkpoints import push_folder as push_folder
 from .checkpoints import save_tokenizer as save_tokenizer
 from .devices import as_numpy as as_numpy
+from .devices import device_name as device_name
 from .devices import exact as exact
 from .devices import named_dtype as named_dtype
 from .devices import preferred_dtype as preferred_dtype

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -54,3 +57,20 @@ def named_dtype(name: str, device: torch.device) -> torch.dtype:
         torch.bfloat16
     """
     return preferred_dtype(device) if name == "auto" else getattr(torch, name)
+
+
+def device_name(device: torch.device) -> str:
+    """Name the hardware of a device: the model of the GPU or CPU.
+
+    Example:
+        >>> device_name(torch.device("mps"))
+        'Apple GPU'
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return {"mps": "Apple GPU"}.get(device.type, device.type)
+    known = Path("/proc/cpuinfo")  # on Linux, where Python knows the architecture alone
+    lines = known.read_text().splitlines() if known.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

@@ -51,6 +51,7 @@ from .debiasing import avoided_styles
 from .latent_records import latent_records, warn_of_purity
 from .parts import load_parts, name_of
 from .represented_texts import PairIndices, RepresentedTexts
+from .run_facts import RunFacts
 from .steps import FittedRewardHead, fit, project, select
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class SparseRMTrainer:
         controls: The fitted controls.
         reference: Statistics of the training responses for `sparserm monitor`; None before `train`.
         evaluation: Margins of the reward model and its controls on each evaluated pair; None before `evaluate`.
+        evaluated: The pairs of that evaluation.
         metrics: The metrics that `train` returned.
 
     Raises:
@@ -120,6 +122,7 @@ class SparseRMTrainer:
         self.controls: list[Control] = []
         self.reference: DriftReference | None = None
         self.evaluation: Evaluation | None = None
+        self.evaluated: TokenizedPreferences | None = None
         self.metrics: dict[str, float] = {}
 
     def _tokenize(self, dataset: Dataset, name: str) -> TokenizedPreferences:
@@ -199,6 +202,7 @@ class SparseRMTrainer:
             return reward_represented(model, self.represent(texts))
 
         self.evaluation = replace(evaluation, attacks=tuple(measure_attacks(pairs, self.encoder, reward)))
+        self.evaluated = pairs
         return self.evaluation.flat()
 
     def represent(self, texts: list[TokenizedText]) -> Representations:
@@ -262,9 +266,10 @@ class SparseRMTrainer:
             if self.evaluation:
                 self.evaluation.save(temporary / EVALUATION_FILE)
                 save_png(self.evaluation, temporary / PLOT_FILE)
-            name, settings = self.args.hub_model_id or folder.name, asdict(self.args)
-            card = render_model_card(name, model.config, settings, self.metrics, self.evaluation)
-            (temporary / "README.md").write_text(card)
+            name = self.args.hub_model_id or folder.name
+            facts = RunFacts.of(self.args, self.parts, self.train_pairs, self.evaluated)
+            card = render_model_card(name, model.config, facts, self.metrics, self.evaluation)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
             check_reload(temporary, model, self.processing_class)
             return [file.relative_to(temporary).as_posix() for file in temporary.rglob("*") if file.is_file()]
 
