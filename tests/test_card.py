@@ -181,7 +181,7 @@ def test_a_source_has_no_folder_of_this_machine(tmp_path):
     folder.mkdir()
     write_jsonl(folder / "train.jsonl", make_rows(3))
     assert DataSource.of(load_preferences(str(folder))) == DataSource("folder")
-    DataSource.note_hub(read_by_datasets, "somebody/Pairs")
+    DataSource.note(read_by_datasets, "somebody/Pairs")
     assert DataSource.of(read_by_datasets.select([0])) == DataSource("somebody/Pairs", True, "train")
 
 

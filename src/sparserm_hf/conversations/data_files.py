@@ -152,10 +152,7 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
     if not suffix:
         if path.is_file():
             raise SparseRMError(f"{source} is not a .json, .jsonl, .jsonl.gz, .csv or .parquet file.")
-        dataset = _from_hub(source, None, split, streaming=False)
-        if not path.exists():
-            DataSource.note_hub(dataset, source)
-        return dataset
+        return DataSource.note(_from_hub(source, None, split, streaming=False), source)
     if not path.is_file():
         raise SparseRMError(f"There is no file {source}.")
     start, stop = _slice_of(split)

@@ -43,6 +43,11 @@ class DataSource:
         return cls("" if name == rows.info.builder_name else Path(name).name)
 
     @staticmethod
-    def note_hub(rows: Dataset, repo_id: str) -> None:
-        """Note the Hub id in a dataset; `datasets` itself keeps neither the owner nor the spelling of the name."""
-        rows.info.homepage = HUB + repo_id
+    def note(rows: Dataset, source: str) -> Dataset:
+        """Note in a dataset, in place, the Hub id that it was loaded by; a folder of this machine is not noted.
+
+        `datasets` itself keeps neither the owner nor the spelling of the name.
+        """
+        if not Path(source).exists():
+            rows.info.homepage = HUB + source
+        return rows
