@@ -20,7 +20,7 @@ from trl_reward import as_dataset, trainer_for
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.align.aligner import IterativeAligner
-from sparserm_hf.align.alignment_report import COLUMNS, difference, markdown, outcome_table, write_alignment_report
+from sparserm_hf.align.alignment_report import COLUMNS, change_cell, markdown, outcome_table, write_alignment_report
 from sparserm_hf.align.arms import FIRST, SPARSERM
 from sparserm_hf.align.measures import count_openings
 from sparserm_hf.align.round_figures import SHARES
@@ -127,8 +127,7 @@ def against(runs: list[dict], arm: str, number: int, name: str) -> str:
     """How far SparseRM's policies are ahead of another filter's after a round, over all seeds and questions."""
     each = [[run["rounds"][which][number - 1][f"each_{name}"] for run in runs] for which in (SPARSERM, arm)]
     # A question is the unit: the seeds share them, so that they are averaged first.
-    change, half = difference(*(np.mean(values, axis=0).tolist() for values in each))
-    return f"{100 * change:+.1f} ± {100 * half:.1f}"
+    return change_cell(*(np.mean(values, axis=0).tolist() for values in each))
 
 
 def comparison(runs: list[dict], rounds: int) -> list[str]:

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from layers import Texts
 from scipy import sparse
-from scipy.stats import ttest_1samp
 from sparserm_hf.modeling.autoencoder_sparserm import SparseAutoencoder
 
 from sparserm_hf.conversations.tokenized_preferences import TokenizedPreferences
-from sparserm_hf.evaluation.metrics import pair_metrics
+from sparserm_hf.evaluation.metrics import pair_credits, pair_metrics, paired_difference
 from sparserm_hf.representations.shards import Representations
 from sparserm_hf.training.directions import make_directions, random_directions
 from sparserm_hf.training.folds import FOLDS, group_folds, pairs_outside
@@ -267,7 +266,7 @@ def train(method: Method, data: Data, seed: int, loss: str = "margin", head_type
 
 def correct(margins: np.ndarray) -> np.ndarray:
     """For each pair 1 where the chosen response has the higher reward, 1/2 for a tie; over several runs the mean."""
-    return np.mean((np.atleast_2d(margins) > 0) + 0.5 * (np.atleast_2d(margins) == 0), axis=0)
+    return np.mean(pair_credits(np.atleast_2d(margins)), axis=0)
 
 
 def accuracy(margins: np.ndarray) -> list[float]:
@@ -284,9 +283,4 @@ def accuracy_cell(margins: np.ndarray) -> str:
 
 def difference_cell(margins: np.ndarray, reference: np.ndarray) -> str:
     """Accuracy minus that of a reference on the same pairs, with its paired 95% interval (Student)."""
-    differences = 100 * (correct(margins) - correct(reference))
-    mean = differences.mean()
-    if not differences.std() > 0:
-        return f"{mean:+.1f}"
-    low, high = ttest_1samp(differences, 0).confidence_interval(0.95)
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return str(paired_difference(correct(margins), correct(reference)))

@@ -11,10 +11,10 @@ import torch
 from tiny import tiny_causal_lm, tiny_tokenizer
 from world import make_rows, train_arguments, write_jsonl
 
-from sparserm_hf.align.judges import ClassifierJudge
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring import ClassifierRewardModel
 
 ROOT = Path(__file__).parent.parent
 CODE = "open(__file__ + '.ran', 'w').close()\nclass Theirs: pass\n"
@@ -71,7 +71,7 @@ def test_code_from_a_folder_is_never_run(command, file, changes, world, trained,
 def judge(folder):
     """Load a folder as a judge of answers; the exit code that a command would have."""
     try:
-        ClassifierJudge.load(str(folder), torch.device("cpu"))
+        ClassifierRewardModel.load(str(folder), torch.device("cpu"))
     except SparseRMError:
         return 2
     return 0

@@ -14,11 +14,11 @@ from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassifica
 from tiny import tiny_causal_lm, tiny_reward_model, tiny_rewards, tiny_tokenizer
 from world import without_package
 
-from sparserm_hf.align.judges import ClassifierJudge
 from sparserm_hf.base_models.loading import load_language_model
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
+from sparserm_hf.scoring import ClassifierRewardModel
 
 WEIGHTS = "model.safetensors"
 
@@ -80,7 +80,7 @@ def test_an_index_names_safetensors_beside_it_alone(what, kind, tmp_path):
         elif what == "base model":
             load_language_model(str(folder))
         else:
-            ClassifierJudge.load(str(folder), torch.device("cpu"))
+            ClassifierRewardModel.load(str(folder), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("index", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "[" * 10_000])

@@ -5,8 +5,10 @@ from .conversations import load_preferences as load_preferences
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .evaluation import run_benchmark as run_benchmark
+from .explanations import Comparison as Comparison
 from .explanations import Describer as Describer
 from .explanations import TextExplanation as TextExplanation
+from .explanations import compare as compare
 from .explanations import contrast as contrast
 from .explanations import edit_model as edit_model
 from .explanations import explain as explain

@@ -18,9 +18,9 @@ from typing import Any
 from ..base_models import fingerprint_module
 from ..monitoring import ALARM
 from ..runtime import SparseRMError, process_state, replacing_folder
+from ..scoring import ClassifierRewardModel
 from .arms import CLASSIFIER, DENSE, NO_FILTER, RANDOM, SPARSERM, Arm, Outcome
 from .dpo import TRAINING, train_adapter
-from .judges import ClassifierJudge, SparseJudge
 from .measures import Measures
 from .policy import Policy
 from .questions import Contrast, Questions, read_questions
@@ -28,6 +28,7 @@ from .responses import Judge, Row, conversations, filter_pairs, keep_as_many, re
 from .round_figures import draw_rewards
 from .round_files import read_rows, write_json, write_rows
 from .settings import AlignmentConfig
+from .sparse_judge import SparseJudge
 from .truthfulqa import Item, drop_asked
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class IterativeAligner:
         items = drop_asked(truthfulqa or [], (question[-1]["content"] for question in given))
         self.measures = Measures.of(self.questions.held_out, eval_pairs, items).without(given)
         self.judge = SparseJudge.load(reward_model, reward_revision)
-        control = ClassifierJudge.load(control_reward_model, self.device) if control_reward_model else None
+        control = ClassifierRewardModel.load(control_reward_model, self.device) if control_reward_model else None
         if controls:
             self.judge.check_controls(reward_model)
         self.arms = self._make_arms(controls, control)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation import paired_difference
 from ..runtime import replacing_file
 from .aligner import IterativeAligner
 from .arms import FIRST, SPARSERM, Outcome
@@ -27,16 +28,15 @@ COLUMNS = {
 }
 
 
-def difference(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
-    """Return the change of a mean over the same items, and half of its 95% interval (normal, paired).
+def change_cell(after: Sequence[float], before: Sequence[float]) -> str:
+    """Format the change of a mean over the same items, in points, with its 95% interval; see `paired_difference`.
 
     Example:
-        >>> change, half = difference([1.0, 3.0, 2.0], [0.0, 1.0, 2.0])
-        >>> round(change, 2), round(half, 2)
-        (1.0, 1.13)
+        >>> change_cell([1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0])
+        '+25.0 ± 79.6'
     """
-    changes = np.array(after) - np.array(before)
-    return float(changes.mean()), float(1.96 * changes.std(ddof=1) / np.sqrt(len(changes)))
+    change = paired_difference(np.array(after), np.array(before))
+    return f"{100 * change.mean:+.1f}" + ("" if change.half is None else f" ± {100 * change.half:.1f}")
 
 
 def cells(figures: dict[str, Any], first: dict[str, Any]) -> list[str]:
@@ -49,8 +49,7 @@ def cells(figures: dict[str, Any], first: dict[str, Any]) -> list[str]:
         text = f"{factor * figures[name]:.{2 if name == 'reward' else 1}f}"
         each = f"each_{name}"
         if each in figures and figures is not first:
-            change, half = difference(figures[each], first[each])
-            text += f" ({100 * change:+.1f} ± {100 * half:.1f})"
+            text += f" ({change_cell(figures[each], first[each])})"
         found.append(text)
     return found
 

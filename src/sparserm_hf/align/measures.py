@@ -12,10 +12,10 @@ import numpy as np
 
 from ..conversations import Messages, Preference, check_columns, encode, parse_preference, row_name
 from ..runtime import SparseRMError, common_prefix_length
-from .judges import SparseJudge
 from .policy import Policy, memory_advice
 from .responses import Row
 from .settings import AlignmentConfig
+from .sparse_judge import SparseJudge
 from .truthfulqa import Item, multiple_choice
 
 logger = logging.getLogger(__name__)

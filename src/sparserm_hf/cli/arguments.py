@@ -141,11 +141,12 @@ def add_dtype(group: Any) -> None:
     )
 
 
-def add_scoring_model(parser: argparse.ArgumentParser) -> None:
-    """Add a reward model that scores texts: its name and revision, its data type, and the length of the texts."""
+def add_scoring_model(parser: argparse.ArgumentParser) -> Any:
+    """Add a reward model that scores texts, with its data type and the length of the texts; returns their group."""
     model = add_reward_model(parser)
     add_dtype(model)
     model.add_argument("--max_length", type=_text_length, help="Most tokens of a text; by default, as in training.")
+    return model
 
 
 def _text_length(text: str) -> int:

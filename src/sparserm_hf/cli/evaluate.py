@@ -1,4 +1,4 @@
-"""`sparserm evaluate`: measure the accuracy of a reward model."""
+"""`sparserm evaluate`: measure the accuracy of a reward model, or of two side by side."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 
 from ..conversations import load_preferences
 from ..evaluation import BENCHMARKS, evaluate, run_benchmark
+from ..explanations import compare
 from ..runtime import SparseRMError, process_state
 from .arguments import add_cache_dir, add_scoring_model
+from .comparison_tables import print_comparison
 from .evaluation_tables import print_benchmark, print_evaluation
 
 EXAMPLE = "sparserm evaluate my-reward-model my-test-pairs.jsonl"
@@ -15,7 +17,11 @@ EXAMPLE = "sparserm evaluate my-reward-model my-test-pairs.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `sparserm evaluate`."""
-    add_scoring_model(parser)
+    add_scoring_model(parser).add_argument(
+        "--against",
+        help="Second reward model, to compare on the same pairs: a folder or a Hub id of a SparseRM, or of another "
+        "sequence classifier with one label.",
+    )
     data = parser.add_argument_group("data")
     data.add_argument(
         "dataset",
@@ -30,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print the tables."""
     options = (args.max_length, args.dtype, args.revision, args.cache_dir)
+    if args.benchmark and args.against:
+        raise SparseRMError("Two reward models are compared on preference pairs: leave out --benchmark or --against.")
     if args.benchmark:
         benchmark = BENCHMARKS[args.benchmark]
         rows = load_preferences(args.dataset or benchmark.dataset, args.split or benchmark.split)
@@ -39,6 +47,10 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.dataset is None:
         raise SparseRMError("There is nothing to evaluate on: name preference pairs, or a --benchmark.")
-    evaluation = evaluate(args.model, load_preferences(args.dataset, args.split or "test"), *options)
+    rows = load_preferences(args.dataset, args.split or "test")
+    if args.against:
+        print_comparison(compare(args.model, args.against, rows, *options), args.dataset)
+        return
+    evaluation = evaluate(args.model, rows, *options)
     if process_state().is_main_process:
         print_evaluation(evaluation, f"{args.model} on {args.dataset}")

@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterable, Mapping, Sized
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation import Evaluation, RowName, Score
+from ..evaluation import Evaluation, PairMetrics, RowName, Score, pair_accuracy
 from ..runtime import Console
+
+
+def accuracy_table(title: str) -> Table:
+    """Make an empty table of accuracies; see `add_accuracy`."""
+    table = Table(title=escape(title))
+    table.add_column("", overflow="fold")
+    for column in ("accuracy %", "95% interval", "mean margin"):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def add_accuracy(table: Table, name: str, metrics: PairMetrics, bold: bool = False) -> None:
+    """Add the row of a reward model or of a control to an `accuracy_table`."""
+    interval = f"{100 * metrics.low:.1f} to {100 * metrics.high:.1f}"
+    cells = (f"{100 * metrics.accuracy:.1f}", interval, f"{metrics.margin:.3f}")
+    table.add_row(escape(name), *cells, style="bold" if bold else None)
+
+
+def print_by_length(kinds: Mapping[str, np.ndarray], rows: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Print a table of accuracies by which response is longer.
+
+    Args:
+        kinds: Indices of the pairs of each kind; see `pairs_by_length`.
+        rows: Names and (N,) margins of reward models or controls.
+    """
+    filled = {kind: pairs for kind, pairs in kinds.items() if len(pairs)}
+    table = Table(title="Accuracy % by which response is longer")
+    table.add_column("", overflow="fold")
+    for kind, pairs in filled.items():
+        table.add_column(f"{kind}\n{len(pairs)} pairs", justify="right", no_wrap=True)
+    for name, margins in rows:
+        table.add_row(escape(name), *(f"{100 * pair_accuracy(margins[pairs]):.1f}" for pairs in filled.values()))
+    Console().print(table)
 
 
 def print_evaluation(evaluation: Evaluation, title: str) -> None:
     """Print a table of accuracies, the reward model first, then its controls."""
     metrics = evaluation.metrics
-    table = Table(title=f"{escape(title)}, {next(iter(metrics.values())).pairs} pairs")
-    table.add_column("", no_wrap=True)
-    for column in ("accuracy %", "95% interval", "mean margin"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = accuracy_table(f"{title}, {evaluation.pairs} pairs")
     for name, row in metrics.items():
-        interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
-        style = "bold" if name == RowName.REWARD_MODEL else None
-        table.add_row(escape(name), f"{100 * row.accuracy:.1f}", interval, f"{row.margin:.3f}", style=style)
+        add_accuracy(table, name, row, bold=name == RowName.REWARD_MODEL)
     Console().print(table)
-    _print_by_length(evaluation)
+    print_by_length(evaluation.by_length, evaluation.margins.items())
     followed = ", ".join(f"{style} {x:+.2f}" for style, x in evaluation.style_correlations().items())
     Console().print(f"Reward differences correlate with differences in style: {followed}.")
     Console().print(
@@ -47,18 +76,6 @@ def _print_attacks(evaluation: Evaluation) -> None:
         table.add_row(
             escape(attack.name), *(f"{100 * m.accuracy:.0f} ({100 * m.low:.0f} to {100 * m.high:.0f})" for m in sides)
         )
-    Console().print(table)
-
-
-def _print_by_length(evaluation: Evaluation) -> None:
-    table = Table(title="Accuracy % by which response is longer")
-    table.add_column("", no_wrap=True)
-    for kind, pairs in evaluation.by_length.items():
-        if len(pairs):
-            table.add_column(f"{kind}\n{len(pairs)} pairs", justify="right", no_wrap=True)
-    for name in evaluation.margins:
-        kinds = evaluation.metrics_by_length(name).values()
-        table.add_row(escape(name), *(f"{100 * kind.accuracy:.1f}" for kind in kinds))
     Console().print(table)
 
 

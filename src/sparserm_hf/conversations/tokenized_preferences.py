@@ -40,6 +40,7 @@ class TokenizedPreferences:
             one group, which must not be split between training and validation.
         left_out: Number of pairs that were left out, by reason.
         truncated: Number of pairs that lost the start of their prompt.
+        rows: Index of each pair's row in the data; rows that were left out are not among them.
         source: Name of the dataset that they come from.
     """
 
@@ -50,6 +51,7 @@ class TokenizedPreferences:
     groups: list[int]
     left_out: dict[str, int]
     truncated: int
+    rows: list[int]
     source: DataSource = field(default_factory=DataSource)
 
     def __len__(self) -> int:
@@ -110,6 +112,7 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
     source = getattr(getattr(rows, "info", None), "dataset_name", None) or ""
     index: dict[TokenizedText, int] = {}
     pairs: list[tuple[Hashable, tuple[int, int], float]] = []
+    indices: list[int] = []
     left_out: Counter[str] = Counter()
     truncated = number = 0
     for number, row in enumerate(tqdm(rows, desc="Tokenising", unit="pair", delay=2), 1):
@@ -123,6 +126,7 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
         truncated += found.is_long
         chosen, rejected = (index.setdefault(text, len(index)) for text in found.texts)
         pairs.append((found.prompt, (chosen, rejected), _margin(row, where)))
+        indices.append(number - 1)
     if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise SparseRMError(f"No usable pair in {number} rows{f' ({reasons})' if reasons else ''}. {FORMATS}")
@@ -135,6 +139,7 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
         groups=group_pairs([prompt for prompt, _, _ in pairs], sides),
         left_out=dict(left_out),
         truncated=truncated,
+        rows=indices,
         source=DataSource.of(rows),
     )
 

@@ -21,10 +21,14 @@ from .figures import draw_k as draw_k
 from .figures import draw_length as draw_length
 from .figures import save_png as save_png
 from .hacking import measure_attacks as measure_attacks
+from .metrics import PairedDifference as PairedDifference
 from .metrics import PairMetrics as PairMetrics
 from .metrics import correlation as correlation
 from .metrics import pair_accuracy as pair_accuracy
+from .metrics import pair_credits as pair_credits
 from .metrics import pair_metrics as pair_metrics
+from .metrics import paired_difference as paired_difference
+from .metrics import pairs_by_length as pairs_by_length
 from .represented_rewards import evaluate_representations as evaluate_representations
 from .represented_rewards import reward_represented as reward_represented
 from .represented_rewards import shard_features as shard_features

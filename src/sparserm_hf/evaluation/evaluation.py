@@ -17,7 +17,7 @@ from ..runtime import reading, shown, visible
 from .calibration_error import calibration_error
 from .controls import check_arrays
 from .hacking import Attack
-from .metrics import PairMetrics, correlation, pair_metrics
+from .metrics import PairMetrics, correlation, pair_metrics, pairs_by_length
 from .row_names import RowName
 
 EVALUATION_FILE = "evaluation.safetensors"
@@ -74,9 +74,7 @@ class Evaluation:
     @property
     def by_length(self) -> dict[str, np.ndarray]:
         """Indices of the pairs whose chosen response is shorter, as long, or longer than the rejected response."""
-        sign = np.sign(np.subtract(*self.styles["tokens"].T))
-        kinds = {"shorter chosen": -1, "equally long": 0, "longer chosen": 1}
-        return {kind: np.flatnonzero(sign == of_kind) for kind, of_kind in kinds.items()}
+        return pairs_by_length(self.styles["tokens"])
 
     def metrics_by_length(self, name: str = RowName.REWARD_MODEL) -> dict[str, PairMetrics]:
         """Measure a row on each kind of pairs of `by_length`; empty kinds are left out."""

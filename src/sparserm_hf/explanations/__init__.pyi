@@ -1,8 +1,12 @@
 from .attribution import explain as explain
 from .attribution import group_contributions as group_contributions
+from .compared_models import compare as compare
+from .comparison import Comparison as Comparison
+from .comparison import Disagreement as Disagreement
 from .describe import Describer as Describer
 from .editing import EditEffect as EditEffect
 from .editing import edit_model as edit_model
+from .explained_pairs import ExplainedPair as ExplainedPair
 from .explained_rows import ExplainedRow as ExplainedRow
 from .explained_rows import explain_row as explain_row
 from .explained_rows import explain_rows as explain_rows

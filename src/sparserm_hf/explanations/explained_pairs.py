@@ -1,4 +1,4 @@
-"""Preference pairs taken apart for the report: both responses by token, and the latents that make the difference."""
+"""Preference pairs taken apart: both responses by token, and the latents that make the difference."""
 
 from __future__ import annotations
 
@@ -95,10 +95,17 @@ def explain_pairs(
     """
     order = np.argsort(margins, kind="stable")
     picked = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
-    return [_explain_pair(saved, pairs, int(i)) for i in tqdm(picked, desc="Explaining", unit="pair", delay=2)]
+    return [explain_pair(saved, pairs, int(i)) for i in tqdm(picked, desc="Explaining", unit="pair", delay=2)]
 
 
-def _explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: int) -> ExplainedPair:
+def explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: int) -> ExplainedPair:
+    """Explain a pair.
+
+    Args:
+        saved: The reward model.
+        pairs: Preference pairs.
+        number: Index of the pair.
+    """
     model, tokenizer = saved.model, saved.tokenizer
     texts = [pairs.texts[side[number]] for side in (pairs.chosen, pairs.rejected)]
     chosen, rejected = (explain_tokens(model, tokenizer, text) for text in texts)

@@ -1,3 +1,4 @@
+from .classifiers import ClassifierRewardModel as ClassifierRewardModel
 from .reload import check_quantized_reload as check_quantized_reload
 from .reload import check_reload as check_reload
 from .reward_models import check_reward_model as check_reward_model

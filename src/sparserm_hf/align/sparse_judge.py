@@ -1,4 +1,4 @@
-"""Judges of responses: SparseRM, its dense control, and other reward models."""
+"""The judge of responses: a SparseRM reward model with its dense control."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_models import check_tokenizer, fingerprint_module
-from ..conversations import ChatEncoder, Messages, row_name
+from ..base_models import fingerprint_module
+from ..conversations import Messages, row_name
 from ..evaluation import DriftReference, SavedRewardModel, find_twin
-from ..modeling.weights_sparserm import check_index
 from ..monitoring import Drift, ScoredResponses, load_reference, measure_drift, score_for_drift
-from ..runtime import SparseRMError, as_numpy, batch_tokens, exact, loading, pad_texts, plan_batches
+from ..runtime import SparseRMError, as_numpy, exact
 from ..scoring import encoder_of
 
 
@@ -81,56 +78,3 @@ class SparseJudge:
     def drift(self, texts: Sequence[Messages]) -> Drift:
         """Measure how far conversations are from the reward model's training responses."""
         return measure_drift(self.reference, self.score(texts))
-
-
-@dataclass(frozen=True)
-class ClassifierJudge:
-    """A reward model that is a sequence classifier with one label, such as TRL's `RewardTrainer` makes."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-    @classmethod
-    def load(cls, name: str, device: torch.device) -> ClassifierJudge:
-        """Load a classifier from a folder or the Hub, or a LoRA adapter with its base.
-
-        Raises:
-            SparseRMError: The classifier cannot be loaded or has no trained head, or its tokenizer has no chat
-                template.
-        """
-        with loading(f"The reward model {name!r}"):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            check_tokenizer(tokenizer)
-            check_index(name, {})
-            how = {"num_labels": 1, "dtype": "auto", "output_loading_info": True, "use_safetensors": True}
-            model, told = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **how)
-        adapters = getattr(model, "peft_config", {}).values()  # a LoRA adapter that holds the head names it here
-        if told["missing_keys"] and not any(adapter.modules_to_save for adapter in adapters):
-            raise SparseRMError(
-                f"{name!r} is no trained reward model, as its weights lack {', '.join(sorted(told['missing_keys']))}: "
-                "train it first, for example by TRL's RewardTrainer."
-            )
-        if tokenizer.chat_template is None:
-            raise SparseRMError(
-                f"The tokenizer of the reward model {name!r} has no chat template: set tokenizer.chat_template and "
-                "save the tokenizer."
-            )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id
-        return cls(model.to(device).eval(), tokenizer)
-
-    def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
-        """Compute the rewards of conversations, (N,)."""
-        encoder = ChatEncoder(self.tokenizer, None, max_length=self.tokenizer.model_max_length)
-        ids = [encoder(text, row_name(number)).ids for number, text in enumerate(texts, 1)]
-        rewards = np.zeros(len(ids))
-        with tqdm(total=len(ids), desc="Scoring", unit="text", delay=2) as bar, torch.inference_mode():
-            for batch in plan_batches([len(text) for text in ids], batch_tokens(self.model.device)):
-                padded, mask = pad_texts([ids[i] for i in batch], self.model.device)
-                # A classifier finds the last token of a text by its pad tokens.
-                padded = padded.masked_fill(mask == 0, self.tokenizer.pad_token_id)
-                logits = self.model(padded, attention_mask=mask).logits
-                rewards[batch] = as_numpy(logits[:, 0])
-                bar.update(len(batch))
-        return rewards
