@@ -56,14 +56,14 @@ class Comparison:
         disagreements: The pairs on which the models disagree most, the strongest disagreement first.
 
     Example:
-        >>> margins = np.array([[0.5, 1.5, -0.2, 1.0], [0.1, 2.0, 0.3, -1.0]])
-        >>> tokens = np.array([[9, 4], [5, 5], [3, 7], [8, 2]])
-        >>> Comparison(("A", "B"), margins, tokens, np.arange(4) + 1, left_out=0, disagreements=())
-        Comparison on 4 pairs, accuracy (95% interval):
-          A           75.0% (30.1 to 95.4)
-          B           75.0% (30.1 to 95.4)
-          difference  +0.0 (-129.9 to +129.9) points, A minus B
-        The reward differences correlate by +0.35. The models disagree on 2 pairs.
+        >>> margins = np.tile([[0.5, 1.5, -0.2, 1.0], [0.1, 2.0, 0.3, -1.0]], 25)
+        >>> tokens = np.tile([[9, 4], [5, 5], [3, 7], [8, 2]], (25, 1))
+        >>> Comparison(("A", "B"), margins, tokens, np.arange(100) + 1, left_out=0, disagreements=())
+        Comparison on 100 pairs, accuracy (95% interval):
+          A           75.0% (65.7 to 82.5)
+          B           75.0% (65.7 to 82.5)
+          difference  +0.0 (-14.1 to +14.1) points, A minus B
+        The reward differences correlate by +0.37. The models disagree on 50 pairs.
     """
 
     names: tuple[str, str]
