@@ -225,7 +225,7 @@ def classifier(folder, labels):
     ("labels", "told"),
     [
         (0, "is no trained reward model, as its weights lack score.weight"),
-        (2, "its score.weight is not for one label"),
+        (2, "score.weight is not for one label"),
     ],
 )
 def test_a_model_that_gives_no_single_reward_is_refused(labels, told, trained, world, tmp_path, capsys):

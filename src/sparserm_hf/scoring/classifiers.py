@@ -45,8 +45,8 @@ class ClassifierRewardModel:
             revision: Revision on the Hub.
 
         Raises:
-            SparseRMError: The classifier cannot be loaded, has no trained head or more than one label, or its tokenizer has no
-                chat template.
+            SparseRMError: The classifier cannot be loaded, has no trained head or more than one label, or its
+                tokenizer has no chat template.
         """
         with loading(f"The reward model {name!r}"):
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
