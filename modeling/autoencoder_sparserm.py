@@ -10,20 +10,20 @@ NORMALIZATIONS = ("none", "constant_norm_rescale", "layer_norm")
 class SparseAutoencoder(nn.Module):
     """An inference-only SAE: latents ``f = encode(x)``, reconstruction ``forward(x)``.
 
-    The weights are buffers, never parameters: nothing trains them. The formulas are those of sae-lens 6, whose
-    names the buffers carry. BatchTopK and Matryoshka SAEs are stored by sae-lens as ``jumprelu``.
+    The weights are buffers, not parameters, as nothing trains them. Formulas and buffer names are those of sae-lens 6,
+    which stores BatchTopK and Matryoshka SAEs as ``jumprelu``.
 
     Args:
         d_in: Width of the residual stream.
         d_sae: Number of latents.
         architecture: One of ``ARCHITECTURES``.
         k: Number of latents that may fire on one token; for ``topk`` only.
-        normalization: How an input is normalised, one of ``NORMALIZATIONS``.
-        apply_b_dec_to_input: Whether the decoder bias is taken off the input before encoding.
-        rescale_acts_by_decoder_norm: Whether the latents compete in ``topk`` by the norm of what they write.
+        normalization: Normalisation of the input, one of ``NORMALIZATIONS``.
+        apply_b_dec_to_input: Whether to subtract the decoder bias from the input before encoding.
+        rescale_acts_by_decoder_norm: Whether ``topk`` ranks activations times the norms of their decoder rows.
 
     Raises:
-        ValueError: An architecture or normalisation that is not known, or ``topk`` without a usable ``k``.
+        ValueError: The architecture or normalisation is unknown, or ``topk`` has no usable ``k``.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class SparseAutoencoder(nn.Module):
         self.rescale_acts_by_decoder_norm = rescale_acts_by_decoder_norm
         shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         for name, shape in (shapes | dict.fromkeys(self.bias_names, (d_sae,))).items():
-            # In float32 even where transformers builds the rest in bfloat16.
+            # In float32 even if transformers builds the model in bfloat16.
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
 
     @property
     def bias_names(self) -> tuple[str, ...]:
-        """Names of the (d_sae,) tensors that this architecture has besides the two matrices."""
+        """Names of the (d_sae,) tensors of this architecture; every architecture has the two matrices and `b_dec`."""
         if self.architecture == "gated":
             return ("b_gate", "b_mag", "r_mag")
         return ("b_enc", "threshold") if self.architecture == "jumprelu" else ("b_enc",)
 
     def normalize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Normalise x (..., d_in); also returns the (..., 1) scale and shift that undo it."""
+        """Normalise x (..., d_in); return it with the (..., 1) scale and shift that undo the normalisation."""
         if self.normalization == "constant_norm_rescale":
             scale = x.norm(dim=-1, keepdim=True) / self.d_in**0.5
             return x / scale, scale, torch.zeros_like(scale)
@@ -79,7 +79,7 @@ class SparseAutoencoder(nn.Module):
         return x, ones, torch.zeros_like(ones)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Latent activations (..., d_sae), all at or above zero, of residual-stream tokens x (..., d_in)."""
+        """Compute the latent activations (..., d_sae), none below zero, of residual-stream tokens x (..., d_in)."""
         x = self.normalize(x.to(self.W_enc.dtype))[0]
         if self.apply_b_dec_to_input:
             x = x - self.b_dec
@@ -101,7 +101,7 @@ class SparseAutoencoder(nn.Module):
         return self.decode(self.encode(x), x)
 
     def decode(self, f: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Reconstruct x (..., d_in) from its latents f (..., d_sae); x itself gives the scale alone."""
+        """Reconstruct x (..., d_in) from its latents f (..., d_sae); x gives only the scale and shift."""
         _, scale, shift = self.normalize(x.to(self.W_enc.dtype))
         if self.rescale_acts_by_decoder_norm:
             f = f / self.W_dec.norm(dim=-1)

@@ -50,9 +50,9 @@ LEGACY_ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_local_base_freq")
 
 
 def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
-    """Make the fields that transformers 4 has in place of transformers 5's `rope_parameters`.
+    """Make the fields that transformers 4 expects instead of transformers 5's `rope_parameters`.
 
-    Without them transformers 4 silently takes its own defaults, and every score of more than one token is wrong.
+    Without them transformers 4 silently uses its defaults, and the reward of every text of several tokens is wrong.
 
     Args:
         base: A base model's configuration as a dict.
@@ -64,7 +64,7 @@ def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
         return {}
     theta, fraction = rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    if base["model_type"] == "phi3":  # checks that exactly these three are there
+    if base["model_type"] == "phi3":  # Phi-3 refuses a configuration with other keys than these three
         scaling = {key: scaling[key] for key in ("rope_type", "short_factor", "long_factor") if key in scaling}
         scaling["type"] = scaling.pop("rope_type", "default")
     fields: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
@@ -80,17 +80,17 @@ def legacy_rope_fields(base: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_floats(value: Any) -> Any:
-    """Turn the objects that transformers 5 writes for infinities into numbers, which transformers 4 reads."""
+    """Replace the objects that transformers 5 writes for infinities by numbers, as transformers 4 expects."""
     if isinstance(value, dict):
         return float(value["__float__"]) if "__float__" in value else {k: plain_floats(v) for k, v in value.items()}
     return [plain_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def base_config_from(fields: dict[str, Any]) -> PretrainedConfig:
-    """Make the configuration of a base model from what a file says of it.
+    """Make the configuration of a base model from the fields in a file.
 
     Raises:
-        ValueError: It is of no kind that transformers knows, or its fields are not those of that kind.
+        ValueError: transformers does not know the model type, or the fields do not fit it.
     """
     check_base_fields(fields)
     kind = fields["model_type"]
@@ -100,33 +100,33 @@ def base_config_from(fields: dict[str, Any]) -> PretrainedConfig:
         )
     fields = plain_floats(fields)
     if fields.get("rope_parameters") and not BEFORE_TRANSFORMERS_5:
-        # Written for transformers 4; transformers 5 would take them for its own.
+        # These fields were written for transformers 4; transformers 5 would let them override `rope_parameters`.
         fields = {name: value for name, value in fields.items() if name not in LEGACY_ROPE_FIELDS}
     try:
         return CONFIG_MAPPING[kind](**fields)
-    except Exception as error:  # whatever a kind of configuration does with fields of other kinds
+    except Exception as error:  # the code of a configuration class may raise anything
         raise ValueError(f"base_config is not the configuration of a {kind} model: {why(error)}") from error
 
 
 def refuse_other_features(readings: list[str] | None) -> None:
-    """Refuse a checkpoint whose features are no projections: `readings` was a field until version 0.3.
+    """Refuse a checkpoint whose features are not projections; the field `readings` existed until version 0.3.
 
     Raises:
-        ValueError: They are not.
+        ValueError: The features are not projections.
     """
     if readings and readings != ["mean_projection"]:
         raise ValueError(
-            f"This checkpoint was trained before version 0.3 to read {', '.join(readings)} of its latents; since "
-            "then a feature is a projection. Load it with sparserm-hf 0.2, or train it anew."
+            f"This checkpoint was trained before version 0.3 with {', '.join(readings)} of its latents as features, "
+            "but since then a feature is a projection: load it with sparserm-hf 0.2, or train it anew."
         )
 
 
 def inherited_from(base_config: PretrainedConfig, slim: bool) -> dict[str, Any]:
-    """Collect the fields of a base model's configuration that trainers look for at the top."""
+    """Collect the fields of a base model's configuration that trainers look for in the reward model's own."""
     names = ("hidden_size", "vocab_size", "tie_word_embeddings", "max_position_embeddings")
     names += ("pad_token_id", "bos_token_id", "eos_token_id")
     inherited = {name: getattr(base_config, name, None) for name in names}
-    if not slim and hasattr(base_config, "quantization_config"):  # where transformers looks for it
+    if not slim and hasattr(base_config, "quantization_config"):  # transformers looks for it in the outer one
         inherited["quantization_config"] = base_config.quantization_config
     return inherited
 
@@ -135,37 +135,37 @@ class SparseRMConfig(PretrainedConfig):
     """Configuration of a SparseRM reward model.
 
     Args:
-        base_config: Configuration of the base model, already cut after `layer`. Not named `text_config`: trainers
-            write `pad_token_id` through `get_text_config()`, and it must land here, at the top.
+        base_config: Configuration of the base model, already cut after `layer`. It is not named `text_config`:
+            trainers write `pad_token_id` to `get_text_config()`, which must be this configuration itself.
         latents: The selected latents, those for the chosen side first: `Latent` objects, or their records.
         base_model_name_or_path: Hub id or folder of the base model.
         base_model_revision: Commit of the base model on the Hub.
         layer: Number of decoder layers that are kept. The residual stream after the last of them is pooled.
         pooling: `last`, `mean` or `response_mean`.
-        response_marks: Token ids that the chat template writes around responses, an entry for each of
+        response_marks: Token ids that the chat template writes around responses, with an entry for each name in
             ``response_sparserm.MARKS``. None in a checkpoint of version 0.1, which has `response_marker_ids`.
         response_marker_ids: Token ids of the chat template's assistant header, in a checkpoint of version 0.1.
         representation_norm: `rms` divides each token by its root mean square before pooling; `none` does not.
         directions: `orthogonal` projects on the orthonormal directions that are closest to the decoder directions of
-            the selected latents. `raw` projects on these decoder directions, as the paper does and every checkpoint
+            the selected latents. `raw` projects on these decoder directions, as do the paper and every checkpoint
             before version 0.3.
-        k_accuracies: Cross-validated accuracy by number of latents on either side, where that number was chosen.
+        k_accuracies: Cross-validated accuracy by number of latents on each side; empty if that number was given.
         head_type: `linear` or `mlp`.
         head_hidden_size: Width of the hidden layer of the `mlp` head.
-        sae: Shape of the embedded SAE, the arguments of `SparseAutoencoder`. None in a slim checkpoint.
+        sae: Arguments of `SparseAutoencoder` for the embedded SAE. None in a slim checkpoint.
         sae_source: Origin of the SAE: source, release, sae_id, repo, revision, hook_name, neuronpedia_id.
         reward_mean: Mean reward of the training responses.
         reward_std: Standard deviation of the rewards of the training responses.
         reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is
-            preferred. Not named `temperature`: transformers takes that for a setting of generation.
-        slim: Whether the checkpoint leaves the base model out, to be loaded from `base_model_name_or_path`.
-        run_dtype: Type that the base model ran in when the head was trained, `float32` or `bfloat16`; its weights may
-            be saved in another type, without loss.
+            preferred. Not named `temperature`, which transformers takes for a setting of generation.
+        slim: Whether the checkpoint leaves the base model out; it is then loaded from `base_model_name_or_path`.
+        run_dtype: Data type that the base model ran in when the head was trained, `float32` or `bfloat16`; its weights
+            may be saved in another type, without loss.
         weights_digest: Sums of the weights that were saved with the configuration, see ``weights_sparserm.digest_of``.
 
     Raises:
-        ValueError: A field is of another kind than ``fields_sparserm.FIELDS`` says, `response_marks` lacks an entry,
-            `base_config` is no configuration, or the features of the checkpoint are no projections.
+        ValueError: A field has a value that ``fields_sparserm.FIELDS`` does not allow, `response_marks` lacks an
+            entry, `base_config` is not a configuration, or the features of the checkpoint are not projections.
 
     Example:
         >>> config = SparseRMConfig(layer=18, latents=[{"id": 7, "side": "chosen"}, {"id": 3, "side": "rejected"}])
@@ -191,8 +191,8 @@ class SparseRMConfig(PretrainedConfig):
         self.latents = as_latents(latents, {name: kwargs.pop(name, None) for name in OLD_LATENT_KINDS})
         if base_config is not None and not isinstance(base_config, PretrainedConfig):
             base_config = base_config_from(base_config)
-        # A copy: setting this configuration's attention implementation sets that of `base_config` too, and a
-        # running base model whose own configuration changed under it would mask its padding no longer.
+        # A copy: setting the attention implementation of this configuration also sets that of `base_config`. If that
+        # were the configuration of a running base model, the model would no longer mask its padding.
         self.base_config = copy.deepcopy(base_config)
         for name, default in DEFAULTS.items():
             given = kwargs.pop(name, None)
@@ -229,7 +229,7 @@ class SparseRMConfig(PretrainedConfig):
         self.latents = changed_latents(self.latents, changes)
 
     def latent_link(self, latent: int) -> str | None:
-        """Link to the latent's page on Neuronpedia; None where the SAE is not published there."""
+        """Return the address of the latent's page on Neuronpedia; None if the SAE is not published there."""
         known = self.sae_source.get("neuronpedia_id")
         return f"https://www.neuronpedia.org/{known}/{latent}" if known else None
 
@@ -240,11 +240,11 @@ class SparseRMConfig(PretrainedConfig):
         if isinstance(output.get("base_config"), dict):
             base = output["base_config"]
             base |= legacy_rope_fields(base)
-            # Under every name that a field has: the one that transformers 5 keeps may not be that of transformers 4.
+            # Under every alias of a field, as transformers 4 may know a field by another name than transformers 5.
             for alias, name in (getattr(self.base_config, "attribute_map", None) or {}).items():
                 if name in base:
                     base.setdefault(alias, base[name])
-            base.pop("_name_or_path", None)  # a folder of the machine that it was trained on
+            base.pop("_name_or_path", None)  # a folder of the machine that trained the model
             base.pop("_pre_quantization_dtype", None)
-        output.pop("_pre_quantization_dtype", None)  # of transformers 4: JSON has no form for it
+        output.pop("_pre_quantization_dtype", None)  # transformers 4 keeps a torch.dtype there, which JSON cannot hold
         return output

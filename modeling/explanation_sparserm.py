@@ -1,4 +1,4 @@
-"""Explanations of rewards: an exact sum over latents and tokens, and the reward without one latent's part."""
+"""Explain rewards: an exact sum over latents and tokens, and the reward with one latent set to its average."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,21 +14,22 @@ from .pooling_sparserm import normalised_tokens, pooled_tokens, root_mean_square
 class Explanation(NamedTuple):
     """Explanation of the rewards of B texts.
 
-    With a linear head exactly, but for rounding: `reward = bias + (weight * features).sum(-1)`. A feature is never
-    zero, so what a latent adds is told against the average training response: `reward = base + contributions.sum(-1)`,
-    and `contributions = token_contributions.sum(1)` but for an empty response, which has no tokens.
+    With a linear head, `reward = bias + (weight * features).sum(-1)`, exact but for rounding. A feature is almost
+    never zero, so contributions are measured from the average training response: `reward = base +
+    contributions.sum(-1)`, and `contributions = token_contributions.sum(1)` except for an empty response, which has no
+    tokens.
 
     Attributes:
-        reward: (B,) as `forward` gives it.
-        bias: (B,)
-        weight: (B, K)
-        features: (B, K), steered.
+        reward: (B,) rewards, as `forward` returns them.
+        bias: (B,) bias of the head.
+        weight: (B, K) weights of the head.
+        features: (B, K) input features of the head, after steering.
         base: () reward of the average training response.
-        contributions: (B, K) `weight * (features - feature_mean)`: what the reward loses if the latent's feature is
-            set to its training average.
-        token_contributions: (B, T, K) what each token adds; zero for tokens that are not pooled.
-        running_reward: (B, T) the reward if the text had ended after each token of the response; `base` elsewhere.
-        response: (B, T) bool: the tokens of the response.
+        contributions: (B, K) `weight * (features - feature_mean)`: the loss of reward if the latent's feature is set
+            to its training average.
+        token_contributions: (B, T, K) contribution of each token; zero for tokens that are not pooled.
+        running_reward: (B, T) reward if the text had ended after each token of the response; `base` elsewhere.
+        response: (B, T) bool, true for the tokens of the response.
     """
 
     reward: torch.Tensor
@@ -46,9 +47,9 @@ class RunTexts(NamedTuple):
     """Residual streams of B texts.
 
     Attributes:
-        hidden: (B, T, d_model) their residual streams.
-        pooled: (B, T) bool: the tokens that are averaged.
-        response: (B, T) bool: the tokens of the response, among them those that are averaged.
+        hidden: (B, T, d_model) residual streams.
+        pooled: (B, T) bool, true for the tokens that are averaged.
+        response: (B, T) bool, true for the tokens of the response, which include the averaged ones.
     """
 
     hidden: torch.Tensor
@@ -67,9 +68,9 @@ def run_texts(
 
     Args:
         model: The reward model.
-        input_ids: (B, T)
-        attention_mask: (B, T)
-        responses: Where the response of each text stands, see `find_responses`.
+        input_ids: (B, T) token ids.
+        attention_mask: (B, T) attention mask.
+        responses: Place of the response in each text, see `find_responses`.
     """
     hidden = residual_stream(model.model, input_ids, attention_mask)
     along = "mean" if model.config.pooling == "mean" else "response_mean"
@@ -87,17 +88,17 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
     Args:
         model: The reward model.
         texts: B texts.
-        weight: (B, K) what a unit of each feature is taken to add; by default the weights of a linear head.
+        weight: (B, K) weight of each feature; by default the weights of a linear head.
 
     Raises:
-        ValueError: No weight, where the head is an MLP.
+        ValueError: The head is an MLP, and no weight is given.
     """
     config = model.config
     if weight is None:
         if config.head_type != "linear":
             raise ValueError(
-                "The reward of an MLP head is not a sum over its features: sparserm_hf.explain attributes it by "
-                "integrated gradients."
+                "The reward of an MLP head is not a sum over its features: call sparserm_hf.explain, which attributes "
+                "it by integrated gradients."
             )
         weight = model.score.weight.detach().expand(len(texts.hidden), -1)
     hidden, pooled, response = texts
@@ -106,7 +107,7 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
         projections = tokens @ model.directions.to(tokens).T  # (B, T, K)
         average, factors = (x.to(projections) for x in (model.feature_mean, model.steering_factors()))
         weight = weight.to(average)
-        share = pooled / pooled.sum(1, keepdim=True).clamp(min=1)  # (B, T) of each token in the average
+        share = pooled / pooled.sum(1, keepdim=True).clamp(min=1)  # (B, T) weight of each token in the average
         token_contributions = weight.unsqueeze(1) * factors * share.unsqueeze(-1) * (projections - average)
         so_far = projections  # (B, T, K) the features if the text had ended after each token
         if config.pooling != "last":
@@ -131,10 +132,10 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
 def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTexts) -> torch.Tensor:
     """Compute rewards (B, len(latents)) with each latent set to its training average in the residual stream.
 
-    With u the unit vector along the latent's direction, the part h . u of every pooled token h is replaced by the
-    average of the latent's feature, times the token's root mean square where that is divided by. Only then is the
-    token read again, from its norm on. So the reward may change by something else than what the latent adds: where
-    directions overlap, the features of others change too, and in any case the token's root mean square does.
+    With u the unit vector along the latent's direction, the component h . u of every pooled token h is replaced by the
+    average of the latent's feature; with `representation_norm="rms"`, times the token's root mean square. Then the
+    tokens are normalised and projected anew. The reward may change by another amount than the latent's contribution:
+    the token's root mean square changes, and so do the features of other latents whose directions overlap.
 
     Args:
         model: The reward model.

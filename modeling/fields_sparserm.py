@@ -1,4 +1,4 @@
-"""Allowed values of the fields of a SparseRM configuration, which may come from anybody."""
+"""Checks of the fields of a SparseRM configuration: the file may come from anybody and hold anything."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ DIRECTIONS = ("orthogonal", "raw")
 HEAD_TYPES = ("linear", "mlp")
 
 MOST = 2**31 - 1  # the largest size, token id or latent id
-MOST_FRACTION = 1e30  # the largest number that is no size
+MOST_FRACTION = 1e30  # the largest number that is not a size
 MOST_LAYERS = 1000  # of a base model; each is built before its weights are looked for
-MOST_EXPERTS = 100_000  # of all its layers together
-ROWS_AS_EXPERTS = ("doge",)  # whose thousands of experts are the rows of one embedding
-MOST_NESTED = 20  # lists and objects in each other in a base model's configuration
+MOST_EXPERTS = 100_000  # in all layers of a base model together
+ROWS_AS_EXPERTS = ("doge",)  # model types whose thousands of experts are only rows of one embedding
+MOST_NESTED = 20  # levels of lists and objects in a base model's configuration
 MOST_SHOWN = 60  # characters of a value in an error
-MOST_REASON = 200  # characters of an error of another library
+MOST_REASON = 200  # characters of another library's error message
 
 
 class Kind(NamedTuple):
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
 
     Attributes:
         needed: The kind in words, such as "a finite number".
-        holds: Whether a value is of the kind.
+        holds: Function that tells if a value is of the kind.
     """
 
     needed: str
@@ -48,17 +48,17 @@ def number(least: float) -> Kind:
 
 
 def one_of(*known: str) -> Kind:
-    """Make the kind of some strings."""
+    """Make the kind of the given strings."""
     return Kind(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known)
 
 
 def optional(kind: Kind) -> Kind:
-    """Make a kind that allows None too."""
+    """Make a kind that also allows None."""
     return Kind(f"{kind.needed}, or null", lambda value: value is None or kind.holds(value))
 
 
 def list_of(kind: Kind) -> Kind:
-    """Make the kind of lists whose items are all of a kind."""
+    """Make the kind of lists whose items are all of the given kind."""
     return Kind(
         f"a list of which each item is {kind.needed}",
         lambda value: isinstance(value, (list, tuple)) and all(map(kind.holds, value)),
@@ -66,7 +66,7 @@ def list_of(kind: Kind) -> Kind:
 
 
 def dict_of(kind: Kind, of_digits: bool = False) -> Kind:
-    """Make the kind of objects whose values are all of a kind, and whose names are strings, or digits."""
+    """Make the kind of objects whose names are strings, or digits, and whose values are all of the given kind."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, dict) and all(
@@ -80,7 +80,7 @@ def dict_of(kind: Kind, of_digits: bool = False) -> Kind:
 
 
 def object_with(kinds: dict[str, Kind], *needed: str) -> Kind:
-    """Make the kind of objects that have the needed names, and whose fields are each of their kind."""
+    """Make the kind of objects that have the needed names, and whose known fields are of the given kinds."""
 
     def holds(value: Any) -> bool:
         return (
@@ -92,7 +92,7 @@ def object_with(kinds: dict[str, Kind], *needed: str) -> Kind:
     return Kind("an object in which " + ", ".join(f"{name} is {kind.needed}" for name, kind in kinds.items()), holds)
 
 
-# Half of a surrogate pair, which JSON can write, is no text: no file that holds it can be written.
+# JSON can hold half of a surrogate pair, but no file with it can be written as UTF-8.
 TEXT = Kind("a string", lambda value: isinstance(value, str) and value.encode(errors="ignore").decode() == value)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 FINITE = number(-float("inf"))
@@ -119,7 +119,7 @@ LATENT_KINDS = {
     "label": optional(TEXT),
     "steering": FINITE,
 }
-# Up to version 0.3 the records were lists beside `latents`, and objects by the latents' ids.
+# Until version 0.3 the records' fields were lists beside `latents`, or objects by latent id.
 OLD_LATENT_KINDS = {
     "latent_sides": optional(list_of(LATENT_KINDS["side"])),
     "latent_separations": optional(list_of(FINITE)),
@@ -161,13 +161,13 @@ def short(value: Any) -> str:
     """Show a value on one line, in at most ``MOST_SHOWN`` characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; objects that are nested too deep
+    except (ValueError, RecursionError):  # a number with thousands of digits; objects that are nested too deep
         return f"a value of the type {type(value).__name__}"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def why(error: Exception) -> str:
-    """Show an error of another library on one line; its type if it has no message."""
+    """Show another library's error on one line; an error without a message is shown by its type."""
     return " ".join(str(error).split())[:MOST_REASON] or type(error).__name__
 
 
@@ -178,7 +178,7 @@ def check_fields(given: dict[str, Any]) -> None:
         given: Values by name; a name that is not in ``FIELDS`` is not checked.
 
     Raises:
-        ValueError: A value is of another kind.
+        ValueError: A value is not of the kind that ``FIELDS`` demands.
     """
     for name, kind in FIELDS.items():
         if name in given and not kind.holds(given[name]):
@@ -188,15 +188,15 @@ def check_fields(given: dict[str, Any]) -> None:
 def check_base_fields(fields: Any, what: str = "base_config") -> None:
     """Check the configuration of a base model before a model is built from it.
 
-    transformers checks the types of its fields; the sizes are checked here, for layers are built, each on its own,
-    before their weights are looked for.
+    transformers checks the types of the fields. The sizes are checked here, because all layers are built before their
+    weights are looked for: a small file could demand millions of layers.
 
     Args:
         fields: The configuration as a dict.
-        what: What errors call it.
+        what: Name of the configuration in errors.
 
     Raises:
-        ValueError: It is no configuration, or its numbers cannot be those of a model.
+        ValueError: The fields are not a configuration, or a number is too large for a model.
     """
     if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
         raise ValueError(f"{what} is {short(fields)}, but must be an object with a string model_type.")
@@ -204,7 +204,7 @@ def check_base_fields(fields: Any, what: str = "base_config") -> None:
     level: list[tuple[str, Any]] = list(fields.items())
     for _ in range(MOST_NESTED):
         for name, value in level:
-            # Wavelengths of rotary embeddings are larger than any size.
+            # Wavelengths of rotary embeddings may be larger than any size.
             most = MOST if type(value) is int and not str(name).endswith("theta") else MOST_FRACTION
             if isinstance(value, (int, float)) and not abs(value) <= most and abs(value) != float("inf"):
                 raise ValueError(f"{what} has {short(name)} = {short(value)}, but no number may be above {most}.")
@@ -218,7 +218,7 @@ def check_base_fields(fields: Any, what: str = "base_config") -> None:
             for name, item in (value.items() if isinstance(value, dict) else ((name, item) for item in value))
         ]
     if level:
-        raise ValueError(f"{what} is nested more than {MOST_NESTED} deep: leave what is nested so out.")
+        raise ValueError(f"{what} is nested more than {MOST_NESTED} deep: leave the nested field out.")
     experts = 1 if fields["model_type"] in ROWS_AS_EXPERTS else counts["experts"]
     if counts["layers"] > MOST_LAYERS or counts["layers"] * experts > MOST_EXPERTS:
         raise ValueError(

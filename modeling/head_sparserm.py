@@ -1,4 +1,4 @@
-"""The reward head: what turns a text's features into its reward."""
+"""The reward head as a module of the reward model: it turns a text's features into its reward."""
 
 import torch
 from torch import nn
@@ -7,11 +7,11 @@ from .configuration_sparserm import SparseRMConfig
 
 
 class Affine(nn.Module):
-    """An affine layer, (B, in) to (B, out). Not `nn.Linear`: quantisers pack every `nn.Linear`."""
+    """An affine layer, (B, in) to (B, out). It is not an `nn.Linear`, because quantisers pack every `nn.Linear`."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) * 0.02)  # as transformers starts an `nn.Linear`
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * 0.02)  # as transformers initialises an `nn.Linear`
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -22,7 +22,7 @@ class Affine(nn.Module):
 class LinearHead(Affine):
     """The linear reward head, (B, K) to (B, 1).
 
-    A class of its own, so that FSDP takes it as a unit: it is in float32 whatever the base model is in.
+    It has a class of its own so that FSDP wraps it by itself: the head is in float32, the base model perhaps not.
     """
 
     def __init__(self, config: SparseRMConfig):
@@ -30,7 +30,7 @@ class LinearHead(Affine):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights; the replicas of DataParallel have no parameters to ask."""
+        """Data type of the weights; `parameters()` cannot tell it, as it is empty in the replicas of DataParallel."""
         return self.weight.dtype
 
 
@@ -43,7 +43,7 @@ class MLPHead(nn.Sequential):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights, see `LinearHead.dtype`."""
+        """Data type of the weights, see `LinearHead.dtype`."""
         return self[0].weight.dtype
 
 

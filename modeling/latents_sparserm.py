@@ -6,7 +6,7 @@ from typing import Any
 
 from .fields_sparserm import IDS, LATENT_KINDS, OLD_LATENT_KINDS, SCORE_KINDS, short
 
-CLEAR_F1, CLEAR_PRECISION = 0.1, 0.2  # a name that predicts less than this says hardly anything about its latent
+CLEAR_F1, CLEAR_PRECISION = 0.1, 0.2  # a name with lower scores says hardly anything about its latent
 
 
 @dataclass(frozen=True)
@@ -15,17 +15,17 @@ class Latent:
 
     Attributes:
         id: Index of the latent in the SAE.
-        side: `chosen` or `rejected`: the responses in which the latent fires more often.
-        separation: Share of chosen responses minus share of rejected responses in which the latent fires.
+        side: `chosen` or `rejected`: the responses on which the latent fires more often.
+        separation: Share of chosen responses minus share of rejected responses on which the latent fires.
         stability: Share of cross-validation folds that select the latent for its side; None if unknown.
-        purity: Cosine between the direction that is projected on and the latent's decoder direction.
+        purity: Cosine between the direction that texts are projected on and the latent's decoder direction.
         name: Name made from the tokens that the latent fires on; None if no name was found.
         name_score: `precision`, `recall` and `f1` of the name on held-out responses; None without a name.
         description: Description by the SAE's publisher.
         promotes: Words that the decoder direction promotes through the unembedding.
-        suppresses: Words that it suppresses.
-        label: Name given by the user; it wins over the others.
-        steering: Factor on the distance of the feature from its training mean. 0 drops the latent, 1 leaves it.
+        suppresses: Words that the decoder direction suppresses.
+        label: Name given by the user; it is shown instead of every other name.
+        steering: Factor on the distance of the feature from its training mean. 0 drops the latent, 1 changes nothing.
 
     Example:
         >>> latent = Latent(7, "chosen", name='"sorry"', name_score={"precision": 0.9, "recall": 0.5, "f1": 0.64})
@@ -48,7 +48,7 @@ class Latent:
 
     @property
     def title(self) -> str:
-        """The label, or else the description, the tested name, the promoted words, or nothing."""
+        """The name to show: the label, or else the description, the name, the promoted words, or an empty string."""
         if given := self.label or self.description:
             return given
         if self.name and self.name_score:
@@ -58,7 +58,7 @@ class Latent:
 
     @property
     def title_f1(self) -> float | None:
-        """F1 of the title as a prediction of where the latent fires; None if the title was not tested."""
+        """F1 of the title as a predictor of the latent's firing; None if the title was not tested."""
         return None if self.label or self.description or not self.name_score else self.name_score["f1"]
 
 
@@ -68,14 +68,14 @@ def as_records(latents: Sequence[Latent]) -> list[dict[str, Any]]:
 
 
 def as_latents(given: Any, old: dict[str, Any]) -> list[Latent]:
-    """Make latents out of the records of a configuration, or out of the fields of an earlier version.
+    """Make latents from the records in a configuration, or from the fields of an earlier version.
 
     Args:
-        given: A list of latents, of their records or, up to version 0.3, of ids; or None.
-        old: The fields of version 0.3 and earlier that said the rest, by name; see ``OLD_LATENT_KINDS``.
+        given: A list of latents, of their records or, until version 0.3, of ids; or None.
+        old: Further fields of latents until version 0.3, by name; see ``OLD_LATENT_KINDS``.
 
     Raises:
-        ValueError: A field is of another kind, or has another length than there are latents.
+        ValueError: A field has a value of another kind, or not one value for each latent.
     """
     given = [] if given is None else given
     if not isinstance(given, (list, tuple)) or not (all(map(IDS.holds, [[x] for x in given])) or _are_records(given)):

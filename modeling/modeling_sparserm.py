@@ -19,7 +19,7 @@ from .pretrained_sparserm import SparseRMPreTrainedModel
 from .response_sparserm import align_bos, find_responses, mask_from_padding
 
 # isort: split
-# transformers 4 copies, out of a local folder, the files that this one imports itself, and no others.
+# From a local folder, transformers 4 copies only the files that this file imports directly.
 from .fields_sparserm import FIELDS  # noqa: F401
 from .latents_sparserm import Latent  # noqa: F401
 from .messages_sparserm import plain_messages  # noqa: F401
@@ -29,7 +29,7 @@ from .special_tokens_sparserm import SpecialTokens  # noqa: F401
 from .text_sparserm import EncodedText  # noqa: F401
 from .weights_sparserm import check_index  # noqa: F401
 
-# What `forward` is given by trainers and pipelines, and does not need.
+# Arguments that trainers and pipelines pass to `forward`, which does not need them.
 IGNORED = (
     "cache_position",
     "num_items_in_batch",
@@ -46,18 +46,18 @@ IGNORED = (
 class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedModel):
     """A reward model: a frozen base model, directions of a sparse autoencoder, and a small head.
 
-    The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the average token of the
-    response on the direction of a selected latent. With the linear head the reward is exactly
+    The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the response's average token
+    on the direction of a selected latent. With the linear head the reward is exactly
     `bias + sum of weight_i * feature_i`.
 
     Attributes:
-        model: The base model, cut after `config.layer` layers. Frozen, always in eval mode.
+        model: The base model, cut after `config.layer` layers. It is frozen and always in eval mode.
         sae: The embedded SAE; None in a slim checkpoint.
         directions: (K, d_model) directions of the selected latents: orthonormal, or the SAE's own decoder rows, see
             `config.directions`.
-        feature_mean: (K,) mean of each feature over the training responses: what steering moves a feature towards.
-        empty_features: (K,) features of the training response with the lowest reward: those of an empty response. A
-            checkpoint of version 0.1 has none; there an empty response has the features `feature_mean`.
+        feature_mean: (K,) mean of each feature over the training responses; steering scales the distance from it.
+        empty_features: (K,) features that an empty response gets: those of the training response with the lowest
+            reward. A checkpoint of version 0.1 has none; there an empty response gets `feature_mean`.
         score: The head.
 
     Example:
@@ -85,7 +85,7 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         else:
             self._attach(backbone_from_config(config.base_config))
         self.sae = SparseAutoencoder(**config.sae) if config.sae else None
-        # In float32 whatever the base model is in: a buffer is loaded in the type that it has here.
+        # In float32, whatever the type of the base model: a buffer is loaded in the type that it has here.
         k = len(config.latents)
         self.register_buffer("directions", torch.zeros((k, config.hidden_size or 0), dtype=torch.float32))
         self.register_buffer("feature_mean", torch.zeros(k, dtype=torch.float32))
@@ -115,8 +115,8 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
             input_ids: See `forward`.
             attention_mask: See `forward`.
             inputs_embeds: See `forward`.
-            responses: Where the response of each text stands, see `find_responses`; by default it is found by the chat
-                template's marks, and the texts are given the begin-of-text tokens that training gave them.
+            responses: Place of the response in each text, see `find_responses`. By default the texts get the
+                begin-of-text tokens that they had in training, and the chat template's marks show the response.
 
         Raises:
             ValueError: See `forward`.
@@ -136,10 +136,10 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
     def locate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
-        """Find the responses in texts (B, T) after giving the texts the begin-of-text tokens that training gave them.
+        """Give texts (B, T) the begin-of-text tokens that they had in training, and find their responses.
 
         Returns:
-            Token ids and mask, see `align_bos`, and where the response of each text stands, see `find_responses`.
+            Token ids and mask, see `align_bos`, and the place of the response in each text, see `find_responses`.
         """
         config = self.config
         if config.response_marks is not None:
@@ -160,8 +160,8 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
 
         Args:
             mean: (B, d_model) average of each text's pooled tokens.
-            has_tokens: (B, 1) bool: whether any token was pooled. An empty response has features of its own.
-            steered: Whether `config.steering` counts.
+            has_tokens: (B, 1) bool, false for a text without pooled tokens, which gets `empty_features`.
+            steered: Whether to apply the steering of the configuration.
         """
         features = mean @ self.directions.to(mean).T  # (B, K)
         average = self.feature_mean.to(features)
@@ -171,17 +171,18 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         return torch.where(has_tokens, features, empty)
 
     def steering_factors(self) -> torch.Tensor:
-        """(K,) what the distance of each feature from its training mean is multiplied by."""
+        """Return the (K,) factors by which steering multiplies the features' distances from their training means."""
         factors = [latent.steering for latent in self.config.latents]
         return torch.tensor(factors, device=self.feature_mean.device)
 
     def steer(self, factors: dict[int, float]) -> None:
         """Drop (0), damp, boost or restore (1) latents, in place; other latents stay as they are.
 
-        It is kept in the configuration, so a saved model is steered wherever it is loaded. `steer` with 1 undoes it.
+        The factors are kept in the configuration, so a saved model is steered wherever it is loaded. A factor of 1
+        undoes the steering of a latent.
 
         Args:
-            factors: By the latents' ids.
+            factors: Factor of each latent to change, by its id.
 
         Raises:
             ValueError: A latent is not one of the model's, or a factor is not a number.
@@ -189,7 +190,7 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         self.config.change_latents(steering={int(latent): factor for latent, factor in factors.items()})
 
     def reward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, K) features to (B, 1) rewards, in float32 under any autocast."""
+        """Turn (B, K) features into (B, 1) rewards, in float32 under any autocast."""
         with torch.autocast(features.device.type, enabled=False):
             return self.score(features.to(self.score.dtype)).float()
 
@@ -205,20 +206,20 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
 
         Args:
             input_ids: (B, T) token ids.
-            attention_mask: (B, T), nonzero where a token is text. Where it is left out, pad tokens at either end
-                are taken for padding.
-            inputs_embeds: (B, T, d_model), instead of `input_ids`.
-            labels: (B,) or (B, 1) rewards that the texts should have: `loss` is then the mean squared error, as of any
-                sequence classifier with one label.
-            ignored: What trainers pass besides, of ``IGNORED``: `position_ids` (always counted from the mask),
-                `use_cache`, `return_dict` and the like.
+            attention_mask: (B, T), nonzero for tokens of the text. Without a mask, pad tokens at either end count as
+                padding.
+            inputs_embeds: (B, T, d_model) token embeddings, instead of `input_ids`.
+            labels: (B,) or (B, 1) rewards that the texts should have; `loss` is then the mean squared error, as for
+                any sequence classifier with one label.
+            ignored: Further arguments that trainers pass, see ``IGNORED``, such as `use_cache` and `return_dict`.
+                `position_ids` are always counted from the mask.
 
         Returns:
-            `logits` of shape (B, 1): the rewards, in float32 under any autocast; `loss` where there are labels.
+            `logits` of shape (B, 1): the rewards, in float32 under any autocast; with labels also `loss`.
 
         Raises:
-            TypeError: An argument that no trainer passes, such as a misspelt one.
-            ValueError: No mask where padding cannot be told from text.
+            TypeError: An argument is unknown, such as a misspelt one.
+            ValueError: There is no mask, and padding cannot be told from text.
         """
         if unknown := [name for name in ignored if name not in IGNORED]:
             known = ", ".join(("input_ids", "attention_mask", "inputs_embeds", "labels", *IGNORED))
@@ -230,7 +231,7 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def explain(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Explanation:
-        """Say why texts (B, T) get their rewards, feature by feature and token by token; see `explain_rewards`."""
+        """Explain the rewards of texts (B, T), feature by feature and token by token; see `explain_rewards`."""
         mask = self._mask(input_ids, attention_mask)
         texts, added = self._run(input_ids, mask)
         found = explain_rewards(self, texts)
@@ -238,14 +239,17 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         return found._replace(**{name: getattr(found, name)[:, added:] for name in names})
 
     def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[RunTexts, int]:
-        """Run texts (B, T) through the base model; also how many tokens were added in front, 0 or 1."""
+        """Run texts (B, T) through the base model; also return how many tokens were added in front, 0 or 1."""
         aligned_ids, aligned_mask, responses = self.locate(input_ids, attention_mask)
         return run_texts(self, aligned_ids, aligned_mask, responses), aligned_ids.shape[1] - input_ids.shape[1]
 
     def rewards_without(
         self, latents: list[int], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Rewards (B, len(latents)) of texts (B, T) without what each latent adds; see `rewards_at_average`."""
+        """Compute rewards (B, len(latents)) of texts (B, T) with one latent set to its average each.
+
+        See `rewards_at_average`.
+        """
         return rewards_at_average(self, latents, self._run(input_ids, self._mask(input_ids, attention_mask))[0])
 
     def extra_repr(self) -> str:
@@ -258,7 +262,7 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         )
 
     def to_slim(self) -> "SparseRMForSequenceClassification":
-        """Return the model in its slim form, whose checkpoint holds the head and the directions only."""
+        """Return the model in its slim form, whose checkpoint holds only the head and the directions."""
         if self.config.slim:
             return self
         config = copy.deepcopy(self.config)

@@ -1,4 +1,4 @@
-"""Pooling of a text's residual stream to one vector: the tokens that are pooled, and their mean."""
+"""Pool a text's residual stream to one vector: mark the pooled tokens, normalise them, and average them."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ import torch
 def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, int]], pooling: str) -> torch.Tensor:
     """Mark the pooled tokens of each text, as (B, T) bool.
 
-    The first attended token is the attention sink: its norm is over a hundred times that of the others and it says
-    nothing about the text, so it is never pooled. What follows the response is not pooled either, and of a text
-    without a response nothing is.
+    The first attended token is never pooled: it is the attention sink, whose norm is over a hundred times that of
+    other tokens, and it says nothing about the text. Tokens after the response are not pooled either. A text without a
+    response has no pooled tokens.
 
     Args:
-        attention_mask: (B, T), nonzero where a token is attended.
-        responses: For each text, what `find_responses` returns.
+        attention_mask: (B, T), nonzero for attended tokens.
+        responses: Place of the response in each text, see `find_responses`.
         pooling: One of ``fields_sparserm.POOLINGS``.
     """
     pooled = torch.zeros_like(attention_mask, dtype=torch.bool)
@@ -26,7 +26,7 @@ def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, i
 
 
 def root_mean_square(tokens: torch.Tensor) -> torch.Tensor:
-    """Compute the root mean square of each token, (..., d_model) to (...); it is never zero."""
+    """Compute the root mean square of each token, (..., d_model) to (...), at least 1e-6."""
     return tokens.pow(2).mean(-1).sqrt().clamp(min=1e-6)
 
 
@@ -35,17 +35,26 @@ def normalised_tokens(hidden: torch.Tensor, where: torch.Tensor, norm: str) -> t
 
     Args:
         hidden: (B, T, d_model) residual streams.
-        where: (B, T) bool: the tokens.
-        norm: With `rms`, each token is divided by its root mean square, which takes the attention sinks inside a text
-            down to the size of any other token.
+        where: (B, T) bool, true for the pooled tokens.
+        norm: `rms` divides each token by its root mean square, so that an attention sink inside a text gets the size
+            of any other token; `none` does not.
     """
-    # Masked, not multiplied by zero: a padded position may hold an infinity.
+    # A mask, not a multiplication by zero: a padded position may hold an infinity.
     tokens = torch.where(where.unsqueeze(-1), hidden, 0.0).float()
     return tokens / root_mean_square(tokens).unsqueeze(-1) if norm == "rms" else tokens
 
 
 def pool_representations(hidden: torch.Tensor, pooled: torch.Tensor, norm: str) -> torch.Tensor:
-    """Average the pooled tokens, in float32: (B, T, d_model) and (B, T) bool to (B, d_model), zero without any."""
+    """Average the pooled tokens, in float32.
+
+    Args:
+        hidden: (B, T, d_model) residual streams.
+        pooled: (B, T) bool, true for the pooled tokens.
+        norm: See `normalised_tokens`.
+
+    Returns:
+        (B, d_model) averages; zero for a text without pooled tokens.
+    """
     tokens = normalised_tokens(hidden, pooled, norm)
     weight = pooled.float()  # (B, T)
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""Loading, saving and freezing of reward models: what does not depend on how a reward is computed."""
+"""Load, save and freeze reward models; `modeling_sparserm.py` computes the rewards."""
 
 from typing import Any
 
@@ -40,16 +40,16 @@ class SparseRMPreTrainedModel(PreTrainedModel):
             adopt_quantizer(self, base_model)
 
     def is_custom_code(self) -> bool:
-        """Return False: else transformers 5 would leave buffers that Falcon H1 does not save uninitialised."""
+        """Return False: otherwise transformers 5 would not initialise the buffers that Falcon H1 does not save."""
         return False
 
     def freeze(self) -> None:
-        """Leave only the head trainable. `from_pretrained` makes everything it loads trainable."""
+        """Make only the head trainable. `from_pretrained` makes everything trainable that it loads."""
         self.requires_grad_(False)
         self.score.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "SparseRMPreTrainedModel":
-        """Set the head's mode; the base model stays in eval mode whatever is asked for."""
+        """Set the mode of the head; the base model always stays in eval mode."""
         super().train(mode)
         self.model.eval()
         return self
@@ -69,7 +69,7 @@ class SparseRMPreTrainedModel(PreTrainedModel):
         checkpoint is self-contained, and the log says so.
 
         Raises:
-            ValueError: It has changed, and is quantised; or it carries an adapter.
+            ValueError: The base model has changed and is quantised, or carries an adapter.
         """
         if has_adapter(self) and not self._hf_peft_config_loaded:  # then transformers saves the adapter alone
             raise ValueError("The model carries an adapter: save the PeftModel, or call its merge_and_unload() first.")
@@ -102,12 +102,12 @@ class SparseRMPreTrainedModel(PreTrainedModel):
         for_base = {name: kwargs[name] for name in BASE_LOADING_ARGUMENTS if name in kwargs}
         kwargs.setdefault("use_safetensors", True)  # never a pickle
         if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", "auto")  # as transformers 5 does; transformers 4 takes one that depends
+            kwargs.setdefault("dtype", "auto")  # the default of transformers 5, but not of transformers 4
         check_index(name, kwargs)
         model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
         check_loaded(name, model, info)
         if model.config.slim:
-            drop_quantizer(model)  # it is the base model's
+            drop_quantizer(model)  # it belongs to the base model, which is loaded next
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             for_base["dtype"] = model.config.dtype if dtype in (None, "auto") else dtype
             model._attach(load_base_of_slim(model.config, for_base))

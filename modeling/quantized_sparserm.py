@@ -1,4 +1,4 @@
-"""Quantised base models: their weights stay packed, and are saved and loaded as transformers saves and loads them."""
+"""Quantised base models: keep their weights packed, in memory and in checkpoints, as transformers does."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoQuantizationConfig
 
-# What transformers sets on a model that it has loaded quantised, and asks for when it is moved, counted or saved.
+# Attributes that transformers sets on a quantised model, and looks at when the model is moved, counted or saved.
 QUANTIZER = ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
 
 
@@ -17,10 +17,10 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 def keep_packing(model: PreTrainedModel) -> PreTrainedModel:
-    """Keep 4-bit weights, in place, as they were loaded.
+    """Keep the 4-bit weights of a model, in place, as they were loaded.
 
-    On a CPU with AVX512-BF16 the layers of bitsandbytes repack them when they are first run; what is saved or copied
-    from then on are other weights (seen with 0.50: the scales come back transposed).
+    On a CPU with AVX512-BF16, layers of bitsandbytes repack their weights when they first run. From then on, saving or
+    copying gives other weights (seen with 0.50: the scales come back transposed).
     """
     for module in model.modules():
         if "support_avx512bf16_for_cpu" in vars(module):
@@ -29,11 +29,13 @@ def keep_packing(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def adopt_quantizer(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
-    """Make a model, in place, that shares the packed weights of a loaded one be moved and saved as that one is.
+    """Copy the attributes of a quantised model to a model that shares its packed weights.
+
+    The second model is then moved and saved like the first one. If the first one is not quantised, nothing is done.
 
     Args:
-        model: The loaded model's decoder, or a model that the loaded one is a part of.
-        loaded: Quantised or not; where it is not, nothing is done.
+        model: The decoder of the loaded model, or a model that contains the loaded model; changed in place.
+        loaded: The loaded model.
     """
     if is_quantized(loaded) and model is not loaded:
         for name in QUANTIZER:
@@ -43,36 +45,36 @@ def adopt_quantizer(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
 
 
 def drop_quantizer(model: PreTrainedModel) -> None:
-    """Undo what loading with a `quantization_config` has set on a model without weights to pack."""
+    """Remove the attributes that loading with a `quantization_config` has set on a model without packed weights."""
     for name in QUANTIZER:
         vars(model).pop(name, None)
     vars(model.config).pop("quantization_config", None)
 
 
 def quantize_on_loading(config: PretrainedConfig, whole: PretrainedConfig) -> dict[str, Any]:
-    """Make a base model load quantised as it was in training.
+    """Make the arguments that quantise a base model on loading, as it was quantised in training.
 
     Args:
-        config: The base model's configuration in the checkpoint, cut; changed in place.
+        config: The base model's cut configuration in the checkpoint; changed in place.
         whole: The configuration in the base model's own folder.
 
     Returns:
-        Arguments for the base model's `from_pretrained`: none where its own folder says how it is packed.
+        Arguments for the base model's `from_pretrained`; empty if its own folder holds packed weights.
     """
     settings = getattr(config, "quantization_config", None)
     if settings is None or hasattr(whole, "quantization_config"):
         return {}
-    del config.quantization_config  # there it would say that the weights in the folder are packed already
+    del config.quantization_config  # it would claim that the weights in the folder are packed
     return {
         "quantization_config": AutoQuantizationConfig.from_dict(settings) if isinstance(settings, dict) else settings
     }
 
 
 def plain_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Collect the tensors of a state dict; a packed tensor of a class of its own is replaced by its parts."""
+    """Collect the plain tensors of a state dict; a packed tensor with its own class is replaced by its parts."""
     plain: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
-        if flatten := getattr(tensor, "__tensor_flatten__", None):  # as the weights of torchao have
+        if flatten := getattr(tensor, "__tensor_flatten__", None):  # torchao's weights have it
             plain |= plain_tensors({f"{name}.{part}": getattr(tensor, part) for part in flatten()[0]})
         else:
             plain[name] = tensor

@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PretrainedConfig
 
-# What `SparseRMConfig.response_marks` holds. Headers, `end_of_turn` and the two around reasoning are lists of
-# token id sequences, of which each is one way to write the mark.
+# Entries of `SparseRMConfig.response_marks`. Headers, `end_of_turn` and the two marks of reasoning are lists of token
+# id sequences; each sequence is one way in which the mark is tokenised.
 MARKS = (
-    "assistant_header",  # what the template writes before an assistant's turn
-    "other_headers",  # before the turns of users and tools
-    "end_of_turn",  # after an assistant's turn
-    "specials",  # token ids that no turn of an assistant holds, so that each ends it
+    "assistant_header",  # text of the template before an assistant's turn
+    "other_headers",  # text before the turns of other roles
+    "end_of_turn",  # text after an assistant's turn
+    "specials",  # token ids that never stand inside an assistant's turn, so that each ends the turn
     "begin_of_reasoning",
     "end_of_reasoning",
-    "whitespace",  # token ids of which each is whitespace alone
-    "bos_in_conversation",  # how many begin-of-text tokens a rendered conversation begins with
-    "bos_in_text",  # and a plain text
+    "whitespace",  # ids of tokens that are only whitespace
+    "bos_in_conversation",  # number of begin-of-text tokens at the start of a rendered conversation
+    "bos_in_text",  # number of begin-of-text tokens at the start of a plain text
 )
 
 
@@ -28,7 +28,7 @@ class Response(NamedTuple):
         header: Index of the first token of its assistant header; 0 in a plain text.
         turn: Index of the first token after the header; 0 in a plain text.
         start: Index of the first token of the response's content.
-        stop: Index after the last one. An empty response has `start == stop`.
+        stop: Index after the last token of the content. An empty response has `start == stop`.
     """
 
     header: int
@@ -57,8 +57,8 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
 
     The response starts at the first assistant header after the last header of another role, so that a response cannot
     move its own start by writing a header. It ends at the first end of turn, or at any other special token that the
-    template does not write inside an assistant's turn. A reasoning block before the answer is left out; where there is
-    nothing but reasoning, that is the response. Whitespace around the content is left out.
+    template does not write inside an assistant's turn. A reasoning block before the answer is left out; without an
+    answer, the reasoning is the response. Whitespace around the content is left out.
 
     Args:
         ids: Token ids of a text, without padding.
@@ -67,8 +67,8 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
         old_header: `SparseRMConfig.response_marker_ids`.
 
     Returns:
-        The response: all of the text where no header stands in it; empty where another role has the last turn. None
-        where the assistant has no turn at all.
+        The response. It is the whole text if the text has no header, and empty if another role has the last turn. None
+        if the text has headers, but none of the assistant's.
     """
     if marks is None:
         found = max(occurrences(ids, [old_header], 0, len(ids)), default=(0, 0))
@@ -79,7 +79,7 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
     headers = list(occurrences(ids, marks["assistant_header"], last_other + 1, stop))
     if not headers:
         if any(True for _ in occurrences(ids, marks["assistant_header"], 0, stop)):
-            return Response(stop, stop, stop, stop)  # after the last answer somebody else has spoken
+            return Response(stop, stop, stop, stop)  # another role has the last turn
         if others:
             return None
         start, stop = trim(ids, marks, 0, stop, ends=True)
@@ -99,7 +99,7 @@ def is_conversation(ids: Sequence[int], marks: dict[str, Any]) -> bool:
 
 
 def count_bos(ids: Sequence[int], bos: int | None, marks: dict[str, Any]) -> tuple[int, int]:
-    """Count the begin-of-text tokens of a text, and those that it is scored with."""
+    """Count the begin-of-text tokens that a text has, and those that it must have to be scored."""
     if bos is None:
         return 0, 0
     found = next((i for i, token in enumerate(ids) if token != bos), len(ids))
@@ -109,10 +109,10 @@ def count_bos(ids: Sequence[int], bos: int | None, marks: dict[str, Any]) -> tup
 
 
 def skip_reasoning(ids: Sequence[int], marks: dict[str, Any], start: int, stop: int) -> tuple[int, int]:
-    """Find the answer in a turn `ids[start:stop]`, or its reasoning if there is no answer."""
+    """Find the answer in a turn `ids[start:stop]`; without an answer, find the reasoning."""
     turn = start
     start, stop = trim(ids, marks, turn, stop)
-    # SentencePiece writes a space at the start of a turn: it is one of the tag's tokens, and whitespace too.
+    # SentencePiece may write a space before the opening tag: it belongs to the tag's tokens, and is whitespace too.
     begins = [end for at, end in occurrences(ids, marks["begin_of_reasoning"], turn, stop) if at <= start]
     inside = max(begins, default=start)  # after the opening tag
     end = min(occurrences(ids, marks["end_of_reasoning"], inside, stop), default=None)
@@ -136,19 +136,19 @@ def trim(ids: Sequence[int], marks: dict[str, Any], start: int, stop: int, ends:
 def align_bos(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, bos: int | None, marks: dict[str, Any], longest: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give texts the begin-of-text tokens that they had in training: surplus ones are masked, a missing one is added.
+    """Give texts as many begin-of-text tokens as in training: surplus ones are masked, a missing one is added.
 
-    Tokenizers may add one to text that a template has rendered, trainers may leave one out; training saw neither.
+    A tokenizer may add one more to a rendered conversation, and a trainer may leave one out.
 
     Args:
-        input_ids: (B, T)
-        attention_mask: (B, T)
-        bos: The begin-of-text token.
+        input_ids: (B, T) token ids.
+        attention_mask: (B, T) attention mask.
+        bos: Id of the begin-of-text token.
         marks: `SparseRMConfig.response_marks`.
-        longest: Most tokens that the base model takes.
+        longest: Largest number of tokens that the base model takes.
 
     Returns:
-        Token ids and mask, (B, T), or (B, T + 1) where one was added.
+        Token ids and mask, (B, T), or (B, T + 1) if a token was added to any text.
     """
     attention_mask, missing = attention_mask.clone(), []
     for ids, mask in zip(input_ids, attention_mask, strict=True):
@@ -169,7 +169,7 @@ def find_responses(
     """Find the content of the final response among the attended tokens of each of B texts (B, T).
 
     Returns:
-        First index and index after the last; equal where there is no response.
+        Index of the first token of each response, and the index after its last token; equal for a missing response.
     """
     found = []
     for ids, mask in zip(input_ids, attention_mask, strict=True):
@@ -179,14 +179,14 @@ def find_responses(
 
 
 def mask_from_padding(input_ids: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """Mark the tokens (B, T) that are text: all but the pad tokens at either end.
+    """Mark the tokens (B, T) of the texts: all but the pad tokens at either end.
 
     Args:
-        input_ids: (B, T)
-        config: With the ids of the special tokens.
+        input_ids: (B, T) token ids.
+        config: Configuration with the ids of the special tokens.
 
     Raises:
-        ValueError: This cannot be told: there is no pad token, or it may itself begin or end a text.
+        ValueError: Padding cannot be told from text: there is no pad token, or it may begin or end a text.
     """
     pad, bos, eos = config.pad_token_id, config.bos_token_id, config.eos_token_id
     if pad is None:
@@ -197,7 +197,7 @@ def mask_from_padding(input_ids: torch.Tensor, config: PretrainedConfig) -> torc
     mask = (text.cumsum(-1) > 0) & (text.flip(-1).cumsum(-1).flip(-1) > 0)
     if pad in (bos, *(eos if isinstance(eos, list) else [eos])) and not mask.all():
         raise ValueError(
-            f"The pad token ({pad}) is also the end-of-text or begin-of-text token, so that padding cannot be told "
-            "from text: pass attention_mask."
+            f"The pad token ({pad}) is also the end-of-text or begin-of-text token, so padding cannot be told from "
+            "text: pass attention_mask."
         )
     return mask.long()

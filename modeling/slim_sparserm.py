@@ -1,4 +1,4 @@
-"""Base models of slim checkpoints: loaded by name, and saved only if they have changed."""
+"""Load the base model of a slim checkpoint by its name, and find out if it has changed before the model is saved."""
 
 import copy
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from .weights_sparserm import WHERE, check_index
 
 logger = logging.get_logger(__name__)
 
-# What `from_pretrained` passes on to the base model of a slim checkpoint.
+# Arguments that `from_pretrained` passes on to the base model of a slim checkpoint.
 BASE_LOADING_ARGUMENTS = (
     "attn_implementation",
     "cache_dir",
@@ -30,27 +30,27 @@ BASE_LOADING_ARGUMENTS = (
     "token",
 )
 
-SAMPLE = 4096  # numbers of each weight that are remembered
+SAMPLE = 4096  # numbers of each weight that are kept for comparison
 
 
 def sample(weight: torch.Tensor) -> torch.Tensor:
-    """Copy some numbers of a weight, evenly spread, in its own type."""
+    """Copy some numbers of a weight, evenly spread, in its own data type."""
     flat = weight.detach().flatten()
     return flat[:: max(len(flat) // SAMPLE, 1)].cpu().clone()
 
 
 def sample_weights(base_model: nn.Module) -> dict[str, torch.Tensor]:
-    """Take some numbers of each of a base model's weights that are there; what lies on the meta device is not."""
+    """Copy some numbers of each weight of a base model; weights on the meta device have none."""
     state = plain_tensors(base_model.state_dict())
     return {name: sample(weight) for name, weight in state.items() if not weight.is_meta}
 
 
 def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str | None:
-    """Find a weight that has changed; None if none has. Another type is no change.
+    """Find the name of a weight that has changed; None if no weight has. Another data type is not a change.
 
     Args:
-        samples: What `sample_weights` took.
-        state: The weights now.
+        samples: Samples of the weights as they were loaded, see `sample_weights`.
+        state: The present weights.
     """
     state = plain_tensors(state)
     for name in sorted(samples.keys() | state.keys()):
@@ -65,25 +65,25 @@ def changed_weight(samples: Mapping[str, torch.Tensor], state: Mapping[str, torc
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Tell if layers of a model carry an adapter of PEFT that is not merged into their weights."""
+    """Tell if layers of a model carry a PEFT adapter that is not merged into their weights."""
     return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
 def head_weights(
     state: Mapping[str, torch.Tensor], samples: Mapping[str, torch.Tensor], config: SparseRMConfig
 ) -> dict[str, torch.Tensor] | None:
-    """Take the base model's weights out of the state dict of a slim model.
+    """Remove the base model's weights from the state dict of a slim model, unless they have changed.
 
     Args:
-        state: All weights, or those of the head and the directions alone.
-        samples: What `sample_weights` took of the base model when it was loaded.
-        config: The model's.
+        state: All weights, or only the weights of the head and the directions.
+        samples: Samples of the base model's weights as they were loaded, see `sample_weights`.
+        config: Configuration of the model.
 
     Returns:
-        The other weights; None where the base model has changed, so that the checkpoint must hold it.
+        The other weights; None if the base model has changed, so that the checkpoint must hold it.
 
     Raises:
-        ValueError: It has changed, and is quantised.
+        ValueError: The base model has changed, and is quantised.
     """
     of_base = {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
     changed = changed_weight(samples, of_base) if of_base else None
@@ -97,10 +97,15 @@ def head_weights(
 
 
 def load_config(name_or_path: str, kwargs: dict[str, Any]) -> PretrainedConfig:
-    """Load the configuration of a base model, and the arguments of `from_pretrained` that name its place."""
+    """Load the configuration of a base model.
+
+    Args:
+        name_or_path: Hub id or folder.
+        kwargs: Arguments of `from_pretrained`; those that say where the file is are used.
+    """
     where = {name: value for name, value in kwargs.items() if name in WHERE}
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where)
-    if BEFORE_TRANSFORMERS_5:  # it would misread what transformers 5 has saved
+    if BEFORE_TRANSFORMERS_5:  # it would misread a configuration that transformers 5 has saved
         text = config.get_text_config()
         vars(text).update(legacy_rope_fields(text.to_dict()))
     return config
@@ -114,23 +119,23 @@ def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         kwargs: Passed to `from_pretrained`.
 
     Raises:
-        OSError: It is not there, or only as a pickle.
-        ValueError: It lacks some of its weights, is of another kind, or its weights are not all beside it.
+        OSError: The model is missing, or its weights are only in a pickle.
+        ValueError: Some of its weights are missing, or it is neither kind of model.
     """
     config = kwargs.get("config") or load_config(name_or_path, kwargs)
     check_index(name_or_path, kwargs)
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError("it is an encoder-decoder model, and SparseRM reads causal language models alone.")
+        raise ValueError("it is an encoder-decoder model, but SparseRM needs a causal language model.")
     if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         loader = transformers.AutoModelForCausalLM
     elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         loader = transformers.AutoModelForImageTextToText
     else:
-        raise ValueError(f"models of the kind {config.model_type!r} are no causal language models.")
-    # Without the code that a folder may bring, and that transformers would else ask on standard input about.
+        raise ValueError(f"models of the kind {config.model_type!r} are not causal language models.")
+    # Never with code from the folder, about which transformers would otherwise ask on standard input.
     how = kwargs | {"config": config, "output_loading_info": True, "use_safetensors": True}
     model, info = loader.from_pretrained(name_or_path, trust_remote_code=False, **how)
-    used = {decoder_of(model), model.get_output_embeddings()}  # not what sees
+    used = {decoder_of(model), model.get_output_embeddings()}  # without the vision encoder
     places = tuple(f"{name}." for name, module in model.named_modules() if module in used)
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(places)):
         raise ValueError(f"The base model {name_or_path!r} lacks its weights {missing[0]!r}.")
@@ -138,29 +143,30 @@ def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
-    """Load the layers of a base model that a cut configuration keeps, and no others.
+    """Load only the layers of a base model that a cut configuration keeps.
 
-    Not by `AutoModel.from_pretrained`: transformers 4 then finds none of a Gemma 3's weights and merely warns of it.
+    It does not use `AutoModel.from_pretrained`, because transformers 4 then finds no weights of Gemma 3, and only
+    warns.
 
     Args:
         name_or_path: Hub id or folder of the whole base model.
-        config: Its configuration, cut.
-        kwargs: Passed to `load_causal_lm`, which says what is raised.
+        config: The cut configuration of the base model.
+        kwargs: Arguments of `load_causal_lm`, which names the errors that are raised.
     """
     config = copy.deepcopy(config)
     whole = load_config(name_or_path, kwargs)
     kwargs = quantize_on_loading(config, whole) | kwargs
     text = whole.get_text_config()
-    if text is not whole:  # a base model that sees too: its text side has another place among its weights
+    if text is not whole:  # a vision-language model: the weights of its text side have other names
         name = next(name for name, value in vars(whole).items() if value is text)
         setattr(whole, name, config)
         config = whole
     elif hasattr(whole, "quantization_config") and BEFORE_TRANSFORMERS_5:
-        # transformers 4 fails on packed weights of layers that are not built.
+        # transformers 4 fails on packed weights whose layers are not built.
         layer = getattr(config, KEPT, config.num_hidden_layers)
         return cut_base_model(load_causal_lm(name_or_path, config=whole, **kwargs), layer).eval()
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the layers further up go unused is meant
+    logging.set_verbosity_error()  # no warning about the unused layers, which are left out on purpose
     try:
         model = load_causal_lm(name_or_path, config=config, **kwargs)
     finally:
@@ -174,11 +180,11 @@ def load_base_of_slim(config: SparseRMConfig, arguments: dict[str, Any]) -> PreT
     """Load the base model of a slim checkpoint.
 
     Args:
-        config: The checkpoint's.
-        arguments: For the base model's `from_pretrained`, some of ``BASE_LOADING_ARGUMENTS``.
+        config: Configuration of the checkpoint.
+        arguments: Arguments of the base model's `from_pretrained`, some of ``BASE_LOADING_ARGUMENTS``.
 
     Raises:
-        OSError: It cannot be found.
+        OSError: The base model cannot be found.
     """
     name = config.base_model_name_or_path
     try:
@@ -186,9 +192,9 @@ def load_base_of_slim(config: SparseRMConfig, arguments: dict[str, Any]) -> PreT
     except OSError as error:
         raise OSError(
             f"This checkpoint is slim: it needs its base model {name!r} (revision "
-            f"{config.base_model_revision or 'not pinned'}), which cannot be loaded. Name where it is now with "
+            f"{config.base_model_revision or 'not pinned'}), which cannot be loaded. Give its present place by "
             "from_pretrained(..., base_model_name_or_path=...)."
         ) from error
-    if is_quantized(base_model):  # perhaps by an argument: saved again, it loads so again
+    if is_quantized(base_model):  # perhaps by an argument: saved again, it is quantised on loading too
         config.base_config.quantization_config = base_model.config.quantization_config
     return base_model

@@ -1,4 +1,4 @@
-"""Checks of loaded weights: safetensors of this folder, whole, finite, and equal to the saved weights to the bit."""
+"""Check loaded weights: from safetensors in the same folder, complete, finite, and bit by bit the saved ones."""
 
 import json
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from .quantized_sparserm import plain_tensors
 
 # Arguments of `from_pretrained` that say where a file is.
 WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-WORD = 8  # bytes that are added up at once
-BACK = {"torch.bfloat16", "torch.float16"}  # saved so, weights are loaded in float32 without loss, and go back
+WORD = 8  # bytes that are summed as one number
+BACK = {"torch.bfloat16", "torch.float16"}  # weights saved in these types survive a detour through float32
 
 Digest = dict[str, dict[str, str]]
 
@@ -23,10 +23,10 @@ def check_index(name_or_path: Any, kwargs: Mapping[str, Any]) -> None:
 
     Args:
         name_or_path: Hub id or folder.
-        kwargs: Of `from_pretrained`.
+        kwargs: Arguments of `from_pretrained`.
 
     Raises:
-        ValueError: The index names such a file, or is no index.
+        ValueError: The index names such a file, or is not an index.
     """
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
     index = cached_file(name_or_path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **where)
@@ -42,21 +42,21 @@ def check_index(name_or_path: Any, kwargs: Mapping[str, Any]) -> None:
         ) from error
     if wrong:
         raise ValueError(
-            f"{SAFE_WEIGHTS_INDEX_NAME} of {str(name_or_path)!r} names {wrong[0]!r}, but weights are read from "
-            ".safetensors files beside it alone."
+            f"{SAFE_WEIGHTS_INDEX_NAME} of {str(name_or_path)!r} names {wrong[0]!r}, but weights are only read from "
+            ".safetensors files in the same folder."
         )
 
 
 def check_loaded(name_or_path: Any, model: nn.Module, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint with tensors too few or too many, with NaN or infinity, or with others than were saved.
+    """Refuse a checkpoint that has missing, surplus, infinite or NaN weights, or other weights than were saved.
 
     Args:
         name_or_path: Folder or Hub id.
-        model: What was loaded; of a slim checkpoint, without its base model.
-        info: What `from_pretrained` says of its loading.
+        model: The loaded model; a slim one still without its base model.
+        info: The loading info that `from_pretrained` returned.
 
     Raises:
-        ValueError: They are.
+        ValueError: The weights are not those that were saved.
     """
     checkpoint, anew = f"The checkpoint {str(name_or_path)!r}", "Save or download it anew."
     for kind, what in (("missing_keys", "lacks {} of its tensors"), ("unexpected_keys", "holds {} tensors too many")):
@@ -69,21 +69,21 @@ def check_loaded(name_or_path: Any, model: nn.Module, info: Mapping[str, Any]) -
             raise ValueError(f"{checkpoint} holds NaN or infinity among its weights {name!r}. {anew}")
     if not is_as_saved(state, model.config.weights_digest):
         raise ValueError(
-            f"{checkpoint} holds other weights than were saved with its configuration: a file is damaged, or is of "
-            f"another model. {anew}"
+            f"{checkpoint} holds other weights than were saved with its configuration: a file is damaged, or belongs "
+            f"to another model. {anew}"
         )
 
 
 def digest_of(state: Mapping[str, torch.Tensor]) -> Digest | None:
-    """Sum up weights as 64-bit numbers, by data type: one flipped bit changes the sum.
+    """Sum weights as 64-bit integers, by data type: one flipped bit changes the sum.
 
-    A sum does not depend on how weights are grouped into tensors, which differs between transformers 4 and 5.
+    A sum does not depend on the grouping of weights into tensors, which differs between transformers 4 and 5.
 
     Args:
-        state: All weights of a model; those of its base model begin with `model.`.
+        state: All weights of a model; names of the base model's weights begin with `model.`.
 
     Returns:
-        The sums of the base model's weights, and of the others, in hexadecimal; None where some are not in memory.
+        The sums of the base model's weights and of all others, in hexadecimal; None if some are on the meta device.
     """
     if any(tensor.is_meta for tensor in state.values()):
         return None
@@ -91,13 +91,13 @@ def digest_of(state: Mapping[str, torch.Tensor]) -> Digest | None:
 
 
 def is_as_saved(state: Mapping[str, torch.Tensor], digest: Digest | None) -> bool:
-    """Tell if weights are those that were saved.
+    """Tell if weights are those that were saved, as far as this can be known.
 
-    It cannot where they were loaded in a type that their own values do not fit into, or quantised.
+    Weights that were loaded in a smaller data type, or quantised on loading, are not compared.
 
     Args:
-        state: All weights that are in the checkpoint.
-        digest: Of its configuration; None in checkpoints of before version 0.3.
+        state: All weights of the checkpoint.
+        digest: The digest in its configuration; None in checkpoints before version 0.3.
     """
     for part, tensors in _parts(state).items():
         saved, types = (digest or {}).get(part), {str(tensor.dtype) for tensor in tensors.values()}

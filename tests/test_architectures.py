@@ -109,10 +109,12 @@ def test_what_is_no_causal_language_model_is_told_so(tmp_path):
     """Of encoder-decoders by their configuration alone: there are no weights here."""
     for kind in ("t5", "bart"):
         CONFIG_MAPPING[kind]().save_pretrained(tmp_path / kind)
-        with pytest.raises(SparseRMError, match="it is an encoder-decoder model, and SparseRM reads causal language"):
+        with pytest.raises(
+            SparseRMError, match="it is an encoder-decoder model, but SparseRM needs a causal language"
+        ):
             load_language_model(str(tmp_path / kind))
     CONFIG_MAPPING["vit"]().save_pretrained(tmp_path / "vit")
-    with pytest.raises(SparseRMError, match="models of the kind 'vit' are no causal language models"):
+    with pytest.raises(SparseRMError, match="models of the kind 'vit' are not causal language models"):
         load_language_model(str(tmp_path / "vit"))
     for kind, sentence in {
         "bart": "is half of an encoder-decoder",

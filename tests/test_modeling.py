@@ -96,7 +96,7 @@ def test_configuration_refuses_what_it_does_not_know():
 
 def test_a_checkpoint_that_reads_activations_is_refused_and_one_of_projections_is_not():
     """Of the claims that were made of activations, a tenth held: they left the model with version 0.3."""
-    with pytest.raises(ValueError, match=r"trained before version 0\.3 to read mean_projection, max_activation"):
+    with pytest.raises(ValueError, match=r"trained before version 0\.3 with mean_projection, max_activation"):
         SparseRMConfig(readings=["mean_projection", "max_activation"])
     config = SparseRMConfig(readings=["mean_projection"])
     assert config.directions == "raw" and "readings" not in config.to_dict()

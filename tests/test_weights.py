@@ -73,7 +73,7 @@ def test_an_index_names_safetensors_beside_it_alone(what, kind, tmp_path):
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, INDEXES[kind](folder))}
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     with pytest.raises(
-        (ValueError, SparseRMError), match=r"weights are read from \.safetensors files beside it alone"
+        (ValueError, SparseRMError), match=r"weights are only read from \.safetensors files in the same folder"
     ):
         if what == "reward model":
             load(folder)
@@ -148,7 +148,7 @@ def test_weights_of_another_model_are_told(saved, tmp_path, capsys):
     shutil.copy(tmp_path / "other" / WEIGHTS, saved)
     (tmp_path / "rows.jsonl").write_text('{"text": "w1 w2"}\n')
     assert main(["score", str(saved), str(tmp_path / "rows.jsonl")]) == 2
-    assert "a file is damaged, or is of another model" in capsys.readouterr().err
+    assert "a file is damaged, or belongs to another model" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_a_digest_loads(saved):
@@ -179,5 +179,5 @@ def test_a_tensor_too_many_is_refused(saved):
 
 def test_layers_and_configuration_agree(saved):
     edit_config(saved, layer=1)
-    with pytest.raises(ValueError, match="has 2 layers, but its configuration reads layer 1"):
+    with pytest.raises(ValueError, match="has 2 layers, but the configuration says layer 1"):
         load(saved)
