@@ -14,7 +14,9 @@ from world import HOOK, make_rows, train_arguments, write_jsonl
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, explain
 from sparserm_hf.cli.main import main
+from sparserm_hf.evaluation.claims import CheckedClaims
 from sparserm_hf.evaluation.controls import load_controls
+from sparserm_hf.evaluation.evaluation import EVALUATION_FILE, Evaluation
 from sparserm_hf.sae.loading.loaded_sae import LoadedSAE
 from sparserm_hf.training.directions import make_directions, random_directions
 from sparserm_hf.training.latent_records import warn_of_purity
@@ -65,7 +67,7 @@ def test_low_purity_is_told(caplog):
         warn_of_purity(np.array([7, 9]), np.array([0.9, 0.95]))
     assert not caplog.records
     warn_of_purity(np.array([7, 9, 11]), np.array([0.7, 0.95, 0.5]))
-    assert "2 of 3 directions have a purity" in caplog.text and "latent 11 the lowest, 0.50" in caplog.text
+    assert "2 of 3 directions have a purity" in caplog.text and "that of latent 11, 0.50" in caplog.text
 
 
 GOOD, BAD = ("w1", "w2"), "w3"
@@ -119,6 +121,7 @@ def planted(tmp_path_factory):
     trainer = SparseRMTrainer(base, LoadedSAE(sae, {"hook_name": HOOK}), args, *data, tokenizer)
     trainer.train()
     trainer.save_model()
+    trainer.saved = root / "model"
     return trainer
 
 
@@ -142,6 +145,21 @@ def test_every_claim_on_planted_directions_holds(planted):
             assert total == pytest.approx(explanation.reward, abs=1e-4)
             claims += [effect.as_stated for effect in explanation.latents if effect.latent in (0, 1, 2)]
     assert len(claims) == 120 and all(claims)
+
+
+def test_the_card_tells_the_share_of_claims_that_hold(planted):
+    """The same share as of the explanations of these responses."""
+    explained = [
+        explain(planted.model, planted.processing_class, row["prompt"] + row[side])
+        for row in planted_rows(60, seed=1)[:10]
+        for side in ("chosen", "rejected")
+    ]
+    claims = [effect.as_stated for explanation in explained for effect in explanation.latents]
+    assert planted.evaluation.claims == CheckedClaims(responses=20, claims=len(claims), held=sum(claims))
+    assert 0 < sum(claims) < len(claims) == 80
+    told = f"{100 * sum(claims) / 80:.1f}% of 80 claims hold"
+    assert told in " ".join((planted.saved / "README.md").read_text().split())
+    assert Evaluation.load(planted.saved / EVALUATION_FILE).claims == planted.evaluation.claims
 
 
 def test_steering_the_planted_directions_away_leaves_little(planted):

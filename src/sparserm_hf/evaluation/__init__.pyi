@@ -1,6 +1,10 @@
 from .benchmark_scores import Score as Score
 from .benchmarks import BENCHMARKS as BENCHMARKS
 from .benchmarks import run_benchmark as run_benchmark
+from .claims import INTERVENTIONS as INTERVENTIONS
+from .claims import CheckedClaims as CheckedClaims
+from .claims import check_claims as check_claims
+from .claims import holds as holds
 from .controls import CONTROLS_FILE as CONTROLS_FILE
 from .controls import Control as Control
 from .controls import Layers as Layers

@@ -15,6 +15,7 @@ from ..conversations import style_differences
 from ..modeling.fields_sparserm import FINITE
 from ..runtime import reading, shown, visible
 from .calibration_error import calibration_error
+from .claims import CheckedClaims
 from .controls import check_arrays
 from .hacking import Attack
 from .metrics import PairMetrics, correlation, pair_metrics, pairs_by_length
@@ -32,6 +33,7 @@ class Evaluation:
         styles: (N, 2) measures of the chosen and rejected responses, by style; see `measure_styles`.
         temperature: In units of reward: sigmoid(margin / temperature) is the probability that chosen is preferred.
         attacks: Responses made of the chat template's own tokens, measured in training.
+        claims: Claims of explanations, checked in training; None with an MLP head.
 
     Example:
         >>> margins = {"SparseRM": np.array([0.5, 1.5, -0.2]), "length alone": np.array([0.1, 0.0, -0.1])}
@@ -45,6 +47,7 @@ class Evaluation:
     styles: dict[str, np.ndarray]
     temperature: float
     attacks: tuple[Attack, ...] = ()
+    claims: CheckedClaims | None = None
 
     def __repr__(self) -> str:
         width = max(len(visible(name)) for name in self.margins)
@@ -107,6 +110,8 @@ class Evaluation:
             }
         for kind, metrics in self.metrics_by_length().items():
             flat[f"eval_{kind.replace(' ', '_')}_accuracy"] = metrics.accuracy
+        if self.claims:
+            flat |= {"eval_claims": self.claims.claims, "eval_claims_held": self.claims.held}
         return flat | {
             f"eval_{style.replace(' ', '_')}_correlation": value for style, value in self.style_correlations().items()
         }
@@ -117,6 +122,7 @@ class Evaluation:
         tensors = {f"{part}/{name}": np.ascontiguousarray(x) for part, of in parts.items() for name, x in of.items()}
         described: dict[str, Any] = {part: list(of) for part, of in parts.items()}
         described |= {"temperature": self.temperature, "attacks": [asdict(attack) for attack in self.attacks]}
+        described["claims"] = asdict(self.claims) if self.claims else None
         save_file(tensors, path, metadata={"evaluation": json.dumps(described)})  # two keys would go in any order
 
     @classmethod
@@ -130,8 +136,10 @@ class Evaluation:
             described = json.loads(file.metadata()["evaluation"])
             temperature = described.pop("temperature")
             attacks = tuple(Attack.from_dict(attack) for attack in described.pop("attacks", []))  # 0.1 has none
+            claims = described.pop("claims", None)  # nor has 0.4
             parts = {part: {name: file.get_tensor(f"{part}/{name}") for name in of} for part, of in described.items()}
-            evaluation = cls(**parts, temperature=float(temperature), attacks=attacks)
+            checked = CheckedClaims(**claims) if claims else None
+            evaluation = cls(**parts, temperature=float(temperature), attacks=attacks, claims=checked)
             check_arrays(evaluation.margins, dict.fromkeys(evaluation.margins, (evaluation.pairs,)))
             check_arrays(evaluation.styles, dict.fromkeys(("tokens", *evaluation.styles), (evaluation.pairs, 2)))
             if not evaluation.pairs or not FINITE.holds(temperature) or temperature <= 0:

@@ -7,13 +7,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..conversations import GivenText, TokenizedText, token_text
+from ..evaluation import INTERVENTIONS
 from ..modeling.explanation_sparserm import RunTexts, explain_rewards, rewards_at_average, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import as_numpy, without_extra
 from ..scoring import encoder_of
 from .text_explanation import LatentEffect, TextExplanation, TokenEffect
 
-INTERVENTIONS = 10  # latents of each text, the largest contributions, that are set to their average
 IG_STEPS = 256  # of integrated gradients
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from ..evaluation import holds
 from ..runtime import visible
 from .pages import render_page
 
-AGREEMENT = 0.1  # share of a contribution by which the measured change of the reward may differ from it
-ROUNDING = 1e-5  # of a reward, in float32
 SHOWN_LATENTS = 10  # in a notebook, half as many in a repr
 SHOWN_TOKENS = 300  # of a response, in a notebook
 
@@ -50,7 +49,7 @@ class LatentEffect:
         """True if the reward loses the contribution, to a tenth; None where it was not measured."""
         if self.removed is None:
             return None
-        return abs(self.removed + self.contribution) <= AGREEMENT * abs(self.contribution) + ROUNDING
+        return holds(self.contribution, self.removed)
 
 
 @dataclass(frozen=True)

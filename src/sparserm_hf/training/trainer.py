@@ -21,6 +21,7 @@ from ..evaluation import (
     Control,
     DriftReference,
     Evaluation,
+    check_claims,
     evaluate_representations,
     find_twin,
     measure_attacks,
@@ -201,7 +202,8 @@ class SparseRMTrainer:
         def reward(texts: list[TokenizedText]) -> np.ndarray:
             return reward_represented(model, self.represent(texts))
 
-        self.evaluation = replace(evaluation, attacks=tuple(measure_attacks(pairs, self.encoder, reward)))
+        attacks, claims = measure_attacks(pairs, self.encoder, reward), check_claims(model, self.base_model, pairs)
+        self.evaluation = replace(evaluation, attacks=tuple(attacks), claims=claims)
         self.evaluated = pairs
         return self.evaluation.flat()
 

@@ -1,0 +1,87 @@
+"""Claims of explanations, checked by interventions in the residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ..conversations import TokenizedPreferences, TokenizedText
+from ..modeling.backbone_sparserm import residual_stream
+from ..modeling.explanation_sparserm import RunTexts, explain_rewards, rewards_at_average
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..modeling.pooling_sparserm import pooled_tokens
+
+AGREEMENT = 0.1  # share of a contribution by which the measured change of the reward may differ from it
+ROUNDING = 1e-5  # of a reward, in float32
+INTERVENTIONS = 10  # latents of each text, the largest contributions, that are set to their average
+MOST_PROMPTS = 10  # whose responses are explained: each runs the base model once more
+
+
+@dataclass(frozen=True)
+class CheckedClaims:
+    """Number of claims of explanations that were checked, and of those that hold.
+
+    A claim is "this latent adds c to the reward". It holds if the reward loses c, to a tenth, when the latent's part
+    of the residual stream is set to its training average.
+
+    Attributes:
+        responses: Number of responses that were explained.
+        claims: Number of claims.
+        held: Number of claims that hold.
+    """
+
+    responses: int
+    claims: int
+    held: int
+
+
+def holds(contribution: float, removed: float) -> bool:
+    """Tell if a claim holds.
+
+    Args:
+        contribution: Amount that the latent adds to the reward, as claimed.
+        removed: Measured change of the reward when the latent's part is set to its training average.
+
+    Example:
+        >>> holds(0.50, removed=-0.46), holds(0.50, removed=-0.40)
+        (True, False)
+    """
+    return abs(removed + contribution) <= AGREEMENT * abs(contribution) + ROUNDING
+
+
+def check_claims(
+    model: SparseRMForSequenceClassification, base_model: PreTrainedModel, pairs: TokenizedPreferences
+) -> CheckedClaims | None:
+    """Check the largest claims about both responses to the first prompts of some preference pairs.
+
+    Args:
+        model: The reward model.
+        base_model: Its cut base model, in the data type that it runs in.
+        pairs: Preference pairs.
+
+    Returns:
+        The result; None for an MLP head, whose reward is not a sum over latents.
+    """
+    if model.config.head_type != "linear":
+        return None
+    numbers = np.sort(np.unique(pairs.groups, return_index=True)[1])[:MOST_PROMPTS]  # one pair a prompt
+    texts = [pairs.texts[of[i]] for i in numbers for of in (pairs.chosen, pairs.rejected)]
+    checked = [claim for text in texts for claim in _check(model, base_model, text)]
+    return CheckedClaims(len(texts), len(checked), sum(checked))
+
+
+def _check(model: SparseRMForSequenceClassification, base_model: PreTrainedModel, text: TokenizedText) -> list[bool]:
+    ids = torch.tensor([text.ids], device=base_model.device)
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        hidden = residual_stream(base_model, ids, mask)
+    pooled = pooled_tokens(mask, [text.place], model.config.pooling).to(hidden.device)
+    run = RunTexts(hidden, pooled, pooled)
+    found = explain_rewards(model, run)
+    contributions = found.contributions[0]
+    largest = contributions.abs().argsort(descending=True)[:INTERVENTIONS].tolist()
+    removed = rewards_at_average(model, [model.config.latent_ids[i] for i in largest], run)[0] - found.reward[0]
+    return [holds(float(contributions[i]), float(change)) for i, change in zip(largest, removed, strict=True)]
