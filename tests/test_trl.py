@@ -10,7 +10,7 @@ from tiny import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 from world import make_rows
 
-from sparserm_hf import SparseRMReward
+from sparserm_hf import SparseRMReward, compare
 from sparserm_hf.scoring.reward_models import load_reward_model
 from sparserm_hf.scoring.scored_rows import score_rows
 
@@ -57,6 +57,28 @@ def test_reward_trainer_resumes_from_a_checkpoint_to_the_same_bits(reward_model,
     whole = run("whole", 4)
     run("cut", 2)
     assert torch.equal(run("cut", 4, resume=str(tmp_path / "cut" / "checkpoint-2")), whole)
+
+
+@pytest.mark.works_with(
+    "trl", "`sparserm evaluate --against` a model of `RewardTrainer`, or its LoRA: its own figures"
+)
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_of_reward_trainer_is_compared_by_its_own_figures(lora, policy, reward_model, tmp_path):
+    rows, settings = make_rows(16), SETTINGS | {"per_device_eval_batch_size": 16}
+    args = trl.RewardConfig(str(tmp_path / "out"), max_steps=3, learning_rate=1e-3, **settings)
+    trainer = trl.RewardTrainer(
+        model=policy,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows),
+        peft_config=LoraConfig(task_type="SEQ_CLS", r=2, modules_to_save=["score"]) if lora else None,
+    )
+    trainer.train()
+    told = trainer.evaluate()
+    trainer.save_model(str(tmp_path / "saved"))
+    metrics = compare(reward_model, str(tmp_path / "saved"), rows, dtype="float32").metrics[1]
+    assert metrics.accuracy == pytest.approx(told["eval_accuracy"])
+    assert metrics.margin == pytest.approx(told["eval_margin"], abs=1e-4)
 
 
 def shortness(completions, **columns):

@@ -31,7 +31,7 @@ def print_comparison(comparison: Comparison, data: str) -> None:
     console.print(table)
     print_by_length(comparison.by_length, zip(names, comparison.margins, strict=True))
     if comparison.left_out:
-        console.print(f"{comparison.left_out} rows were left out: {LEFT_OUT}.")
+        console.print(f"Rows left out: {comparison.left_out} ({LEFT_OUT}).")
     console.print(
         f"The reward differences correlate by {comparison.correlation:+.2f}. The models prefer different responses on "
         f"{len(comparison.disagreeing)} of {comparison.pairs} pairs."
