@@ -18,7 +18,7 @@ from ..runtime import SparseRMError, VisibleFormatter, one_line, say_error
 COMMANDS = {
     "train": "Train a reward model on preference pairs.",
     "score": "Score texts or preference pairs into JSON Lines.",
-    "evaluate": "Measure the accuracy on preference pairs or a benchmark, beside the controls or another reward model.",
+    "evaluate": "Measure the accuracy on preference pairs or a benchmark, beside controls or another reward model.",
     "explain": "Explain rewards by latent and by token.",
     "latents": "Show the selected latents: their figures, and the passages on which they are active.",
     "report": "Write a report on a reward model into one HTML file.",
