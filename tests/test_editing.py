@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub import metadata_load
 from world import make_rows
 
 from sparserm_hf.cli.main import main
@@ -34,6 +35,8 @@ def test_an_edited_copy_shows_its_effect_keeps_what_was_there_and_can_be_undone(
     card = (edited / "README.md").read_text()
     assert f"| {dropped} | the good words | 0 |" in card
     assert "# edited\n" in card and 'name = "edited"' in card
+    metadata = metadata_load(edited / "README.md")  # the accuracies were measured before
+    assert metadata["model_name"] == "edited" and "model-index" not in metadata
     (edited / "README.md").write_text(card + "\n## Contact\n\nMe.\n")
     assert main(["evaluate", str(edited), str(world / "test.jsonl"), "--cache_dir", str(tmp_path / "cache")]) == 0
 

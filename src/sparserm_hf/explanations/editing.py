@@ -22,7 +22,7 @@ from ..evaluation import (
     pair_metrics,
     reward_represented,
 )
-from ..hub_cards.render import PLOT_FILE
+from ..hub_cards.render import PLOT_FILE, as_text
 from ..modeling.latents_sparserm import Latent
 from ..runtime import SparseRMError, check_output_dir, find_file, process_state, replacing_folder, save_tokenizer
 from ..scoring import check_reload
@@ -155,6 +155,9 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
                 shutil.copyfile(file, temporary / beside)
         if card_file := find_file(name, "README.md", revision):
             card = ModelCard.load(card_file)
+            card.data.model_name = folder.name
+            if saved.model.config.steering:  # the accuracies of the metadata were measured before the edit
+                card.data.eval_results = None
             card.text = _edit_card(card.text, folder.name, _steering_section(saved))
             card.save(temporary / "README.md")
         check_reload(temporary, saved.model, saved.tokenizer)
@@ -173,7 +176,7 @@ def _steering_section(saved: SavedRewardModel) -> str:
     if not config.steering:
         return ""
     rows = [
-        f"| {latent.id} | {latent.label or ''} | {latent.steering:g} |"
+        f"| {latent.id} | {as_text(latent.label or '')} | {latent.steering:g} |"
         for latent in config.latents
         if latent.steering != 1.0
     ]
