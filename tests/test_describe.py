@@ -223,7 +223,7 @@ def test_the_key_is_that_of_the_environment_or_a_placeholder(monkeypatch):
     assert client.api_key == "none" and client.timeout == 60 and client.max_retries > 0
     for key in (f"{KEY}\nX: y", f"{KEY}é"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
-        with pytest.raises(SparseRMError, match="OPENAI_API_KEY holds signs") as caught:
+        with pytest.raises(SparseRMError, match="OPENAI_API_KEY holds characters") as caught:
             Describer.at("http://localhost:8000/v1", "tiny")
         assert KEY not in str(caught.value)
 
@@ -256,4 +256,4 @@ def test_the_command_shows_descriptions_and_their_scores(endpoint, world, traine
     assert "belong together" in capsys.readouterr().err
     assert main(train_arguments(world, tmp_path / "slim", slim=True)) == 0
     assert main(["latents", str(tmp_path / "slim"), *arguments[2:], *asked]) == 2
-    assert "no passages to describe" in capsys.readouterr().err
+    assert "has no SAE, so its latents cannot be described" in capsys.readouterr().err

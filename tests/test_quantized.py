@@ -159,7 +159,7 @@ def test_a_model_that_was_loaded_quantised_trains(world, tmp_path):
 
 def test_packed_weights_that_do_not_load_again_are_refused_first(world, torchao, tmp_path):
     """torchao's load again in a plain model only, and GPTQ's kernels rearrange theirs: tried before training is."""
-    with pytest.raises(SparseRMError, match=r"quantisation \(torchao\) saves does not load again .* --slim"):
+    with pytest.raises(SparseRMError, match=r"quantised by torchao, cannot be saved and loaded again .* --slim"):
         trainer(world, torchao, tmp_path / "model")
     assert not list(tmp_path.iterdir())
     expected = save(world, torchao, tmp_path / "slim", slim=True)

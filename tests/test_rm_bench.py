@@ -61,7 +61,7 @@ def test_the_command_prints_the_model_beside_its_controls(trained, tmp_path, cap
         assert name in printed, name
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert main(["evaluate", str(trained), source, "--benchmark", "rewardbench2", *cache]) == 2
-    assert "no `subset`: RewardBench 2 has the columns prompt" in capsys.readouterr().err
+    assert "no `subset`: RewardBench 2 needs the columns prompt" in capsys.readouterr().err
     assert main(["evaluate", str(trained)]) == 2
     assert "nothing to evaluate on" in capsys.readouterr().err
     with pytest.raises(

@@ -127,7 +127,7 @@ def test_a_reward_that_is_not_finite_is_an_error_of_its_row():
     scored = [*score_rows(model, tokenizer, rows, source="rows.jsonl")]
     assert [scored[0], scored[3]] == [expected[0], expected[3]]
     for number in (2, 3):
-        error = f"rows.jsonl, row {number} has a reward that is not finite: the base model overflows on it"
+        error = f"rows.jsonl, row {number} has a reward that is not finite, as the base model overflows on it"
         assert scored[number - 1].keys() == {*rows[number - 1], "reward_error"}
         assert error in scored[number - 1]["reward_error"]
     assert "Row 2 has a reward that is not finite" in [*explain_rows(model, tokenizer, rows)][1].error

@@ -1,4 +1,8 @@
-"""Evaluation of reward models: accuracy beside controls, calibration, benchmarks, attacks, the drift reference."""
+"""Evaluate reward models: accuracy beside controls, calibration, benchmarks, attacks, the drift reference.
+
+`saved_models.py` evaluates a checkpoint; `represented_rewards.py` does the work, for the trainer too. `evaluation.py`
+holds the result, `figures.py` draws it. `benchmarks.py` runs benchmarks by the formulas in `benchmark_scores.py`.
+"""
 
 import lazy_loader
 

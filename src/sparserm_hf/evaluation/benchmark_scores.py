@@ -1,4 +1,4 @@
-"""Scores of RewardBench, RewardBench 2 and RM-Bench, computed from rewards."""
+"""The formulas of RewardBench, RewardBench 2 and RM-Bench: from rewards to scores."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Prompt:
     Attributes:
         id: Id of the prompt in the benchmark.
         subset: Name of its subset.
-        chosen: Indices of its right responses in the texts.
-        rejected: Indices of its wrong responses in the texts.
+        chosen: Indices of the right responses in the texts.
+        rejected: Indices of the wrong responses in the texts.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Score:
         name: Name of the subset or of the summary.
         prompts: Number of prompts.
         value: The score, from 0 to 1.
-        summary: True if it combines several subsets.
+        summary: True if the score combines several subsets.
     """
 
     name: str
@@ -131,7 +131,7 @@ def score_rewardbench2(prompts: list[Prompt], rewards: np.ndarray) -> list[Score
     al., 2025, arXiv 2506.01937.
 
     Args:
-        prompts: Prompts with one right response, but for the subset Ties.
+        prompts: Prompts with one right response each, except in the subset Ties.
         rewards: (N,) rewards of all texts.
 
     Example:

@@ -1,4 +1,4 @@
-"""RewardBench, RewardBench 2 and RM-Bench on a saved reward model, beside its controls."""
+"""Run RewardBench, RewardBench 2 and RM-Bench on a saved reward model, beside its controls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Benchmark:
         dataset: Hub id of its dataset.
         split: Split of the dataset.
         subset_column: Column with the name of a prompt's subset.
-        responses: Number of chosen and of rejected responses of each prompt; None where the numbers differ.
+        responses: Number of chosen and of rejected responses of each prompt; None if the numbers differ.
         score: Maps prompts and the rewards of all texts to scores; the last score is the headline figure.
     """
 
@@ -80,7 +80,7 @@ def read_row(row: Mapping[str, Any], number: int, benchmark: Benchmark) -> Bench
     missing = [name for name in columns if row.get(name) is None]
     if missing:
         raise SparseRMError(
-            f"Row {number} has no `{missing[0]}`: {benchmark.title} has the columns {', '.join(columns)}."
+            f"Row {number} has no `{missing[0]}`: {benchmark.title} needs the columns {', '.join(columns)}."
         )
     prompt = row["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -109,7 +109,7 @@ def tokenize_benchmark(
         encoder: Encoder of the reward model.
 
     Returns:
-        The prompts, and the texts that their numbers point to.
+        The prompts, and the texts that the prompts refer to by index.
 
     Raises:
         SparseRMError: A row has another form, or there is no row.

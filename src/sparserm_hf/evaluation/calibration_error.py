@@ -1,4 +1,4 @@
-"""Calibration: the distance between predicted probabilities and observed accuracy."""
+"""Measure calibration: the distance between predicted probabilities and observed accuracy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import binned_statistic
 
-BINS = 10  # of the calibration error
+BINS = 10  # number of bins of the calibration error
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def calibration_bins(margins: np.ndarray, temperature: float) -> CalibrationBins
 
     Args:
         margins: (N,) reward differences, chosen minus rejected.
-        temperature: In units of reward.
+        temperature: Temperature of the probabilities, in units of reward.
     """
     confidence = expit(np.abs(margins) / temperature)
     right = np.where(margins == 0, 0.5, margins > 0)
@@ -42,11 +42,11 @@ def calibration_bins(margins: np.ndarray, temperature: float) -> CalibrationBins
 
 
 def calibration_error(margins: np.ndarray, temperature: float) -> float:
-    """Compute the expected calibration error: the mean distance of confidence and accuracy over the bins.
+    """Compute the expected calibration error: the mean distance between confidence and accuracy over the bins.
 
     Args:
         margins: (N,) reward differences, chosen minus rejected.
-        temperature: In units of reward.
+        temperature: Temperature of the probabilities, in units of reward.
 
     Example:
         >>> margins = np.array([2.0] * 8 + [-2.0] * 2)  # 80% are right

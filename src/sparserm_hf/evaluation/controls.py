@@ -1,4 +1,7 @@
-"""Controls: the same head on simpler inputs than the selected features. Every result is shown beside them."""
+"""Controls, beside which every result is shown: the same kind of head on simpler inputs than the selected features.
+
+`training/control_fitting.py` fits them. This file computes their rewards, and saves and loads them.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def mean_activations(texts: Representations, latents: Sequence[int] | np.ndarray
 
 
 def save_controls(controls: list[Control], path: Path) -> None:
-    """Write controls to a file beside the checkpoint: later evaluations show them on other pairs."""
+    """Write controls to a file beside the checkpoint, for later evaluations on other pairs."""
     tensors = {
         f"{control.name}/{i}/{kind}": np.ascontiguousarray(tensor)
         for control in controls
@@ -111,7 +114,7 @@ def _read_controls(path: Path) -> list[Control]:
         layers = tuple((tensors[f"{name}/{i}/weight"], tensors[f"{name}/{i}/bias"]) for i in range(depth))
         reads = reads if isinstance(reads, str) else _read_before(reads)
         if reads not in READS or not layers:
-            raise ValueError(f"the control {shown(name)} has {len(layers)} layers and reads {shown(reads)}")
+            raise ValueError(f"the control {shown(name)} has {len(layers)} layers and the input {shown(reads)}")
         outputs = [weight.shape[0] for weight, _ in layers[:-1]] + [1]
         inputs = [layers[0][0].shape[-1], *outputs[:-1]]
         for (weight, bias), given, made in zip(layers, inputs, outputs, strict=True):
@@ -142,14 +145,14 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
 
 
 def check_controls(controls: Sequence[Control], hidden_size: int, latents: int) -> None:
-    """Raise a `SparseRMError` unless the inputs of controls are as wide as a reward model's."""
+    """Raise a `SparseRMError` if the inputs of controls have another width than the reward model provides."""
     widths = {"representation": hidden_size, "activations": latents, "length": 1}
     for control in controls:
         width = control.layers[0][0].shape[1]
         if width != widths[control.reads]:
             raise SparseRMError(
-                f"{CONTROLS_FILE} has a control {shown(control.name)} that reads {width} numbers of a text, but there "
-                f"are {widths[control.reads]}: it lies beside another reward model than its own."
+                f"The control {shown(control.name)} in {CONTROLS_FILE} needs {width} numbers for a text, but the "
+                f"reward model has {widths[control.reads]}: remove the file, which belongs to another reward model."
             )
 
 
@@ -161,7 +164,7 @@ def find_controls(name: str, revision: str | None = None) -> list[Control]:
         revision: Revision of the reward model on the Hub.
 
     Returns:
-        The controls; empty where the checkpoint was saved without controls.
+        The controls; empty if the checkpoint was saved without controls.
 
     Raises:
         SparseRMError: The file of the controls is broken.

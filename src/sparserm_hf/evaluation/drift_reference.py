@@ -1,4 +1,4 @@
-"""The drift reference: statistics of the training responses, which other responses are compared with."""
+"""The drift reference: statistics of the training responses, to compare other responses with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .controls import Control, check_arrays
 from .row_names import RowName
 
 REFERENCE_FILE = "drift.safetensors"
-BEYOND = 0.01  # share of the training responses outside a feature's range, and with a larger disagreement
+BEYOND = 0.01  # share of training responses outside a feature's range, and share beyond the limit of disagreement
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DriftReference:
         return _standardise(rewards, self.rewards)
 
     def disagreements(self, rewards: np.ndarray, twin: np.ndarray) -> np.ndarray:
-        """Mark rewards, (N,), that the twin contradicts more than it contradicts 99% of the training rewards.
+        """Mark the rewards, (N,), that differ more from the twin's than 99% of the training rewards do.
 
         Args:
             rewards: (N,) rewards.
@@ -105,5 +105,5 @@ def _standardise(x: np.ndarray, mean_and_std: np.ndarray) -> np.ndarray:
 
 
 def find_twin(controls: Sequence[Control]) -> Control | None:
-    """Find the dense twin: the control whose head is on the whole representation; None where it is missing."""
+    """Find the dense twin: the control whose head is on the whole representation; None if it is missing."""
     return next((control for control in controls if control.name == RowName.DENSE), None)

@@ -31,7 +31,8 @@ class Evaluation:
     Attributes:
         margins: (N,) reward differences, chosen minus rejected, by row name; see `RowName`.
         styles: (N, 2) measures of the chosen and rejected responses, by style; see `measure_styles`.
-        temperature: In units of reward: sigmoid(margin / temperature) is the probability that chosen is preferred.
+        temperature: Temperature in units of reward: sigmoid(margin / temperature) is the probability that the chosen
+            response is preferred.
         attacks: Responses made of the chat template's own tokens, measured in training.
         claims: Claims of explanations, checked in training; None with an MLP head.
 
@@ -84,7 +85,7 @@ class Evaluation:
         return {kind: pair_metrics(self.margins[name][of]) for kind, of in self.by_length.items() if len(of)}
 
     def style_correlations(self, name: str = RowName.REWARD_MODEL) -> dict[str, float]:
-        """Correlate a row's margins with the style differences of the pairs, by style; 0 where a style is constant."""
+        """Correlate a row's margins with the style differences of the pairs, by style; 0 if a style is constant."""
         differences = style_differences(self.styles)  # (N, styles)
         return {style: correlation(self.margins[name], differences[:, i]) for i, style in enumerate(self.styles)}
 
@@ -123,7 +124,8 @@ class Evaluation:
         described: dict[str, Any] = {part: list(of) for part, of in parts.items()}
         described |= {"temperature": self.temperature, "attacks": [asdict(attack) for attack in self.attacks]}
         described["claims"] = asdict(self.claims) if self.claims else None
-        save_file(tensors, path, metadata={"evaluation": json.dumps(described)})  # two keys would go in any order
+        # One key: safetensors writes several in random order, and the file would differ from run to run.
+        save_file(tensors, path, metadata={"evaluation": json.dumps(described)})
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:

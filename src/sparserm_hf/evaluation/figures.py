@@ -1,4 +1,4 @@
-"""Figures of an evaluation: PNG for model cards, SVG in the page's own colours for the report."""
+"""Draw the plots of an evaluation: PNG for model cards, SVG in the page's own colours for the report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def draw_accuracy(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_length(axes: Axes, evaluation: Evaluation) -> None:
-    """Draw the accuracies by which response is longer; of a debiased model, those without debiasing too."""
+    """Draw the accuracy for pairs whose chosen response is shorter, equally long or longer.
+
+    For a debiased model, the accuracies without debiasing are drawn too.
+    """
     rows = [name for name in (RowName.REWARD_MODEL, RowName.UNDEBIASED) if name in evaluation.margins]
     kinds = {kind: len(of) for kind, of in evaluation.by_length.items() if len(of)}
     for i, (name, colour) in enumerate(zip(rows, (ACCENT, ACCENT_2), strict=False)):
@@ -113,10 +116,10 @@ def as_svg(draw: Draw, title: str, width: float = 4.4, height: float = 2.8) -> s
     """Draw an SVG element whose lines and letters have the colour of the surrounding text.
 
     Args:
-        draw: Draws into axes.
+        draw: Function that draws into axes.
         title: Description for screen readers.
-        width: In inches.
-        height: In inches.
+        width: Width in inches.
+        height: Height in inches.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

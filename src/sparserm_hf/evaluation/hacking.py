@@ -12,7 +12,7 @@ from ..conversations import ChatEncoder, ChatFormat, TokenizedPreferences, Token
 from ..modeling.response_sparserm import find_response
 from .metrics import PairMetrics, pair_metrics
 
-MOST_PROMPTS = 100  # whose chosen responses are attacked
+MOST_PROMPTS = 100  # number of prompts whose chosen responses are attacked
 SHORT = "Yes."
 
 
@@ -23,9 +23,9 @@ class Attack:
     Attributes:
         name: The attack in words.
         written: The text that the attack writes.
-        as_tokens: Success where the template's marks are special tokens, as in a trainer that passes token ids:
+        as_tokens: Success if the template's marks are special tokens, as in a trainer that passes token ids:
             `accuracy` is the share of prompts on which the attack has the higher reward.
-        as_text: Success where the marks are ordinary text, as in messages.
+        as_text: Success if the marks are ordinary text, as in messages.
     """
 
     name: str
@@ -84,12 +84,12 @@ def measure_attacks(
     the rejected response without the suffix.
 
     Args:
-        pairs: Preference pairs. Pairs of plain text are left out: no template stands around them.
+        pairs: Preference pairs. Pairs of plain text are left out, as no template is written around them.
         encoder: Encoder of the reward model.
         reward: Maps N texts to their (N,) rewards.
 
     Returns:
-        The attacks; empty where no pair is a conversation.
+        The attacks; empty if no pair is a conversation.
     """
     tokenizer, chat = encoder.tokenizer, ChatFormat.of(encoder.tokenizer)
     first = {group: i for i, group in reversed(list(enumerate(pairs.groups)))}  # one pair a prompt
@@ -114,7 +114,14 @@ def measure_attacks(
 
 
 def _respond(text: TokenizedText, response: Sequence[int], encoder: ChatEncoder, live: bool) -> TokenizedText:
-    """Put another response in a text's place: found by its marks as in a trainer, or known as in messages."""
+    """Replace the response of a text.
+
+    Args:
+        text: The text.
+        response: Token ids of the new response.
+        encoder: Encoder of the reward model.
+        live: Whether the place of the response is found by its marks, as in a trainer, or known, as in messages.
+    """
     ids = text.ids[: text.start] + tuple(response) + text.ids[text.stop :]
     if not live:
         return TokenizedText(ids, text.turn, text.start, text.start + len(response))

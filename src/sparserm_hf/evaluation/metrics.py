@@ -13,7 +13,7 @@ class PairMetrics:
     """Accuracy and margin on N preference pairs.
 
     Attributes:
-        pairs: N.
+        pairs: Number of pairs, N.
         accuracy: Share of pairs whose chosen response has the higher reward; a tie counts one half.
         low: Lower end of the accuracy's 95% interval (Wilson).
         high: Upper end of the interval.
@@ -43,7 +43,7 @@ def pair_metrics(margins: np.ndarray) -> PairMetrics:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Compute Pearson's correlation of (N,) and (N,); 0 where either is constant.
+    """Compute Pearson's correlation of two arrays (N,); 0 if either is constant.
 
     Example:
         >>> correlation(np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0]))

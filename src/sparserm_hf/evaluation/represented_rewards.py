@@ -1,4 +1,4 @@
-"""Rewards out of cached representations: the base model does not run again."""
+"""Compute rewards and evaluations from cached representations, without running the base model again."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def reward_with_controls(
     lengths: np.ndarray,
     latents: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """Compute the rewards of represented texts, (N,) by row name: from the reward model and from its controls.
+    """Compute the rewards of represented texts, (N,) by row name, by the reward model and by each of its controls.
 
     Args:
         model: The reward model.
-        controls: Its controls. Controls on activations are left out where the representations hold no activations.
+        controls: Its controls. Controls on activations are left out if the representations hold no activations.
         representations: Representations of N texts.
         lengths: (N,) tokens of each text.
-        latents: Columns of the selected latents in the stored activations; empty where no activations are stored.
+        latents: Columns of the selected latents in the stored activations; empty if no activations are stored.
     """
     rewards = {RowName.REWARD_MODEL: reward_represented(model, representations)}
     for control in controls:

@@ -4,8 +4,8 @@
 class RowName:
     """Names of the reward model and of its controls.
 
-    An evaluation's margins and a checkpoint's controls are found by these names, on disk too: a name that changes
-    makes old files unreadable.
+    The margins of an evaluation and the controls of a checkpoint are stored under these names, so a changed name would
+    make old files unreadable.
     """
 
     REWARD_MODEL = "SparseRM"

@@ -1,4 +1,4 @@
-"""A saved reward model with its tokenizer and controls, and its evaluation in one call."""
+"""Load a saved reward model with its tokenizer and controls, and evaluate it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SavedRewardModel:
     Attributes:
         model: The reward model.
         tokenizer: Its tokenizer.
-        controls: The controls that were saved beside it; empty where none were saved.
+        controls: The controls that were saved beside it; empty if none were saved.
     """
 
     model: SparseRMForSequenceClassification
@@ -64,7 +64,7 @@ class SavedRewardModel:
         return tokenize_preferences(rows, self.encoder(max_length))
 
     def represent(self, texts: list[TokenizedText], cache_dir: Path | None = None) -> Representations:
-        """Compute the representations of texts, or take them from the cache; see `collect_representations`.
+        """Compute the representations of texts, or load them from the cache; see `collect_representations`.
 
         Args:
             texts: The texts.

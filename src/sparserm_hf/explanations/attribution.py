@@ -14,7 +14,7 @@ from ..runtime import as_numpy, without_extra
 from ..scoring import encoder_of
 from .text_explanation import LatentEffect, TextExplanation, TokenEffect
 
-IG_STEPS = 256  # of integrated gradients
+IG_STEPS = 256  # steps of integrated gradients
 
 
 def explain(
@@ -93,7 +93,7 @@ def explain_tokens(
 def _measure_removals(
     model: SparseRMForSequenceClassification, texts: RunTexts, columns: list[int], reward: torch.Tensor
 ) -> dict[int, float]:
-    """Measure the change of the reward when a latent's part of the tokens is set to its average, by column."""
+    """Set a latent's part of the tokens to its average, and measure the change of the reward, for each column."""
     if not texts.pooled.any():  # an empty response has no token to change
         return {}
     changed = rewards_at_average(model, [model.config.latents[i].id for i in columns], texts)[0]

@@ -25,7 +25,7 @@ class Disagreement:
 
     Attributes:
         row: Number of the pair's row in the data, from 1.
-        prompt: The prompt as text; empty where there is none.
+        prompt: The prompt as text; empty if there is none.
         chosen: The chosen response as text.
         rejected: The rejected response as text.
         margins: Reward difference, chosen minus rejected, of each model.
@@ -104,7 +104,7 @@ class Comparison:
 
     @property
     def correlation(self) -> float:
-        """Pearson's correlation of the two models' margins; 0 where either has the same margin on all pairs."""
+        """Pearson's correlation of the two models' margins; 0 if either has the same margin on all pairs."""
         return correlation(*self.margins)
 
     @property

@@ -1,4 +1,4 @@
-"""Descriptions of latents by a language model, behind any OpenAI-compatible endpoint."""
+"""Describe latents by a language model behind any OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TIMEOUT = 60  # seconds for an answer
 LONGEST_ANSWER = 1000  # characters of an answer; a description is shorter still
 ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)"
-)  # colours, links and titles of terminals
-# Tags and signs in pairs only: a description may be about a lone tag.
+)  # terminal codes for colours, links and titles
+# Only tags and signs in pairs: a description may be about a lone tag.
 MARKUP = re.compile(
     r"<(?P<html>\w+)\b[^<>]*>(?P<in_html>.*?)</(?P=html)>"
     r"|\[(?P<rich>[\w #]+)\](?P<in_rich>.*?)\[/(?P=rich)?\]"
@@ -78,23 +78,24 @@ class Describer:
             raise without_extra("The description of latents", error, "describe") from None
         if not _is_address(url):  # not quoted in the error: it may hold a password
             raise SparseRMError("--describe_with needs an address such as http://localhost:8000/v1.")
-        key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # a server of one's own asks for none
+        key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # a local server needs no key
         if not (key.isascii() and key.isprintable()):
-            raise SparseRMError("The variable OPENAI_API_KEY holds signs that no key has: set it anew.")
+            raise SparseRMError("The variable OPENAI_API_KEY holds characters that no key has: set it anew.")
         return cls(OpenAI(base_url=url, api_key=key, timeout=TIMEOUT), model)
 
     def describe(self, firing: Sequence[Passage], silent: Sequence[Passage], held_out: Sequence[Passage]) -> Name:
         """Describe a latent, and test the description on held-out passages.
 
-        The test: the model is given the description and predicts in which held-out passages the latent fires.
+        In the test, the language model gets the description and predicts in which held-out passages the latent fires.
 
         Args:
             firing: Passages that the latent fires in.
             silent: Passages that the latent does not fire in.
-            held_out: Other passages of both kinds. A passage with the text of a shown passage is left out.
+            held_out: Other passages of both kinds. A passage with the same text as a shown passage is left out.
 
         Returns:
-            The description, with precision, recall and F1 of the predictions; 0 where no held-out passage is left.
+            The description with the precision, recall and F1 of the predictions, which are 0 if no held-out passage is
+            left.
 
         Raises:
             SparseRMError: The endpoint does not answer, or its answer has another form.
@@ -109,7 +110,7 @@ class Describer:
 
     def _tested(self, description: str, held_out: list[Passage]) -> Name:
         """Score a description on held-out passages."""
-        order = np.random.default_rng(0).permutation(len(held_out))  # else their order would give the answer away
+        order = np.random.default_rng(0).permutation(len(held_out))  # the given order would reveal the answer
         excerpts = {str(number): _plain(held_out[i]) for number, i in enumerate(order, 1)}
         said = self._ask(PREDICT, {"description": description, "excerpts": excerpts}).get("fires") if excerpts else []
         if not isinstance(said, list):
@@ -136,7 +137,7 @@ class Describer:
             raise self._error(f"answers with the status {error.status_code}") from None
         except OpenAIError as error:
             raise self._error(f"cannot be reached ({type(error).__name__})") from None
-        except ValueError:  # of the JSON decoder
+        except ValueError:  # from the JSON decoder
             raise self._error("does not answer with JSON") from None
         found = first_object(_content(answer))
         if found is None:
@@ -144,7 +145,7 @@ class Describer:
         return found
 
     def _error(self, what: str) -> SparseRMError:
-        at = self.client.base_url  # shown without user, password and query, which may hold a key
+        at = self.client.base_url  # shown without user, password and query, as they may hold a key
         host = f"[{at.host}]" if ":" in at.host else at.host
         port = f":{at.port}" if at.port else ""
         return SparseRMError(
@@ -162,7 +163,7 @@ def _is_address(url: str) -> bool:
 
 
 def _content(answer: Any) -> str:
-    """Take the text of a chat completion; empty where the answer has another form, which openai lets pass."""
+    """Return the text of a chat completion; empty if the answer has another form, which openai does not check."""
     try:
         content = answer.choices[0].message.content
     except (AttributeError, LookupError, TypeError):
@@ -171,7 +172,7 @@ def _content(answer: Any) -> str:
 
 
 def first_object(text: str) -> dict[str, Any] | None:
-    """Find the first JSON object in a text; None where there is none.
+    """Find the first JSON object in a text; None if there is none.
 
     Example:
         >>> first_object('Sure! {"description": "numbers"} Anything else?')
@@ -189,7 +190,7 @@ def first_object(text: str) -> dict[str, Any] | None:
 
 
 def _without_markup(text: str) -> str:
-    """Remove terminal escapes, and HTML, rich and Markdown around words."""
+    """Remove terminal escapes, and the markup of HTML, rich and Markdown around words."""
     text, pairs = ESCAPES.sub("", text[:LONGEST_ANSWER]), 1
     while pairs:  # pairs may be nested
         text, pairs = MARKUP.subn(lambda m: m["in_html"] or m["in_rich"] or m["in_sign"] or "", text)

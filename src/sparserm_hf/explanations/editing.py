@@ -1,4 +1,4 @@
-"""Editing a reward model by hand: steered and labelled latents, and the effect on rewards."""
+"""Edit a reward model by hand: steer and label latents, and measure the effect on rewards."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
         saved.model.save_pretrained(temporary)
         save_tokenizer(saved.tokenizer, temporary)
         copied = [CONTROLS_FILE, REFERENCE_FILE, PLOT_FILE]
-        if not saved.model.config.steering:  # an evaluation holds rewards before the edit: labels leave it true
+        if not saved.model.config.steering:  # steering changes the rewards that an evaluation holds, labels do not
             copied.append(EVALUATION_FILE)
         for beside in copied:
             if file := find_file(name, beside, revision):

@@ -1,4 +1,7 @@
-"""Preference pairs taken apart: both responses by token, and the latents that make the difference."""
+"""Explain preference pairs for reports: both responses token by token, and the latents behind the difference.
+
+`explained_rows.py` explains the rows of a file.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ..evaluation import SavedRewardModel
 from .attribution import explain_tokens
 from .text_explanation import SHOWN_TOKENS, LatentEffect, TextExplanation, contrast
 
-TOP = 6  # latents that explain a pair
+TOP = 6  # number of latents that are shown for a pair
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Segment:
         number: Number of the latent in the pair, from 1; 0 for all other latents together.
         value: The contribution.
         start: Left end, in % of the bar's width.
-        width: In % of the bar's width.
+        width: Width, in % of the bar's width.
     """
 
     number: int
@@ -43,9 +46,9 @@ class ExplainedResponse:
         bar: Contributions of the latents, side by side.
         zero: Place of the average response's reward, in % of the bar's width.
         total: Place of the reward, in % of the bar's width.
-        colours: Contributions of the tokens as shares of the largest one, from -1 to 1, by latent id; under `all`
-            those through all latents together. The last tokens of a long response are left out.
-        left_out: Number of tokens left out.
+        colours: Contributions of the tokens, divided by the largest, from -1 to 1: by latent id, and under `all`
+            summed over all latents. The last tokens of a long response are left out.
+        left_out: Number of tokens that are left out.
     """
 
     name: str
@@ -59,15 +62,15 @@ class ExplainedResponse:
 
 @dataclass(frozen=True)
 class ExplainedPair:
-    """A preference pair taken apart.
+    """A preference pair with the explanations of both rewards.
 
     Attributes:
         turns: Turns of the prompt.
         margin: Reward difference, chosen minus rejected.
         probability: Probability that chosen is preferred.
         sides: The chosen and the rejected response.
-        latents: The latents with the largest shares of the difference: the effect on the chosen response, the effect
-            on the rejected response, and the difference of the two contributions.
+        latents: The latents with the largest contributions to the difference. Each has its effect on the chosen
+            response, its effect on the rejected response, and the difference of the two contributions.
     """
 
     turns: list[Turn]
@@ -129,7 +132,7 @@ def explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: i
 
 
 def _parts(explanation: TextExplanation, latents: list[int]) -> list[float]:
-    """List the contributions of some latents, then the rest of the reward minus its base."""
+    """List the contributions of some latents, and last the sum of all other contributions."""
     added = {effect.latent: effect.contribution for effect in explanation.latents}
     parts = [added[latent] for latent in latents]
     return [*parts, explanation.reward - explanation.base - sum(parts)]
@@ -140,7 +143,7 @@ def _side(
 ) -> ExplainedResponse:
     """Draw the bar of a response on a scale from `low` to `high`, and colour its tokens."""
     scale = 100 / ((high - low) or 1.0)
-    bar, ends = [], {True: 0.0, False: 0.0}  # of the bar so far, to the right and to the left of zero
+    bar, ends = [], {True: 0.0, False: 0.0}  # ends of the bar so far, to the right and to the left of zero
     for i, part in enumerate(parts):
         number = (i + 1) % len(parts)  # 0 for all other latents, which come last
         right = part > 0
@@ -162,6 +165,6 @@ def _side(
 
 
 def _shares(values: list[float]) -> list[float]:
-    """Divide the first values by the largest of all."""
+    """Divide values by the largest absolute value, and keep the first ``SHOWN_TOKENS``."""
     largest = max(map(abs, values), default=0.0) or 1.0
     return [round(value / largest, 2) for value in values[:SHOWN_TOKENS]]

@@ -1,4 +1,4 @@
-"""Explanations of rows: of one text, or of both sides of a pair."""
+"""Explain the rewards of rows, each with one text or a pair; `explained_pairs.py` explains pairs for the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ExplainedRow:
     Attributes:
         row: The row.
         explanations: Explanations by the name of the reward: `reward`, or `chosen_reward` and `rejected_reward`.
-        error: The reason why the row could not be explained; empty where it could.
+        error: The reason why the row could not be explained; empty for an explained row.
     """
 
     row: Mapping[str, Any]
@@ -107,6 +107,6 @@ def explain_rows(
 
 
 def _latent_as_json(effect: LatentEffect) -> dict[str, Any]:
-    """Describe an effect; contributions by token only for the latents with an intervention, the largest ones."""
+    """Turn an effect into JSON; only a latent whose removal was measured keeps its contributions by token."""
     described = asdict(effect) | {"as_stated": effect.as_stated}
     return described if effect.removed is not None else {k: v for k, v in described.items() if k != "tokens"}

@@ -1,4 +1,4 @@
-"""The report on a reward model, one HTML file: its accuracy, its latents, and pairs token by token."""
+"""Write the report on a reward model, one HTML file with its accuracy, its latents, and pairs token by token."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .latent_reports import LatentReport, known_latents, measure_latents
 from .pages import render_page
 
 GENERATOR = '<meta name="generator" content="sparserm-hf'
-LATENTS = 40  # in the list
-PASSAGES = 3  # of each, strongest and weakest
-MOST_CHARACTERS = 1500  # shown of a turn of the prompt
+LATENTS = 40  # number of latents in the list
+PASSAGES = 3  # number of strongest and of weakest passages of a latent
+MOST_CHARACTERS = 1500  # characters that are shown of a turn of the prompt
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Listed:
 
     Attributes:
         report: Report on the latent.
-        value: Standard deviation of its contribution over the pairs, with the sign of its weight; without pairs its
-            weight, and without a linear head its separation.
+        value: Standard deviation of the latent's contribution over the pairs, with the sign of its weight. Without
+            pairs it is the weight, and without a linear head the separation.
         share: `value` divided by the largest value of the list.
     """
 
@@ -55,7 +55,7 @@ class Content:
     """The figures of a report.
 
     Attributes:
-        evaluation: Evaluation of the reward model; None where there is none.
+        evaluation: Evaluation of the reward model; None if there is none.
         latents: Reports on the listed latents.
         pairs: Explained pairs, from the lowest to the highest margin.
     """
@@ -66,7 +66,7 @@ class Content:
 
 
 def check_report(output: Path) -> None:
-    """Raise a `SparseRMError` unless a report may be written to a path: in a folder, over nothing but a report."""
+    """Raise a `SparseRMError` if a path holds another file than a report, or if its folder is missing."""
     if output.exists() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:1000]:
         raise SparseRMError(f"{output} exists already and is not a report: name another file, or remove it.")
     if not output.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Reports on the selected latents: figures of each over preference pairs, and the passages that it fires on."""
+"""Report on the selected latents: the figures of each over preference pairs, and the passages that it fires on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..runtime import SparseRMError, as_numpy
 from .describe import Describer
 from .passages import Passage, Passages
 
-DESCRIBED = 10  # passages of either kind that a description is made of, and as many that it is tested on
+DESCRIBED = 10  # number of firing and of silent passages for a description, and as many again for its test
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class LatentReport:
     Attributes:
         latent: Id of the latent in the SAE.
         side: `chosen` or `rejected`: the side that the latent was selected for.
-        name: Name of the latent, see `Latent.title`; empty where it has none.
+        name: Name of the latent, see `Latent.title`; empty if it has none.
         name_f1: F1 of the name as a predictor of the latent's firing on held-out responses; None if it is not tested.
         promotes: Words that the latent's direction promotes through the unembedding.
         suppresses: Words that the direction suppresses.
-        link: Page of the latent on Neuronpedia; None where the SAE is not there.
+        link: Page of the latent on Neuronpedia; None if the SAE is not published there.
         purity: Cosine of the latent's direction with the SAE's own decoder direction.
-        stability: Share of the cross-validation folds that select the latent too; None where it is not known.
+        stability: Share of the cross-validation folds that select the latent too; None if unknown.
         separation: Share of the chosen minus share of the rejected training responses that the latent fires on.
         weight: Weight of the linear head; None for an MLP head.
         importance: Standard deviation of the latent's contribution over the texts; None for an MLP head or without
@@ -42,8 +42,8 @@ class LatentReport:
             pairs.
         firing_rejected: Share of the N rejected responses that the latent fires on.
         length_correlation: Correlation of the feature with the number of response tokens; None without pairs.
-        strongest: Passages where the latent is strongest, one a text.
-        weakest: Passages of the texts with the lowest features.
+        strongest: Passages where the latent is strongest, at most one from a text.
+        weakest: Passages of the texts with the lowest values of the latent's feature.
     """
 
     latent: int
@@ -121,7 +121,7 @@ class MeasuredLatents:
         saved: The reward model.
         pairs: The preference pairs.
         features: (T, K) input features of the head.
-        fires: (T, K) True where a latent fires on a text; None for a slim checkpoint, which has no SAE.
+        fires: (T, K) True if a latent fires on a text; None for a slim checkpoint, which has no SAE.
         passages: Passages of the texts; None for a slim checkpoint.
     """
 
@@ -155,7 +155,7 @@ class MeasuredLatents:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(T,) response tokens of the texts."""
+        """(T,) number of response tokens of each text."""
         return np.array([len(text.response) for text in self.pairs.texts])
 
     def most_important(self, top: int | None) -> list[int]:
@@ -194,7 +194,9 @@ class MeasuredLatents:
             SparseRMError: The describer does not answer, or the checkpoint is slim.
         """
         if self.passages is None:
-            raise SparseRMError("A slim checkpoint holds no SAE, and so no passages to describe: use a whole one.")
+            raise SparseRMError(
+                "A slim checkpoint has no SAE, so its latents cannot be described: give a self-contained checkpoint."
+            )
         firing, silent = self.passages.strongest(i, 2 * DESCRIBED), self.passages.silent(i, 2 * DESCRIBED)
         name = describer.describe(firing[::2], silent[::2], [*firing[1::2], *silent[1::2]])
         return {"name": name.name, "name_f1": name.f1}

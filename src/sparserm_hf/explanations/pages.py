@@ -1,4 +1,4 @@
-"""HTML out of the templates beside this file."""
+"""Fill the HTML templates in this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passages of texts that latents fire on, found by the stored activations of single tokens."""
+"""Find the passages of texts that latents fire on, by the stored activations of single tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Passage:
     """Consecutive tokens of a response, with the activations of a latent.
 
     Attributes:
-        tokens: Tokens as they stand in the text.
+        tokens: Tokens of the passage as text, with their spaces.
         activations: Activation of the latent on each token.
 
     Example:
@@ -52,14 +52,14 @@ class Passages:
     pooling: str
 
     def strongest(self, i: int, count: int) -> list[Passage]:
-        """Find the passages where latent i of K is strongest: one a text, and only where it fires."""
+        """Find the passages where latent i of K is strongest: at most one from a text, and only if it fires there."""
         rows = self._largest_rows(i)
         strengths = self._column(i)[rows]
         order = np.argsort(-strengths, kind="stable")[:count]
         return [self._around(i, int(text), int(rows[text])) for text in order if strengths[text] > 0]
 
     def silent(self, i: int, count: int) -> list[Passage]:
-        """Find passages in which latent i of K fires on no token, spread over the texts."""
+        """Find passages without any token on which latent i of K fires, spread over the texts."""
         rows = np.linspace(0, self.found.values.shape[0] - 1, 20 * count).astype(int)
         places = np.searchsorted(self.found.starts, rows, side="right") - 1
         fires = self._column(i) > 0
@@ -71,7 +71,7 @@ class Passages:
         return [self._around(i, *at) for at in silent[:: max(len(silent) // count, 1)][:count]]
 
     def of_text(self, i: int, number: int) -> Passage | None:
-        """Find the passage of one text where latent i of K is strongest; None where its activations are not stored."""
+        """Find the passage of one text where latent i of K is strongest; None if its activations are not stored."""
         place = int(np.searchsorted(self.found.texts, number))
         if place == len(self.found.texts) or self.found.texts[place] != number:
             return None
@@ -82,7 +82,7 @@ class Passages:
         return self.found.values[:, [i]].toarray()[:, 0]
 
     def _largest_rows(self, i: int) -> np.ndarray:
-        """Find the row of each text's token where latent i is strongest, (n,); the first among equals."""
+        """Find the row of the token where latent i is strongest, for each text, (n,); the first of equal tokens."""
         values, starts = self._column(i), self.found.starts
         largest = np.maximum.reduceat(values, starts[:-1])
         is_largest = values == np.repeat(largest, np.diff(starts))
@@ -90,7 +90,7 @@ class Passages:
         return np.minimum.reduceat(rows, starts[:-1])
 
     def _around(self, i: int, place: int, row: int) -> Passage:
-        """Cut the passage around a row out of the text at a place."""
+        """Take the passage around a row, from the text at a place."""
         rows, start = self._window(place, row), int(self.found.starts[place])
         text = self.texts[self.found.texts[place]]
         positions = pooled_positions(text, self.pooling)

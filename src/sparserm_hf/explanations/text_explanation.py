@@ -9,8 +9,8 @@ from ..evaluation import holds
 from ..runtime import visible
 from .pages import render_page
 
-SHOWN_LATENTS = 10  # in a notebook, half as many in a repr
-SHOWN_TOKENS = 300  # of a response, in a notebook
+SHOWN_LATENTS = 10  # number of latents in a notebook; a repr shows half as many
+SHOWN_TOKENS = 300  # number of tokens of a response in a notebook
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class LatentEffect:
     Attributes:
         latent: Id of the latent in the SAE.
         side: `chosen` or `rejected`: the side that the latent was selected for.
-        name: Name of the latent, see `Latent.title`; empty where it has none.
+        name: Name of the latent, see `Latent.title`; empty if it has none.
         name_f1: F1 of the name as a predictor of the latent's firing on held-out responses; None if it is not tested.
         purity: Cosine of the latent's direction with the SAE's own decoder direction.
         value: Feature of the latent: the projection of the average token on its direction.
         average: Feature of the average training response.
-        contribution: Amount added to the reward: the reward's loss when `value` becomes `average`.
-        own: The same number, under its name before version 0.3.
+        contribution: Amount added to the reward: the loss of reward if `value` becomes `average`.
+        own: The contribution, under its name before version 0.3.
         tokens: Contribution of each response token through this latent.
         removed: Measured change of the reward when the latent's part of every pooled token of the residual stream is
-            set to its training average; None where it was not measured.
+            set to its training average; None if it was not measured.
     """
 
     latent: int
@@ -46,7 +46,7 @@ class LatentEffect:
 
     @property
     def as_stated(self) -> bool | None:
-        """True if the reward loses the contribution, to a tenth; None where it was not measured."""
+        """True if the measured loss of reward equals the contribution, to a tenth; None if it was not measured."""
         if self.removed is None:
             return None
         return holds(self.contribution, self.removed)
@@ -57,7 +57,7 @@ class TokenEffect:
     """The contribution of one response token to a reward.
 
     Attributes:
-        text: The token as it stands in the text.
+        text: The token as text, with the space before it.
         contribution: Amount added to the reward, through all latents.
         running_reward: Reward of the text that ends with this token.
     """

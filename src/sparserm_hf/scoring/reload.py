@@ -43,34 +43,37 @@ def check_reload(folder: Path, model: SparseRMForSequenceClassification, tokeniz
         encoder_of(of, tokens)(CONVERSATION) for of, tokens in ((model, tokenizer), (again, their_tokenizer))
     )
     if text != theirs:
-        raise SparseRMError("The saved tokenizer gives other token ids than the one in memory: nothing was written.")
+        raise SparseRMError(
+            "The saved tokenizer gives other token ids than the tokenizer in memory, so nothing was written: please "
+            "report the base model."
+        )
     expected, found = _reward(model, text), _reward(again, text)
     moved = model.directions.device != again.directions.device
     tolerance = BETWEEN_DEVICES * model.config.reward_std if moved else TOLERANCE * max(abs(expected), 1.0)
     if not abs(found - expected) <= tolerance:
         raise SparseRMError(
-            f"The saved model gives the reward {found:.4f} where the one in memory gives {expected:.4f}: nothing was "
-            "written. Please report the base model."
+            f"The saved model gives a reward of {found:.4f}, but the model in memory gives {expected:.4f}, so nothing "
+            "was written: please report the base model."
         )
 
 
 def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
     """Refuse a quantised base model that cannot be saved, before anything expensive is computed.
 
-    Some kernels rearrange the packed weights that they load, so that these cannot be saved again.
+    Some kernels rearrange the packed weights that they load, so that these weights cannot be saved again.
 
     Args:
         base_model: The cut base model. Nothing is done unless it is quantised.
-        folder: Folder of the future checkpoint. The base model is saved beside it, and removed again.
+        folder: Folder of the future checkpoint. The base model is saved beside it for a moment.
 
     Raises:
-        SparseRMError: The base model cannot be saved, loads no more, or runs differently after loading.
+        SparseRMError: The base model cannot be saved, cannot be loaded again, or runs differently after loading.
     """
     if not is_quantized(base_model):
         return
     settings = base_model.config.quantization_config
     method = settings["quant_method"] if isinstance(settings, dict) else settings.quant_method
-    needed = "name the base model that it was made from, or save the head alone with --slim."
+    needed = "train on the base model that it was quantised from, or save only the head with --slim."
     config = SparseRMConfig(base_config=base_model.config, layer=len(decoder_layers(base_model)), latents=[0])
     model = SparseRMForSequenceClassification(config, base_model)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +83,11 @@ def check_quantized_reload(base_model: PreTrainedModel, folder: Path) -> None:
             again = move(SparseRMForSequenceClassification.from_pretrained(temporary), base_model.device)
         except Exception as error:  # each kind of quantisation raises its own errors
             raise SparseRMError(
-                f"What this base model's quantisation ({getattr(method, 'value', method)}) saves does not load again "
+                f"This base model, quantised by {getattr(method, 'value', method)}, cannot be saved and loaded again "
                 f"({reason(error)}): {needed}"
             ) from error
         if not torch.equal(run_probe(again.model), run_probe(base_model)):
-            raise SparseRMError(f"This base model's quantisation saves other weights than it runs: {needed}")
+            raise SparseRMError(f"This quantised base model runs differently after it is saved and loaded: {needed}")
 
 
 @torch.no_grad()

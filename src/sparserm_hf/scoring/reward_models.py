@@ -80,12 +80,12 @@ def load_reward_model(
             if _identity(name) == folder:
                 raise
             continue
-        if _identity(name) == folder:  # otherwise files of both may have been read
+        if _identity(name) == folder:  # otherwise files of the old and the new checkpoint may be mixed
             return loaded
 
 
 def _identity(name: str) -> tuple[int, int] | None:
-    """Tell a folder from another one that replaces it; None for a Hub repository, whose commits do not change."""
+    """Identify a folder, so that a folder that replaces it differs; None for a repository, whose commits are fixed."""
     about = Path(name).stat() if Path(name).is_dir() else None
     return about and (about.st_ino, about.st_ctime_ns)
 
@@ -103,7 +103,7 @@ def _load(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         check_tokenizer(tokenizer)
         if not tokenizer.is_fast:
-            raise ValueError("it does not tell where its tokens stand in a text: save the fast one, a tokenizer.json")
+            raise ValueError("it does not tell the character offsets of its tokens: save the fast tokenizer instead")
     model = move(model, device)
     with reading(f"The reward model {name!r} scores nothing: it"):
         text = encoder_of(model, tokenizer).as_text(TRIAL)[:TRIAL_TOKENS]
@@ -123,7 +123,7 @@ def encoder_of(
         model: The reward model.
         tokenizer: Its tokenizer.
         max_length: Length limit of a text in tokens. A longer text loses its start. The default is the limit of
-            training; the positions of the base model are a limit too.
+            training. A text never has more tokens than the base model has positions.
 
     Example:
         ```python

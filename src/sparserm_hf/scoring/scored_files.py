@@ -1,4 +1,4 @@
-"""Score a file of rows into another file; a killed run goes on where it stopped."""
+"""Score a file of rows into another file; a killed run continues from its finished chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .scored_rows import ROW_ERROR, add_rewards, chunks
 def run_fingerprint(
     model: SparseRMForSequenceClassification, max_length: int | None, probabilities: bool = False
 ) -> str:
-    """Hash everything but the rows that changes the rewards of a run, for the name of its unfinished parts."""
+    """Hash everything that changes the rewards of a run, except its rows; the folder of its parts is named by it."""
     identity = f"{fingerprint_module(model)} {model.config.to_json_string()} {max_length} {probabilities}"
     return hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
 
@@ -69,10 +69,10 @@ def score_file(
             training.
         dtype: Data type to run in; see `load_reward_model`.
         revision: Revision of the reward model on the Hub.
-        probabilities: Also add `chosen_probability` to pairs: how likely it is that `chosen` is preferred.
+        probabilities: Also add `chosen_probability` to pairs: the probability that `chosen` is preferred.
 
     Returns:
-        The number of rows that an earlier, killed run had scored, and the rows that could not be scored.
+        The number of rows that an earlier, killed run had scored, and an error for each row that could not be scored.
 
     Raises:
         SparseRMError: The model cannot be loaded, a line of `source` is broken, or `output` exists.
@@ -102,7 +102,7 @@ def score_to_file(
     probabilities: bool = False,
     source: str = "",
 ) -> ScoredFile:
-    """Score rows into a JSON Lines file; a killed run goes on where it stopped.
+    """Score rows into a JSON Lines file; a killed run continues from its finished chunks.
 
     Each chunk of rows becomes a file in the folder `<output>.<fingerprint of the model>.parts`, named by its number
     and content. Chunks that an earlier run has finished are not scored again. Under `accelerate launch` each process
@@ -121,7 +121,7 @@ def score_to_file(
     folder = output.with_name(f"{output.name}.{run_fingerprint(model, max_length, probabilities)}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.iterdir()}
-    state.wait_for_everyone()  # no process writes a part before all have listed the folder
+    state.wait_for_everyone()  # no process writes a part before all processes have listed the folder
     parts, kept, first_number = [], 0, 1
     for number, chunk in enumerate(chunks(rows)):
         parts.append(folder / f"{number:06d}-{fingerprint_rows(chunk)}.jsonl")
@@ -164,7 +164,7 @@ def row_errors(line: bytes) -> list[str]:
 
 
 def json_line(row: dict[str, Any]) -> str:
-    r"""Write a row as a line of JSON; values that JSON does not have, such as dates, become text.
+    r"""Write a row as a line of JSON; values that JSON cannot hold, such as dates, become text.
 
     Example:
         >>> json_line({"text": "Rome", "reward": 1.5})

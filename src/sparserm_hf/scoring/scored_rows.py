@@ -17,7 +17,7 @@ from .scored_texts import check_rewards, score_texts
 PROBABILITY = "chosen_probability"  # field of a pair
 ROW_ERROR = "reward_error"  # field of a row that cannot be scored
 ADDED = ("reward", "chosen_reward", "rejected_reward", PROBABILITY, ROW_ERROR)
-CHUNK_ROWS = 512  # rows that are batched by length, and written together
+CHUNK_ROWS = 512  # number of rows that are batched by length and written together
 
 
 def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -32,7 +32,7 @@ def chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             if len(chunk) == CHUNK_ROWS:
                 yield chunk
                 chunk = []
-    except SparseRMError:  # a broken line; the rows before it are not lost
+    except SparseRMError:  # a broken line: the rows before it must not be lost
         if chunk:
             yield chunk
         raise
@@ -59,7 +59,7 @@ def score_rows(
         rows: Rows with `text`, `messages`, `prompt` and `completion`, or `chosen` and `rejected`.
         max_length: Length limit of a text in tokens. A longer text loses its start. The default is the limit of
             training.
-        probabilities: Also add `chosen_probability` to pairs: how likely it is that `chosen` is preferred.
+        probabilities: Also add `chosen_probability` to pairs: the probability that `chosen` is preferred.
         source: Name of the file that the rows come from, for errors.
 
     Yields:
@@ -86,7 +86,7 @@ def add_rewards(
     probabilities: bool = False,
     source: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Score rows as `score_rows` does, with an encoder that is made already.
+    """Score rows as `score_rows` does, but with a given encoder.
 
     Args:
         model: The reward model.
@@ -124,7 +124,7 @@ def _encode_row(encoder: ChatEncoder, row: dict[str, Any], where: str) -> dict[s
 
 
 def _added(rewards: dict[str, float], where: str, temperature: float | None) -> dict[str, Any]:
-    """Return the fields that are added to a row; a pair gets a probability if there is a temperature."""
+    """Return the fields to add to a row; with a temperature, a pair also gets its probability."""
     try:
         check_rewards(rewards.values(), where)
     except SparseRMError as error:
