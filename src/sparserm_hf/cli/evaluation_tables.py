@@ -45,13 +45,18 @@ def print_by_length(kinds: Mapping[str, np.ndarray], rows: Iterable[tuple[str, n
     Console().print(table)
 
 
-def print_evaluation(evaluation: Evaluation, title: str) -> None:
+def print_accuracies(evaluation: Evaluation, title: str) -> None:
     """Print a table of accuracies, the reward model first, then its controls."""
     metrics = evaluation.metrics
     table = accuracy_table(f"{title}, {evaluation.pairs} pairs")
     for name, row in metrics.items():
         add_accuracy(table, name, row, bold=name == RowName.REWARD_MODEL)
     Console().print(table)
+
+
+def print_evaluation(evaluation: Evaluation, title: str) -> None:
+    """Print the tables of an evaluation: accuracies, accuracies by length, and attacks."""
+    print_accuracies(evaluation, title)
     print_by_length(evaluation.by_length, evaluation.margins.items())
     followed = ", ".join(f"{style} {x:+.2f}" for style, x in evaluation.style_correlations().items())
     Console().print(f"Reward differences correlate with differences in style: {followed}.")
@@ -60,7 +65,7 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         f"the temperature {evaluation.temperature:.3g}."
     )
     _print_attacks(evaluation)
-    _warn_without_controls(metrics)
+    _warn_without_controls(evaluation.metrics)
 
 
 def _print_attacks(evaluation: Evaluation) -> None:

@@ -69,7 +69,7 @@ def _check(effect: LatentEffect) -> str:
 def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top: int) -> Table:
     margin = chosen.reward - rejected.reward
     table = _table(
-        f"{title}: chosen {'wins' if margin > 0 else 'loses'} by {margin:+.3f}",
+        f"{title}: chosen {'wins' if margin > 0 else 'loses'} by {abs(margin):.3f}",
         ADDS + CHECK,
         "chosen",
         "rejected",
@@ -85,25 +85,29 @@ def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top
 
 def _table(title: str, caption: str, *columns: str) -> Table:
     """Make a table of latents, whose rows begin with the cells of `_identify`; it fits 80 columns."""
-    table = Table(title=escape(title), caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
+    table = Table(
+        title=escape(title), caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left"
+    )
     table.add_column("latent", justify="right")
     table.add_column("name", overflow="fold", ratio=1)
-    for column in ("F1", "purity", *columns):
+    for column in ("F1", *columns):
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _identify(latent: LatentEffect | LatentReport) -> tuple[str, str, str, str]:
-    """Cells for the id of a latent, its name, the F1 of the name, and its purity."""
+def _identify(latent: LatentEffect | LatentReport) -> tuple[str, str, str]:
+    """Cells for the id of a latent, its name, and the F1 of the name."""
     f1 = "" if latent.name_f1 is None else f"{latent.name_f1:.2f}"
-    return str(latent.latent), escape(latent.name) or "[dim]no name[/]", f1, f"{latent.purity:.2f}"
+    return str(latent.latent), escape(latent.name) or "[dim]no name[/]", f1
 
 
-def print_latents(reports: list[LatentReport], title: str) -> None:
-    """Print a table of figures of latents, then the passages on which each is active."""
-    console = Console()
-    caption = f"Moves: standard deviation of what it adds. Length: correlation with it. {NAMED}"
-    table = _table(title, caption, "weight", "moves", "fires on %", "length")
+def print_latent_table(reports: list[LatentReport], title: str) -> None:
+    """Print a table of figures of latents."""
+    caption = (
+        "Moves: standard deviation of what the latent adds to a reward. Fires on: % of chosen / of rejected "
+        f"responses. Length: correlation with the number of tokens. Purity: cosine with the SAE's direction. {NAMED}"
+    )
+    table = _table(title, caption, "purity", "weight", "moves", "fires on", "length")
     for report in reports:
         rates = [
             "" if rate is None else f"{100 * rate:.0f}" for rate in (report.firing_chosen, report.firing_rejected)
@@ -113,9 +117,15 @@ def print_latents(reports: list[LatentReport], title: str) -> None:
             for value, form in ((report.weight, "+.2f"), (report.importance, ".2f"))
         ]
         length = "" if report.length_correlation is None else f"{report.length_correlation:+.2f}"
-        table.add_row(*_identify(report), *figures, " / ".join(filter(None, rates)), length)
-    console.print(table)
-    console.print("[dim]Fires on: % of chosen / of rejected responses.[/]")
+        purity = f"{report.purity:.2f}"
+        table.add_row(*_identify(report), purity, *figures, " / ".join(filter(None, rates)), length)
+    Console().print(table)
+
+
+def print_latents(reports: list[LatentReport], title: str) -> None:
+    """Print a table of figures of latents, then the passages on which each is active."""
+    console = Console()
+    print_latent_table(reports, title)
     for report in reports:
         heading = f"\n[bold]latent {report.latent}[/] {escape(report.name)}"
         console.print(heading + (f" [dim]{escape(report.link)}[/]" if report.link else ""))

@@ -77,10 +77,12 @@ class Representer:
         Args:
             max_tokens: Batch size in tokens.
         """
+        # A reward model's base model has its data type in itself alone, and its representations are the same.
+        config = {k: v for k, v in self.base_model.config.to_dict().items() if not k.startswith("_") and k != "dtype"}
         identity = {
             "format": CACHE_FORMAT,
             "base_model": fingerprint_module(self.base_model),
-            "base_config": {k: v for k, v in self.base_model.config.to_dict().items() if not k.startswith("_")},
+            "base_config": config,
             "versions": [torch.__version__, transformers.__version__],
             "attention": attention_of(self.base_model.config),
             "sae": [fingerprint_module(self.sae), self.sae.spec()] if self.sae else None,

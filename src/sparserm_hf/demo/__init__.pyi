@@ -1,1 +1,0 @@
-from .facts import make_facts as make_facts
