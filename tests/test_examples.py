@@ -9,8 +9,8 @@ from sparserm_hf.modeling.backbone_sparserm import decoder_of
 from tiny import tiny_causal_lm, tiny_tokenizer
 
 from sparserm_hf.cli.demo import ASKED, PAIRS
-from sparserm_hf.conversations.chat_templates import encode
 from sparserm_hf.conversations import load_preferences
+from sparserm_hf.conversations.chat_templates import encode
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.sae.hooks import collect_residual_streams
 from sparserm_hf.sae.loading.choosing import SHIPPED_SAE, default_sae
