@@ -106,7 +106,9 @@ def changed_latents(latents: Sequence[Latent], changes: dict[str, dict[int, Any]
     for name, values in changes.items():
         for number, value in values.items():
             if number not in changed:
-                raise ValueError(f"Latent {number} is not one of this model's {len(latents)}.")
+                raise ValueError(
+                    f"Latent {number} is not one of this model's {len(latents)}: config.latent_ids lists them."
+                )
             if not LATENT_KINDS[name].holds(value):
                 raise ValueError(
                     f"Latent {number} has {name} = {short(value)}, but it must be {LATENT_KINDS[name].needed}."

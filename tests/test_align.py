@@ -51,7 +51,7 @@ def test_questions_are_distinct_and_as_messages():
     [
         ([{"text": "w1"}], "Row 1 has the columns text; it needs a `prompt` or a `question`."),
         ([{"prompt": [{"role": "assistant", "content": "w1"}]}], "ends with a message of the assistant"),
-        ([], "There is no question to ask."),
+        ([], "There are no questions: give rows"),
     ],
 )
 def test_what_is_no_question_is_refused(rows, message):
@@ -589,7 +589,7 @@ def test_a_training_that_diverges_says_so(finished, trained, asked, tmp_path, ca
 
     monkeypatch.setattr(dpo.DPOTrainer, "train", diverge)
     error = error_of(capsys, arguments(trained, finished / "policy", asked, tmp_path / "run"))
-    assert "diverged; lower learning_rate, in a new folder" in error
+    assert "diverged: start a new folder with a lower learning_rate" in error
     assert not list((tmp_path / "run").rglob("adapter_model.safetensors"))
 
 

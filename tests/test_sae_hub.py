@@ -128,7 +128,9 @@ def test_a_repository_without_an_sae_at_that_place_says_where_there_are_some(hub
 
 @pytest.mark.parametrize("name", ["no/such-sae", "nothing", "/no/such/folder"])
 def test_a_name_that_is_nowhere_gets_one_sentence(name):
-    refused(name, "is neither a file or folder here, nor a release of sae-lens, nor to be had from the Hub: ")
+    refused(
+        name, "is neither a file or folder here, nor a release of sae-lens, and cannot be downloaded from the Hub: "
+    )
 
 
 def test_an_id_that_the_registry_does_not_have_is_answered_with_those_that_it_has():

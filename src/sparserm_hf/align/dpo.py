@@ -88,7 +88,7 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
             trained.load_adapter(checkpoint, "default", is_trainable=True)
         trainer.train(resume_from_checkpoint=checkpoint)
     if not all(parameter.isfinite().all() for parameter in trained.parameters() if parameter.requires_grad):
-        raise SparseRMError(f"The training of {folder} diverged; lower learning_rate, in a new folder.")
+        raise SparseRMError(f"The training of {folder} diverged: start a new folder with a lower learning_rate.")
     with replacing_folder(folder) as temporary:
         trained.save_pretrained(temporary, selected_adapters=["default"])
         policy.tokenizer.save_pretrained(temporary)

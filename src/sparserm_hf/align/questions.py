@@ -47,7 +47,7 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Messages]:
             )
         found.setdefault(repr(messages), [{key: m[key] for key in ("role", "content")} for m in messages])
     if not found:
-        raise SparseRMError("There is no question to ask.")
+        raise SparseRMError("There are no questions: give rows with a `prompt` or a `question`.")
     return list(found.values())
 
 

@@ -126,7 +126,7 @@ def _without(text: str, start: str, added: list[str]) -> str:
 
 
 def _last_token(text: str, added: list[str]) -> int:
-    """Index of the first character of the last added token in a text; the text's length where there is none."""
+    """Find the last added token in a text; return the index of its first character, or else the text's length."""
     return max((text.rindex(token) for token in added if token in text), default=len(text))
 
 

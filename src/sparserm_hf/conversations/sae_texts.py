@@ -85,5 +85,5 @@ def load_texts(
             if total >= max_tokens:
                 break
     if not texts:
-        raise SparseRMError(f"There is no text in {source}.")
+        raise SparseRMError(f"There is no text in {source}: give rows with texts of at least two tokens.")
     return texts

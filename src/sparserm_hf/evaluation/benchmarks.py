@@ -125,7 +125,7 @@ def tokenize_benchmark(
             numbers.append([index.setdefault(x, len(index)) for x in ids])
         prompts.append(Prompt(str(row.get("id", number)), str(row[benchmark.subset_column]), *numbers))
     if not prompts:
-        raise SparseRMError(f"There is no row of {benchmark.title}.")
+        raise SparseRMError(f"There are no rows: give rows of {benchmark.title}.")
     return prompts, list(index)
 
 

@@ -1,4 +1,4 @@
-"""Claims of explanations, checked by interventions in the residual stream."""
+"""Check the claims of explanations by interventions in the residual stream."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..modeling.explanation_sparserm import RunTexts, explain_rewards, rewards_a
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..modeling.pooling_sparserm import pooled_tokens
 
-AGREEMENT = 0.1  # share of a contribution by which the measured change of the reward may differ from it
-ROUNDING = 1e-5  # of a reward, in float32
-INTERVENTIONS = 10  # latents of each text, the largest contributions, that are set to their average
-MOST_PROMPTS = 10  # whose responses are explained: each runs the base model once more
+AGREEMENT = 0.1  # largest difference between a contribution and the measured change, as a share of the contribution
+ROUNDING = 1e-5  # rounding error of a reward in float32
+INTERVENTIONS = 10  # number of latents of a text, those with the largest contributions, that are set to their average
+MOST_PROMPTS = 10  # number of prompts whose responses are explained: the base model runs once more for each response
 
 
 @dataclass(frozen=True)
 class CheckedClaims:
-    """Number of claims of explanations that were checked, and of those that hold.
+    """Numbers of claims of explanations: how many were checked, and how many hold.
 
     A claim is "this latent adds c to the reward". It holds if the reward loses c, to a tenth, when the latent's part
     of the residual stream is set to its training average.

@@ -90,7 +90,7 @@ def _read_repository(repo: str, folder: str, revision: str | None) -> ParsedSAE:
         raise
     except Exception as error:  # huggingface_hub and its dependencies raise a dozen kinds
         raise UnusableSAEError(
-            "is neither a file or folder here, nor a release of sae-lens, nor to be had from the Hub: "
+            "is neither a file or folder here, nor a release of sae-lens, and cannot be downloaded from the Hub: "
             f"{reason(error).rstrip('.')}."
         ) from error
     parsed = read_sae(snapshot / folder, f"{repo}/{folder}")
