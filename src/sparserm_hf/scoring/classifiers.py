@@ -77,7 +77,7 @@ class ClassifierRewardModel:
         """Make the encoder of texts; see `encoder_of`."""
         limit = longest_text(self.model.config, max_length or self.tokenizer.model_max_length)
         encoder = ChatEncoder(self.tokenizer, None, max_length=limit)
-        encoder.told_of_plain_text = True  # a classifier reads all of any text
+        encoder.told_of_plain_text = True  # a classifier always scores the whole text
         return encoder
 
     def score(self, texts: Sequence[TokenizedText]) -> np.ndarray:
