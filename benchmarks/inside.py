@@ -3,7 +3,7 @@
     python benchmarks/inside.py DATA_DIR
 
 Trains on the first 1,000 pairs of each task with and without `debias`, measures on all of `test`, and holds test
-responses of every task against the training responses of each. The README's figures on both are from here.
+responses of every task against the training responses of each. The manual's figures on both are from here.
 """
 
 import sys

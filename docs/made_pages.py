@@ -1,4 +1,4 @@
-"""Make the manual's pages that exist elsewhere: the commands' help, and the README's table of versions."""
+"""Make the manual's page of commands out of their help."""
 
 import os
 import subprocess
@@ -13,9 +13,8 @@ PYTHON = os.environ.get("SPARSERM_PYTHON", sys.executable)  # an environment in 
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages."""
+    """Add the page."""
     files.append(File.generated(config, "commands.md", content=commands()))
-    files.append(File.generated(config, "compatibility.md", content=compatibility()))
     return files
 
 
@@ -33,10 +32,3 @@ def run(*arguments: str) -> str:
     """Run Python and return its standard output."""
     environment = os.environ | {"COLUMNS": "100"}
     return subprocess.run([PYTHON, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
-
-
-def compatibility() -> str:
-    """Copy the README's table of tested libraries and versions."""
-    table = (ROOT / "README.md").read_text().partition("<!-- compatibility: made by the tests -->\n")[2]
-    table = table.partition("<!-- end of compatibility -->")[0]
-    return f"# Compatibility\n\nEach row is tested; the version is the one that the tests last ran with.\n\n{table}"

@@ -1,8 +1,8 @@
-"""What tests say of other people's libraries: the README's compatibility table, and a table of equal rewards.
+"""What tests say of other people's libraries: the manual's compatibility table, and a table of equal rewards.
 
     python -m pytest --write-compatibility
 
-A claim (the marker `works_with`) is written where all of its tests passed; that the README has the claims of the tests
+A claim (the marker `works_with`) is written where all of its tests passed; that the table has the claims of the tests
 is itself tested. Rewards that tests compare by the fixture `equal` go to `benchmarks/results/equality.md`.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+TABLE = ROOT / "docs" / "compatibility.md"
 BEGIN, END = "<!-- compatibility: made by the tests -->", "<!-- end of compatibility -->"
 EQUALITY = """# Equal rewards
 
@@ -94,16 +95,16 @@ def table(rows):
 
 
 def read_claims(readme):
-    """(library, claim) of each row of the README's table."""
+    """(library, claim) of each row of the manual's table."""
     rows = readme.split(BEGIN)[1].split(END)[0].strip().splitlines()[len(HEADER) :]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return [(library, claim) for library, _, claim in cells]
 
 
 def write(rows, equalities):
-    """Replace the README's table, and the file of equal rewards."""
+    """Replace the manual's table, and the file of equal rewards."""
     text = f"{EQUALITY}\n\n" + "\n".join(equalities.lines()) + "\n"
     (ROOT / "benchmarks" / "results" / "equality.md").write_text(text)
-    path = ROOT / "README.md"
+    path = TABLE
     before, _, rest = path.read_text().partition(BEGIN)
     path.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")

@@ -24,7 +24,7 @@ CLAIMS, EQUALITIES = Claims(), Equalities()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-compatibility", action="store_true", help="write the README's compatibility table")
+    parser.addoption("--write-compatibility", action="store_true", help="write the manual's compatibility table")
     parser.addoption("--write-architectures", action="store_true", help="write docs/architectures.md")
 
 

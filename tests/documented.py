@@ -8,10 +8,10 @@ from world import make_rows, save_sae, train_arguments, write_jsonl
 from sparserm_hf.cli import main
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 
-BASE_MODELS = ("my-base-model", "my-policy", "google/gemma-2-2b-it", "my-org/my-model")
-SAES = ("my-sae", "path/or/repo", "gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical")
+BASE_MODELS = ("my-base-model", "my-policy", "google/gemma-2-2b-it", "HuggingFaceTB/SmolLM2-135M-Instruct")
+SAES = ("my-sae", "gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical")
 REWARD_MODELS = ("my-reward-model", "another-reward-model", "demo-output/model")
-PAIRS = ("my-pairs", "my-test-pairs", "other-pairs")
+PAIRS = ("my-pairs", "my-test-pairs", "demo-output/train", "demo-output/test")
 ROWS = ("answers", "policy-responses", "my-texts")
 
 
@@ -22,8 +22,9 @@ def write_documented(root):
         save_tokenizer(tiny_tokenizer(), root / name)
     for name in SAES:
         save_sae(root / name)
+    (root / "demo-output").mkdir()
     for seed, name in enumerate(PAIRS):
-        write_jsonl(root / f"{name}.jsonl", make_rows(120 if name == "my-pairs" else 40, seed))
+        write_jsonl(root / f"{name}.jsonl", make_rows(40 if "test" in name else 120, seed))
     for seed, name in enumerate(ROWS):
         rows = [{"messages": [*row["prompt"], *row["chosen"]]} for row in make_rows(40, seed + 10)]
         write_jsonl(root / f"{name}.jsonl", rows)

@@ -60,6 +60,7 @@ def here(documented, tmp_path, monkeypatch):
 def known_to(folder, text):
     """An example with what a tiny model has in the place of what the document names."""
     latent = json.loads((folder / "my-reward-model" / "config.json").read_text())["latents"][0]["id"]
+    text = text.replace('135M-Instruct", None', '135M-Instruct", "my-sae"')
     return text.replace("1646", str(latent)).replace("--layer 12", "--layer 2 --total_tokens 4096 --d_sae 64 --k 8")
 
 
@@ -85,6 +86,12 @@ def test_the_examples_of_a_document_run(document, here):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 assert main(command[1:]) in (0, 1), command  # 1: `sae check` and `monitor` say that something is off
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    """The manual's own links are checked by `make docs`."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text()) if "://" not in link]
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("module", [name.replace("sparserm_hf.__init__", "sparserm_hf") for name in MODULES])

@@ -1,0 +1,49 @@
+"""The README's picture: a held-out pair of the demo, explained by the demo's reward model.
+
+    make demo
+    python benchmarks/picture.py demo-output
+
+Writes `docs/explained-pair.png`: both responses as a notebook shows an explanation. Needs a browser, see `make test`.
+"""
+
+import shutil
+import sys
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from playwright.sync_api import sync_playwright
+
+from sparserm_hf import explain, load_preferences, load_reward_model
+
+PICTURE = Path(__file__).parent.parent / "docs" / "explained-pair.png"
+QUESTION = "Have humans flown close to the sun?"
+LATENTS = 6  # latents that are shown of a response
+PAGE = """<!doctype html><meta charset="utf-8"><body style="margin:24px;font:15px system-ui,sans-serif;color:#1b1f24">
+<b>{question}</b>
+<div style="display:grid;grid-template-columns:1fr 1fr;gap:40px;margin-top:12px">{responses}</div>"""
+
+
+def main(demo: str) -> None:
+    """Draw the picture with the reward model and the held-out pairs in the demo's folder."""
+    model, tokenizer = load_reward_model(f"{demo}/model")
+    pairs = load_preferences(f"{demo}/test.jsonl")
+    pair = next(pair for pair in pairs if pair["prompt"][0]["content"] == QUESTION)
+    responses = ""
+    for side in ("chosen", "rejected"):
+        explained = explain(model, tokenizer, pair["prompt"] + pair[side])
+        responses += f"<div><b>{side}</b>{replace(explained, latents=explained.latents[:LATENTS])._repr_html_()}</div>"
+    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page = Path(folder) / "pair.html"
+        page.write_text(PAGE.format(question=escape(QUESTION), responses=responses), encoding="utf-8")
+        found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        browser = playwright.chromium.launch(executable_path=found)
+        shot = browser.new_page(viewport={"width": 1100, "height": 300}, device_scale_factor=2)
+        shot.goto(page.as_uri())
+        shot.screenshot(path=PICTURE, full_page=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
