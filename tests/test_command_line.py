@@ -1,7 +1,9 @@
 """The commands of `sparserm`: their help, their options, and how little is imported to show them."""
 
 import argparse
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -41,6 +43,22 @@ def test_each_command_describes_itself(command, capsys):
     example = shown.partition("\nexample:\n")[2].replace("\\\n", " ").split()
     assert example[: 1 + len(command.split())] == ["sparserm", *command.split()]
     build_parser(example[1:]).parse_args(example[1:])
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "serve"])
+def test_each_command_ends_with_what_to_do_next(command, monkeypatch, capsys):
+    """With a command line that parses; a name with a space in it is quoted."""
+    module = importlib.import_module(f"sparserm_hf.cli.{command.replace(' ', '_')}")
+    example = module.EXAMPLE.replace("\\\n", " ").split()[1:]
+    monkeypatch.setattr(module, "run", lambda args: None)
+    assert main([*example, "--output_dir", "my folder"] if "--output_dir" in example else example) == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    named, _, line = said.partition(": sparserm ")
+    assert named.startswith("To ") and "{" not in said
+    if line:
+        build_parser(shlex.split(line)).parse_args(shlex.split(line.replace("LATENT=0", "1=0")))
+    else:
+        assert ".from_pretrained with 'my folder'" in said
 
 
 def test_commands_of_a_group_are_listed(capsys):

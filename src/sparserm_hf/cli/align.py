@@ -14,6 +14,7 @@ from .arguments import add_settings, given
 
 EXAMPLE = """sparserm align --policy my-policy --reward_model my-reward-model --questions questions.jsonl \\
     --output_dir aligned"""
+NEXT = "To load the aligned policy: AutoModelForCausalLM.from_pretrained with {output_dir}/adapter"
 DATA_GROUPS = {
     "models": ("policy", "revision", "reward_model", "reward_revision"),
     "data": ("questions", "questions_split", "eval_dataset", "eval_dataset_split", "truthfulqa"),

@@ -24,6 +24,7 @@ from .evaluation_tables import print_accuracies
 from .explanation_tables import print_explanation, print_latent_table
 
 EXAMPLE = "sparserm demo --output_dir demo-output"
+NEXT = "To score answers of your own: sparserm score {output_dir}/model answers.jsonl --output scores.jsonl"
 PAIRS = Path(__file__).parent / "demo_pairs"
 LATENTS = 10  # latents that are shown
 ASKED = "What happens if you touch a baby bird?"  # a question of the held-out pairs
@@ -79,7 +80,6 @@ def run(args: argparse.Namespace) -> None:
     rank_answers(folder, base_model)
     report = write_report(folder, args.output_dir / "report.html", test)
     say(f"\nThe demo took {time.perf_counter() - started:.0f} s. Look inside the model: open {report}")
-    say(f"Score answers of your own with it: sparserm score {folder} answers.jsonl --output scores.jsonl")
 
 
 def write_pairs(folder: Path, split: str) -> Dataset:

@@ -14,6 +14,7 @@ from ..runtime import Console, SparseRMError, process_state, say
 from .arguments import add_cache_dir, add_reward_model
 
 EXAMPLE = "sparserm edit my-reward-model --steer 1646=0 --dataset my-test-pairs.jsonl --output_dir edited"
+NEXT = "To score with the copy: sparserm score {output_dir} answers.jsonl --output scores.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

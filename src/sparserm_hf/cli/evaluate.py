@@ -13,6 +13,7 @@ from .comparison_tables import print_comparison
 from .evaluation_tables import print_benchmark, print_evaluation
 
 EXAMPLE = "sparserm evaluate my-reward-model my-test-pairs.jsonl"
+NEXT = "To see the pairs that it gets wrong: sparserm report {model} --dataset {dataset}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from .explanation_tables import print_explanation
 from .output import tell_errors
 
 EXAMPLE = "sparserm explain my-reward-model answers.jsonl"
+NEXT = "To switch a latent off: sparserm edit {model} --steer LATENT=0 --output_dir corrected"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from ..runtime import say
 from .arguments import add_dtype, add_reward_model
 
 EXAMPLE = "sparserm export my-reward-model --output_dir stock"
+NEXT = "To load it: AutoModelForSequenceClassification.from_pretrained with {output_dir}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

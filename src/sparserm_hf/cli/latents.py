@@ -14,6 +14,7 @@ from .arguments import add_cache_dir, add_scoring_model
 from .explanation_tables import print_latents
 
 EXAMPLE = "sparserm latents my-reward-model my-pairs.jsonl"
+NEXT = "To switch a latent off: sparserm edit {model} --steer LATENT=0 --output_dir corrected"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

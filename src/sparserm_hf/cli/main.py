@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import signal
+import string
 import sys
 import threading
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from ..runtime import SparseRMError, VisibleFormatter, one_line, say_error
+from ..runtime import SparseRMError, VisibleFormatter, one_line, say_error, visible
 
 # Each command lives in a file of its own, which is imported only when the command is run: `sae check` in sae_check.py.
 COMMANDS = {
@@ -50,7 +52,7 @@ def build_parser(arguments: Sequence[str]) -> Parser:
         arguments: Command line without the program's name.
 
     Returns:
-        The parser. What it parses has the command's function as `run`.
+        The parser. What it parses has the command's function as `run`, and as `next` what to do afterwards.
     """
     parser = Parser(prog="sparserm", description="Interpretable reward models from sparse autoencoders.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -70,7 +72,7 @@ def build_parser(arguments: Sequence[str]) -> Parser:
             command.add_arguments(parsers[name])
             parsers[name].formatter_class = argparse.RawDescriptionHelpFormatter
             parsers[name].epilog = f"example:\n  {command.EXAMPLE}"
-            parsers[name].set_defaults(run=command.run)
+            parsers[name].set_defaults(run=command.run, next=command.NEXT)
             break
     return parser
 
@@ -91,7 +93,10 @@ def main(argv: list[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        if code == 0:
+            _say_next(args)
+        return code
     except (SparseRMError, OSError) as error:
         if os.environ.get("SPARSERM_TRACEBACK"):
             raise
@@ -105,6 +110,14 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+
+
+def _say_next(args: argparse.Namespace) -> None:
+    """Say on standard error what to do next, in one process, unless that needs an argument that was not given."""
+    values = {name: value if value is None else shlex.quote(str(value)) for name, value in vars(args).items()}
+    needed = [name for _, name, _, _ in string.Formatter().parse(args.next) if name]
+    if args.next and all(values[name] is not None for name in needed) and os.environ.get("RANK", "0") == "0":
+        print(visible(args.next.format_map(values)), file=sys.stderr)
 
 
 def _with_underscores(argument: str) -> str:

@@ -15,6 +15,7 @@ from ..runtime import Console
 from .arguments import add_scoring_model
 
 EXAMPLE = "sparserm monitor my-reward-model policy-responses.jsonl"
+NEXT = "To see why responses got their rewards: sparserm explain {model} {input}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

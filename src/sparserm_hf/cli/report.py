@@ -11,6 +11,7 @@ from ..runtime import process_state, say
 from .arguments import add_cache_dir, add_scoring_model
 
 EXAMPLE = "sparserm report my-reward-model --dataset my-test-pairs.jsonl"
+NEXT = "To switch a latent off: sparserm edit {model} --steer LATENT=0 --output_dir corrected"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,4 +34,4 @@ def run(args: argparse.Namespace) -> None:
     options = (args.max_length, args.dtype, args.revision, args.cache_dir)
     output = write_report(args.model, args.output, pairs, args.examples, *options)
     if process_state().is_main_process:
-        say(f"Wrote {output}.")
+        say(f"Wrote {output}: open it in a browser.")

@@ -11,6 +11,10 @@ from .arguments import ModelAndSAE, add_settings
 from .sae_tables import print_check
 
 EXAMPLE = "sparserm sae check --model google/gemma-2-2b-it --sae path/or/repo --dataset my-pairs.jsonl"
+NEXT = (
+    "To train with it: sparserm train --model {model} --sae {sae} "
+    "--dataset my-pairs.jsonl --output_dir my-reward-model"
+)
 GROUPS = {
     "base model": ("model", "sae", "preset", "revision", "layer", "dtype"),
     "data": ("dataset", "dataset_split", "dataset_config", "max_tokens", "max_length"),

@@ -9,6 +9,10 @@ from ..sae import find_saes
 from .sae_tables import print_releases, print_saes
 
 EXAMPLE = "sparserm sae find google/gemma-2-2b-it --layer 12"
+NEXT = (
+    "To train with one: sparserm train --model {model} --sae NAME "
+    "--dataset my-pairs.jsonl --output_dir my-reward-model"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

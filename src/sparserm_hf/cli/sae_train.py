@@ -9,6 +9,10 @@ from ..sae import NOTHING_EXPLAINED, SAETrainingConfig, SAETrainingData, train_s
 from .arguments import add_settings, given
 
 EXAMPLE = "sparserm sae train --model my-org/my-model --layer 12 --dataset my-texts.jsonl --output_dir my-sae"
+NEXT = (
+    "To train with it: sparserm train --model {model} --sae {output_dir} "
+    "--dataset my-pairs.jsonl --output_dir my-reward-model"
+)
 DATA_GROUPS = {
     "base model": ("model", "layer", "revision", "dtype"),
     "data": ("dataset", "dataset_split", "dataset_config", "max_length"),

@@ -15,6 +15,7 @@ from .arguments import add_scoring_model
 from .output import tell_errors
 
 EXAMPLE = "sparserm score my-reward-model answers.jsonl --output scores.jsonl"
+NEXT = "To see why responses got their rewards: sparserm explain {model} {input}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

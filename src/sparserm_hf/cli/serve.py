@@ -9,6 +9,7 @@ from ..runtime import without_extra
 from .arguments import add_scoring_model
 
 EXAMPLE = "sparserm serve my-reward-model --port 8000"
+NEXT = ""  # it runs until it is stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

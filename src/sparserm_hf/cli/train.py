@@ -13,6 +13,7 @@ from .arguments import ModelAndSAE, add_settings, given
 from .evaluation_tables import print_evaluation
 
 EXAMPLE = """sparserm train --model google/gemma-2-2b-it --dataset my-pairs.jsonl --output_dir my-reward-model"""
+NEXT = "To look inside the model: sparserm report {output_dir} --dataset {dataset}"
 DATA_GROUPS = {
     "base model": ("model", "sae", "preset", "revision"),
     "data": ("dataset", "dataset_split", "eval_dataset", "eval_dataset_split"),
