@@ -14,8 +14,8 @@ from sparserm_hf.explanations.explained_rows import explain_rows
 from sparserm_hf.integrations.reward_function import SparseRMReward
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring import scored_rows as scoring
+from sparserm_hf.scoring.resumable_files import score_to_file
 from sparserm_hf.scoring.reward_models import load_reward_model
-from sparserm_hf.scoring.scored_files import score_to_file
 from sparserm_hf.scoring.scored_rows import score_rows
 
 

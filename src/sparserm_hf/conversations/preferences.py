@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime import SparseRMError, common_prefix_length
+from ..runtime import SparseRMError, common_prefix_length, shown
 from .messages import Messages, Text, as_conversation, check_texts, is_messages
 from .row_checks import check_row, list_names
 
@@ -53,6 +54,22 @@ class Preference:
         """
         whole = self.joined[("chosen", "rejected").index(side)]
         return whole if isinstance(whole, str) else as_conversation(whole, self.row, self.where, side)
+
+    @property
+    def margin(self) -> float:
+        """The least difference between the two rewards, from the row's `margin`; 0 without one.
+
+        Raises:
+            SparseRMError: The row's `margin` is no number.
+        """
+        given = self.row.get("margin")
+        try:
+            margin = 0.0 if given is None or given == "" else float(given)
+        except (TypeError, ValueError, OverflowError):
+            margin = math.nan
+        if not math.isfinite(margin):
+            raise SparseRMError(f"{self.where}, `margin` is {shown(given)}, but must be a number.")
+        return margin
 
     def is_empty(self, side: str) -> bool:
         """Tell if the response of one side is empty."""

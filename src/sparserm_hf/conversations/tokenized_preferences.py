@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..runtime import SparseRMError, common_prefix_length, shown
+from ..runtime import SparseRMError, common_prefix_length
 from .data_files import check_dataset
 from .data_sources import DataSource
 from .encoding import ChatEncoder, TokenizedText
@@ -71,17 +70,6 @@ class TokenizedPreferences:
         return "; ".join(parts)
 
 
-def _margin(row: Mapping[str, Any], where: str) -> float:
-    margin = row.get("margin")
-    try:
-        value = 0.0 if margin is None or margin == "" else float(margin)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise SparseRMError(f"{where}, `margin` is {shown(margin)}, but must be a number.")
-    return value
-
-
 def _shorten(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder) -> list[TokenizedText]:
     """Cut the start of the prompt from texts that are too long; an empty list if a response alone is too long."""
     bos, limit = encoder.tokenizer.bos_token_id, encoder.max_length
@@ -119,13 +107,14 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
         check_row(row, where := row_name(number, source))
         if number == 1:
             check_columns(list(row))
-        found = _tokenize_pair(parse_preference(row, where), encoder, where)
+        pair = parse_preference(row, where)
+        found = _tokenize_pair(pair, encoder, where)
         if isinstance(found, str):
             left_out[found] += 1
             continue
         truncated += found.is_long
         chosen, rejected = (index.setdefault(text, len(index)) for text in found.texts)
-        pairs.append((found.prompt, (chosen, rejected), _margin(row, where)))
+        pairs.append((found.prompt, (chosen, rejected), pair.margin))
         indices.append(number - 1)
     if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())

@@ -1,3 +1,4 @@
+from .attacks import measure_attacks as measure_attacks
 from .benchmark_scores import Score as Score
 from .benchmarks import BENCHMARKS as BENCHMARKS
 from .benchmarks import run_benchmark as run_benchmark
@@ -24,7 +25,6 @@ from .figures import draw_calibration as draw_calibration
 from .figures import draw_k as draw_k
 from .figures import draw_length as draw_length
 from .figures import save_png as save_png
-from .hacking import measure_attacks as measure_attacks
 from .metrics import PairedDifference as PairedDifference
 from .metrics import PairMetrics as PairMetrics
 from .metrics import correlation as correlation

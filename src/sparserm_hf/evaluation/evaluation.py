@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 from ..conversations import style_differences
 from ..modeling.fields_sparserm import FINITE
 from ..runtime import reading, shown, visible
+from .attacks import Attack
 from .calibration_error import calibration_error
 from .claims import CheckedClaims
 from .controls import check_arrays
-from .hacking import Attack
 from .metrics import PairMetrics, correlation, pair_metrics, pairs_by_length
 from .row_names import RowName
 

@@ -1,4 +1,7 @@
-"""Name latents after the tokens that they fire on, and score the names on held-out responses."""
+"""Name latents after the tokens that they fire on, and score the names on held-out responses.
+
+`Latent.title` in `modeling/latents_sparserm.py` decides by these scores which names are shown as unclear.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from .token_properties import token_properties
 # A word in a name occurs so often, and in so many prompts, that the name reveals no private text.
 LEAST_OCCURRENCES, LEAST_PROMPTS = 5, 3
 PARTS = 4  # most parts of a name
-LEAST_PRECISION = 0.25
+LEAST_PRECISION = 0.25  # of each part, on the tokens that the name is made from
 LEAST_GAIN = 0.02  # of F1, from each further part
 TRIED = 64  # candidates for the parts of a name
 LONGEST_NAME = 60  # characters

@@ -1,6 +1,7 @@
 """Load a reward model, and score conversations, rows and files with it.
 
-`scored_texts.py` scores tokenised texts, `scored_rows.py` a stream of rows, `scored_files.py` a whole file.
+`scored_texts.py` scores tokenised texts. `scored_rows.py` scores a stream of rows, and adds the rewards to each row.
+`resumable_files.py` scores a file in parts, so that a stopped run goes on.
 """
 
 import lazy_loader

@@ -78,7 +78,7 @@ def measure_attacks(
     encoder: ChatEncoder,
     reward: Callable[[list[TokenizedText]], np.ndarray],
 ) -> list[Attack]:
-    """Attack the chosen responses to the first prompts of some preference pairs.
+    """Attack the chosen responses to some of the prompts of preference pairs.
 
     The last attack is a suffix: an end of turn and an assistant header after the rejected response. Its `as_text` is
     the rejected response without the suffix.

@@ -7,8 +7,8 @@ from world import make_rows
 
 from sparserm_hf.conversations.chat_format import ChatFormat
 from sparserm_hf.conversations.tokenized_preferences import tokenize_preferences
+from sparserm_hf.evaluation.attacks import attacks_on, measure_attacks
 from sparserm_hf.evaluation.evaluation import EVALUATION_FILE, Evaluation
-from sparserm_hf.evaluation.hacking import attacks_on, measure_attacks
 
 
 @pytest.fixture
