@@ -138,7 +138,9 @@ def load_causal_lm(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     used = {decoder_of(model), model.get_output_embeddings()}  # without the vision encoder
     places = tuple(f"{name}." for name, module in model.named_modules() if module in used)
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(places)):
-        raise ValueError(f"The base model {name_or_path!r} lacks its weights {missing[0]!r}.")
+        raise ValueError(
+            f"The base model {name_or_path!r} lacks its weights {missing[0]!r}: download or save it again."
+        )
     return keep_packing(model)
 
 

@@ -38,7 +38,8 @@ def check_index(name_or_path: Any, kwargs: Mapping[str, Any]) -> None:
         wrong = sorted(name for name in files if not name.endswith(".safetensors") or "/" in name or "\\" in name)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{SAFE_WEIGHTS_INDEX_NAME} of {str(name_or_path)!r} does not say which files hold the weights."
+            f"{SAFE_WEIGHTS_INDEX_NAME} of {str(name_or_path)!r} does not say which files hold the weights. "
+            "Save or download it anew."
         ) from error
     if wrong:
         raise ValueError(

@@ -604,7 +604,7 @@ def test_truthfulqa_that_is_all_trained_on_is_refused(finished, trained, asked, 
 def test_a_folder_of_something_else_is_left_alone(finished, trained, asked, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     error = error_of(capsys, arguments(trained, finished / "policy", asked, tmp_path))
-    assert "other files than a run" in error and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert "holds something else than a run" in error and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_out_of_memory_names_the_setting_to_lower(finished, trained, asked, tmp_path, capsys, monkeypatch):

@@ -178,7 +178,7 @@ def test_bad_input_gets_one_sentence(cluster, trained, tmp_path, capsys):
         (tmp_path / "rows.jsonl", ["--output", tmp_path / "out"], "reads a .parquet file or a folder"),
         (tmp_path / "absent.parquet", ["--output", tmp_path / "out"], "reads a .parquet file or a folder"),
         (bad, [], "name it with --output"),
-        (bad, ["--output", tmp_path / "out", "--workers", 0], "at least one worker"),
+        (bad, ["--output", tmp_path / "out", "--workers", 0], "workers is 0, but must be at least 1"),
     ]
     capsys.readouterr()
     for source, options, sentence in [*cases, (bad, ["--output", tmp_path / "out"], "cannot be loaded")]:

@@ -187,7 +187,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
 
 
 def test_a_volume_itself_cannot_be_replaced():
-    with pytest.raises(SparseRMError, match="'/proc' is the root of a volume; name a folder inside it"):
+    with pytest.raises(SparseRMError, match="'/proc' is the root of a volume: name a folder inside it"):
         check_output_dir(type(replacing.Path())("/proc"))
 
 

@@ -271,7 +271,7 @@ def bad_input_cases(world, tmp):
         "no pad token": (train(model=no_tokens), "neither a pad token nor an end-of-text token"),
         "NaN": (train(model=broken_base), "is not finite"),
         "other folder": (train(output_dir=other), "holds something else than a SparseRM"),
-        "output is a file": (train(output_dir=tmp / "one.jsonl"), "is a file; name a folder"),
+        "output is a file": (train(output_dir=tmp / "one.jsonl"), "is a file: name a folder"),
         "no model": (train(model=tmp / "nowhere"), "cannot be loaded"),
         "a pickle": (train(model=pickled), "no file named model.safetensors"),
         "a bad margin": (

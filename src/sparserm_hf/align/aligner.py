@@ -137,7 +137,10 @@ class IterativeAligner:
         path = self.folder / "settings.json"
         if not path.is_file():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise SparseRMError(f"{self.folder} holds other files than a run: name a new folder, or empty it.")
+                raise SparseRMError(
+                    f"The output folder {str(self.folder)!r} holds something else than a run: name another "
+                    "folder, or empty it."
+                )
             write_json(path, settings)
             return
         before = json.loads(path.read_text("utf-8"))

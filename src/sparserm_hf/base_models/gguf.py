@@ -58,7 +58,7 @@ def unpack_gguf(path: Path, cache_dir: Path) -> str:
             model = AutoModelForCausalLM.from_pretrained(path.parent, trust_remote_code=False, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except ImportError as error:
-        raise SparseRMError(f"{path} is read with the package gguf: pip install gguf.") from error
+        raise SparseRMError(f"{path} needs the package gguf: pip install gguf.") from error
     except Exception as error:  # a broken file can make its reader raise anything
         raise SparseRMError(f"{path} cannot be read as a GGUF model: {kind_and_reason(error)}.") from error
     # The weights are unpacked, but still marked as quantised, so that saving would fail.

@@ -255,7 +255,7 @@ def score_parquet(
     if not parts:
         raise SparseRMError(f"{source} holds no rows.")
     if workers is not None and workers < 1:
-        raise SparseRMError(f"There must be at least one worker, not {workers}.")
+        raise SparseRMError(f"workers is {workers}, but must be at least 1.")
     check_reward_model(model, revision)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
     arguments = (output, fingerprint_files(files), name, dtype, revision, max_length, probabilities)

@@ -16,6 +16,8 @@ from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError, exact
 
+KEEP = "use the SparseRM itself, which transformers loads with trust_remote_code=True"
+
 
 def check_exact(config: SparseRMConfig) -> None:
     """Raise a `SparseRMError` unless a reward model of this configuration has a stock form."""
@@ -70,14 +72,16 @@ def to_stock(model: SparseRMForSequenceClassification) -> PreTrainedModel:
             config, dtype=model.model.dtype, trust_remote_code=False
         )
     except ValueError as error:
-        raise SparseRMError(f"transformers has no sequence classifier for {base.model_type}.") from error
+        raise SparseRMError(f"transformers has no sequence classifier for {base.model_type}: {KEEP}.") from error
     decoder = stock.base_model
     missing, unexpected = decoder.load_state_dict(model.model.state_dict(), strict=False)
     norm_name = final_norm_name(decoder)
     if norm_name is None:
-        raise SparseRMError(f"The stock form needs a final norm, and {base.model_type} has none.")
+        raise SparseRMError(f"The stock form needs a final norm, but {base.model_type} has none: {KEEP}.")
     if unexpected or any(not name.startswith(f"{norm_name}.") for name in missing):
-        raise SparseRMError(f"The sequence classifier of {base.model_type} has other weights than its base model.")
+        raise SparseRMError(
+            f"The sequence classifier of {base.model_type} has other weights than its base model: {KEEP}."
+        )
     set_to_division(getattr(decoder, norm_name), base.model_type)
     stock.score.weight.data = weight.to(stock.score.weight)
     return stock.to(model.directions.device).eval()

@@ -91,7 +91,7 @@ def write_stock(
 ) -> float:
     """Write the stock form of a loaded reward model; see `export_stock`. `source` names the model in the card."""
     if folder.exists() and any(folder.iterdir()):
-        raise SparseRMError(f"The output folder {str(folder)!r} is not empty: name a new one.")
+        raise SparseRMError(f"The output folder {str(folder)!r} is not empty: name another folder, or empty it.")
     stock = to_stock(model)
     own_tokenizer = stock_tokenizer(tokenizer)
     stock.config.pad_token_id = own_tokenizer.pad_token_id

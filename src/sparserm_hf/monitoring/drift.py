@@ -113,7 +113,7 @@ def _check_features(reference: DriftReference, config: SparseRMConfig) -> None:
     if len(reference.mean) != len(config.latents):
         raise SparseRMError(
             f"{REFERENCE_FILE} has {len(reference.mean)} features, but the reward model has "
-            f"{len(config.latents)}: it lies beside another reward model than its own."
+            f"{len(config.latents)}: it belongs to another reward model. Train this one anew."
         )
 
 

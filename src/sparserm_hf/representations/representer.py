@@ -139,7 +139,7 @@ class Representer:
             return
         worst = members[int((~finite).nonzero()[0])]
         raise SparseRMError(
-            f"The representation of text {worst + 1} ({len(self.ids[worst])} tokens) is not finite: the base model "
-            f"overflows in {str(self.base_model.dtype).removeprefix('torch.')}. Use dtype='float32', or look for "
-            "broken weights."
+            f"The representation of text {worst + 1} ({len(self.ids[worst])} tokens) is not finite, as the base model "
+            f"overflows in {str(self.base_model.dtype).removeprefix('torch.')}: set dtype to float32, or look for "
+            "broken weights in the base model."
         )

@@ -27,9 +27,9 @@ def check_output_dir(folder: Path) -> None:
         >>> check_output_dir(Path("no-such-folder"))
     """
     if folder.is_file():
-        raise SparseRMError(f"The output folder {str(folder)!r} is a file; name a folder.")
+        raise SparseRMError(f"The output folder {str(folder)!r} is a file: name a folder.")
     if folder.is_mount():
-        raise SparseRMError(f"The output folder {str(folder)!r} is the root of a volume; name a folder inside it.")
+        raise SparseRMError(f"The output folder {str(folder)!r} is the root of a volume: name a folder inside it.")
     config = folder / "config.json"
     if not folder.is_dir() or {file.name for file in folder.iterdir()} <= {LOGS}:
         return
@@ -39,7 +39,8 @@ def check_output_dir(folder: Path) -> None:
         is_ours = False
     if not is_ours:
         raise SparseRMError(
-            f"The output folder {str(folder)!r} holds something else than a SparseRM; name a new one or empty it."
+            f"The output folder {str(folder)!r} holds something else than a SparseRM: name another folder, or "
+            "empty it."
         )
 
 

@@ -32,7 +32,7 @@ def tracker_names(report_to: str) -> list[str]:
     for name in names:
         if name not in ("none", "all", *LOGGER_TYPE_TO_CLASS):
             raise SparseRMError(
-                f"report_to names {name!r}; it may name {', '.join(LOGGER_TYPE_TO_CLASS)}, all or none."
+                f"report_to names {name!r}, but may name {', '.join(LOGGER_TYPE_TO_CLASS)}, all or none."
             )
     return [name for name in names if name != "none"]
 

@@ -50,8 +50,8 @@ def check_finite(tokens: torch.Tensor, dtype: torch.dtype) -> None:
     """Raise a `SparseRMError` if residual-stream tokens, computed in `dtype`, hold a number that is not finite."""
     if not torch.isfinite(tokens).all():
         raise SparseRMError(
-            f"The residual stream is not finite in {str(dtype).removeprefix('torch.')}: try --dtype float32, or look "
-            "for broken weights in the base model."
+            f"The residual stream is not finite in {str(dtype).removeprefix('torch.')}: set dtype to float32, or "
+            "look for broken weights in the base model."
         )
 
 

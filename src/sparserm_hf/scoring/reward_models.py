@@ -34,7 +34,10 @@ def check_reward_model(name: str, revision: str | None = None) -> dict[str, Any]
         settings, _ = SparseRMConfig.get_config_dict(name, revision=revision)
         kind = settings.get("model_type")
         if kind != SparseRMConfig.model_type:
-            raise ValueError(f"it is a {kind if isinstance(kind, str) else shown(kind)}, not a SparseRM reward model.")
+            raise ValueError(
+                f"it is a {kind if isinstance(kind, str) else shown(kind)}, not a SparseRM reward model: name one "
+                "that sparserm train wrote."
+            )
         SparseRMConfig(**settings)
     except Exception as error:  # the file may hold anything: a list, objects nested a thousand deep
         raise SparseRMError(f"The reward model {name!r} cannot be loaded: {kind_and_reason(error)}.") from error

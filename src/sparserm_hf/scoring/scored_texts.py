@@ -69,5 +69,5 @@ def check_rewards(rewards: Iterable[float], where: str) -> None:
     """
     if not np.isfinite([*rewards]).all():
         raise SparseRMError(
-            f"{where} has a reward that is not finite, as the base model overflows on it: try the data type float32."
+            f"{where} has a reward that is not finite, as the base model overflows on it: set dtype to float32."
         )

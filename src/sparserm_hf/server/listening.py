@@ -41,7 +41,9 @@ def open_socket(host: str, port: int) -> socket.socket:
         listening.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listening.close()
-        raise SparseRMError(f"Nothing can be served on {host}, port {port}: {reason(error)}.") from error
+        raise SparseRMError(
+            f"Nothing can be served on {host}, port {port} ({reason(error)}): name another host or port."
+        ) from error
     return listening
 
 

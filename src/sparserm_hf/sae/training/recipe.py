@@ -77,7 +77,8 @@ class SAETrainingData:
         ours = {CONFIG_FILE, WEIGHTS_FILE, CARD, CHECKPOINT}
         if folder.is_file() or (folder.is_dir() and not {file.name for file in folder.iterdir()} <= ours):
             raise SparseRMError(
-                f"The output folder {self.output_dir!r} holds something else than an SAE: name another folder."
+                f"The output folder {self.output_dir!r} holds something else than an SAE: name another folder, or "
+                "empty it."
             )
 
     @property
@@ -141,9 +142,7 @@ def _only_device() -> torch.device:
     """Return the device of this process, or raise an error if there are several processes."""
     state = process_state()
     if state.num_processes > 1:
-        raise SparseRMError(
-            f"An SAE is trained in one process, but there are {state.num_processes}: run it without accelerate launch."
-        )
+        raise SparseRMError("sparserm sae train runs in one process: start it without a launcher.")
     return state.device
 
 

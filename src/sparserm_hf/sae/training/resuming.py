@@ -68,6 +68,6 @@ def resume(trainer: SAETrainer, folder: Path, run: Mapping[str, Any]) -> int:
     except SparseRMError:
         raise
     except Exception as error:  # torch and safetensors raise a dozen kinds
-        raise SparseRMError(f"The checkpoint {newest} is broken: remove that folder. ({reason(error)})") from error
+        raise SparseRMError(f"The checkpoint {newest} is broken ({reason(error)}): remove that folder.") from error
     logger.info("Resuming after %s of %s steps.", trainer.n_training_steps, trainer.cfg.total_training_steps)
     return int(progress["position"])
