@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         2 if something given was wrong; 128 and the number of the signal if a signal ended the command.
     """
     arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    _quieten_libraries()
     args = build_parser(arguments).parse_args(arguments)
     _set_up_logging()
     if threading.current_thread() is threading.main_thread():
@@ -126,6 +127,14 @@ def _with_underscores(argument: str) -> str:
     return f"--{option[2:].replace('-', '_')}{equals}{value}" if option.startswith("--") else argument
 
 
+def _quieten_libraries() -> None:
+    """Keep libraries from warning of themselves when they are imported, and of a machine without a GPU."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree", "DeepSpeed"):
+        library = logging.getLogger(name)
+        library.setLevel(logging.ERROR)
+        library.addFilter(lambda record: record.levelno >= logging.ERROR)  # holds where a library sets its own level
+
+
 def _set_up_logging() -> None:
     import transformers  # takes half a second, which `--help` does without
 
@@ -134,7 +143,6 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpx2", "datasets", "fsspec", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at each multiplication in 8 bits
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
