@@ -1,17 +1,18 @@
 """Preference pairs: split a row with `chosen` and `rejected` into its prompt and two responses.
 
-`row_texts.py` finds the texts in rows of any form; `tokenized_preferences.py` turns pairs into token ids.
+`implicit_prompts.py` finds the prompt that two responses begin with. `row_texts.py` finds the texts in rows of any
+form. `tokenized_preferences.py` turns pairs into token ids.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime import SparseRMError, common_prefix_length, shown
+from ..runtime import SparseRMError, shown
+from .implicit_prompts import implicit_prompt, repeats
 from .messages import Messages, Text, as_conversation, check_texts, is_messages
 from .row_checks import check_row, list_names
 
@@ -19,8 +20,6 @@ FORMATS = (
     "Each row needs `chosen` and `rejected`, and may have a `prompt` and a number `margin`: all of them strings, or "
     "all lists of {'role', 'content'}."
 )
-# Start of an answer in a dialogue that is one string, as in Anthropic's HH-RLHF and many later data sets.
-TURN = re.compile(r"\n\n(?:Assistant|ASSISTANT|AI|Bot|Response|Answer):")
 
 
 @dataclass(frozen=True)
@@ -123,25 +122,3 @@ def parse_preference(row: Mapping[str, Any], where: str) -> Preference:
         side[len(given) :] if twice else side for side, twice in zip((chosen, rejected), again, strict=True)
     )
     return Preference(given, chosen, rejected, row, where)
-
-
-def repeats(prompt: str | Messages, response: str | Messages) -> bool:
-    """Tell if a response begins with the prompt, and more follows."""
-    return len(response) > len(prompt) and response[: len(prompt)] == prompt
-
-
-def implicit_prompt(chosen: str | Messages, rejected: str | Messages) -> int:
-    """Count the messages or characters of the prompt that two responses begin with."""
-    shared = common_prefix_length(chosen, rejected)
-    if not isinstance(chosen, str):
-        return min(shared, len(chosen) - 1, len(rejected) - 1)
-    assert isinstance(rejected, str)
-    if shared == len(chosen) == len(rejected):
-        return 0
-    turns = [match.end() for match in TURN.finditer(chosen[:shared])]
-    if turns and chosen[turns[-1] :].strip() and rejected[turns[-1] :].strip():
-        return turns[-1]
-    # The last word start within the common prefix after which neither response is empty.
-    least = min(len(chosen.rstrip()), len(rejected.rstrip()))
-    starts = (i for i in range(min(shared, least - 1), 0, -1) if chosen[i - 1].isspace() and not chosen[i].isspace())
-    return next(starts, 0)

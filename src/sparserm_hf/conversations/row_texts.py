@@ -12,8 +12,9 @@ from operator import add
 from typing import Any
 
 from ..runtime import SparseRMError
+from .implicit_prompts import repeats
 from .messages import Text, as_conversation, check_texts
-from .preferences import parse_preference, repeats
+from .preferences import parse_preference
 from .row_checks import check_row, list_names
 
 

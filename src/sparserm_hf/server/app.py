@@ -22,11 +22,10 @@ from ..scoring import Scores, encoder_of, score_texts
 from .batching import Batcher
 from .endpoints import Endpoints, Metrics
 from .forms import Refusal
-from .guards import BODY_SECONDS, MAX_BODY, CheckHost, CountAnswers, ReceiveBody, RequireToken, refusal
+from .guards import CheckHost, CountAnswers, ReceiveBody, RequireToken, refusal
+from .limits import BODY_SECONDS, MAX_BODY, MAX_CHARACTERS, MAX_WAITING
 from .tokenizing import Tokenizing
 
-MAX_WAITING = 16_384  # texts in the queue
-MAX_CHARACTERS = 1_000_000  # of a row or text; tokenising that many takes about a second
 BATCHES_AT_ONCE = 8  # full batches that are planned together, so that texts of similar lengths share a batch
 
 REFUSALS = {

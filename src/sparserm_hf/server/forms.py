@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-MAX_TEXTS = 4096  # of one request
-MAX_EXPLAINED = 16  # rows
+from .limits import MAX_EXPLAINED, MAX_TEXTS
 
 Row = dict[str, Any]
 

@@ -16,8 +16,6 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY = 32 * 2**20  # bytes of a request
-BODY_SECONDS = 60  # for a body to arrive
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
