@@ -61,6 +61,8 @@ def known_to(folder, text):
     """An example with what a tiny model has in the place of what the document names."""
     latent = json.loads((folder / "my-reward-model" / "config.json").read_text())["latents"][0]["id"]
     text = text.replace('135M-Instruct", None', '135M-Instruct", "my-sae"')
+    text = text.replace('model="HuggingFaceTB/', 'sae="my-sae", model="HuggingFaceTB/')
+    text = text.replace("--model HuggingFaceTB/", "--sae my-sae --model HuggingFaceTB/")
     return text.replace("1646", str(latent)).replace("--layer 12", "--layer 2 --total_tokens 4096 --d_sae 64 --k 8")
 
 
@@ -79,6 +81,9 @@ def test_the_examples_of_a_document_run(document, here):
             continue
         for command in commands(block):
             if " ".join(command).startswith(ELSEWHERE) or {"ray", "--describe_with"} & set(command):
+                continue
+            if command[0] == "echo":
+                Path(command[3]).write_text(command[1])
                 continue
             assert command[0] == "sparserm", command
             if "--output_dir" in command:  # the document writes it anew

@@ -21,7 +21,7 @@ from ..runtime import SparseRMError, say
 from ..scoring import load_reward_model
 from ..training import SparseRMTrainer, SparseRMTrainingConfig
 from .evaluation_tables import print_accuracies
-from .explanation_tables import print_explanation, print_latent_table
+from .explanation_tables import print_explanation, print_latent_table, print_legend
 
 EXAMPLE = "sparserm demo --output_dir demo-output"
 NEXT = "To score answers of your own: sparserm score {output_dir}/model answers.jsonl --output scores.jsonl"
@@ -97,6 +97,7 @@ def explain_extremes(folder: str, pairs: Dataset, evaluation: Evaluation) -> Non
     rows = [pairs[int(i)] for i in (np.argmax(margins), np.argmin(margins))]
     for row, explained in zip(rows, explain_rows(model, tokenizer, rows), strict=True):
         print_explanation(explained.explanations, model.config, row["prompt"][-1]["content"], 5)
+    print_legend()
 
 
 def rank_answers(folder: str, policy: str) -> None:

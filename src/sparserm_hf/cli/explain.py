@@ -14,7 +14,7 @@ from ..explanations import explain_rows
 from ..runtime import SparseRMError, check_output_file, process_state, replacing_file
 from ..scoring import json_line, load_reward_model
 from .arguments import add_scoring_model
-from .explanation_tables import print_explanation
+from .explanation_tables import print_explanation, print_legend
 from .output import tell_errors
 
 EXAMPLE = "sparserm explain my-reward-model answers.jsonl"
@@ -52,4 +52,6 @@ def run(args: argparse.Namespace) -> int:
                 file.write(json_line(explained.as_json()))
             elif not explained.error:
                 print_explanation(explained.explanations, model.config, f"Row {number}", args.top)
+    if not args.output:
+        print_legend()
     return tell_errors(errors)

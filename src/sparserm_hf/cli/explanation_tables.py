@@ -12,8 +12,11 @@ from ..modeling.configuration_sparserm import SparseRMConfig
 from ..runtime import Console, visible
 
 NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
-ADDS = "Adds: what the reward loses if the latent's part of the response's tokens is set to its training average. "
-CHECK = f"Tried on the tokens: = it does, to a tenth; ≠ what it loses instead, as their norm changes too. {NAMED}"
+LEGEND = (
+    "A latent adds what the reward loses if the latent's part of the response's tokens is set to its training average. "
+    "This was tried on the tokens: = the reward loses that, to a tenth; ≠ what it loses instead, as the tokens' norm "
+    f"changes too. {NAMED}"
+)
 
 UP, DOWN = (34, 160, 90), (210, 70, 70)  # backgrounds of tokens that raise and that lower the reward
 
@@ -43,6 +46,11 @@ def print_explanation(explained: dict[str, TextExplanation], config: SparseRMCon
     console.print()
 
 
+def print_legend() -> None:
+    """Print what the columns of explanations mean."""
+    Console().print(f"[dim]{LEGEND}[/]")
+
+
 def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig) -> None:
     deviation = (explanation.reward - config.reward_mean) / config.reward_std if config.reward_std else 0.0
     console.print(
@@ -53,7 +61,7 @@ def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMC
 
 
 def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:
-    table = _table(title, ADDS + CHECK, "adds", "check")
+    table = _table(title, None, "adds", "check")
     for effect in explanation.latents[:top]:
         table.add_row(*_identify(effect), f"{effect.contribution:+.3f}", _check(effect))
     return table
@@ -68,13 +76,8 @@ def _check(effect: LatentEffect) -> str:
 
 def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top: int) -> Table:
     margin = chosen.reward - rejected.reward
-    table = _table(
-        f"{title}: chosen {'wins' if margin > 0 else 'loses'} by {abs(margin):.3f}",
-        ADDS + CHECK,
-        "chosen",
-        "rejected",
-        "difference",
-    )
+    outcome = f"{title}: chosen {'wins' if margin > 0 else 'loses'} by {abs(margin):.3f}"
+    table = _table(outcome, None, "chosen", "rejected", "difference")
     sides = [{effect.latent: effect for effect in side.latents} for side in (chosen, rejected)]
     for latent, difference in list(contrast(chosen, rejected).items())[:top]:
         effects = [side[latent] for side in sides]
@@ -83,7 +86,7 @@ def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top
     return table
 
 
-def _table(title: str, caption: str, *columns: str) -> Table:
+def _table(title: str, caption: str | None, *columns: str) -> Table:
     """Make a table of latents, whose rows begin with the cells of `_identify`; it fits 80 columns."""
     table = Table(
         title=escape(title), caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left"
