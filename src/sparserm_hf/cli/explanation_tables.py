@@ -13,9 +13,9 @@ from ..runtime import Console, visible
 
 NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
 LEGEND = (
-    "A latent adds what the reward loses if the latent's part of the response's tokens is set to its training average. "
-    "This was tried on the tokens: = the reward loses that, to a tenth; ≠ what it loses instead, as the tokens' norm "
-    f"changes too. {NAMED}"
+    "A latent adds what the reward loses if the latent's part of the response's tokens is set to its training "
+    "average. This was tried on the tokens: = the reward loses that, to a tenth; ≠ what it loses instead, as the "
+    f"tokens' norm changes too. {NAMED}"
 )
 
 UP, DOWN = (34, 160, 90), (210, 70, 70)  # backgrounds of tokens that raise and that lower the reward
