@@ -118,7 +118,7 @@ def test_what_is_no_causal_language_model_is_told_so(tmp_path):
         load_language_model(str(tmp_path / "vit"))
     for kind, sentence in {
         "bart": "is half of an encoder-decoder",
-        "roberta": "reads texts in both directions",
+        "roberta": "attends in both directions",
     }.items():
         with pytest.raises(SparseRMError, match=sentence):
             prepare_base_model(tiny_model(kind), 2, torch.device("cpu"), torch.float32)

@@ -26,7 +26,7 @@ def check_kind(decoder: PreTrainedModel) -> None:
     """
     kind, fields = type(decoder).__name__, inspect.signature(type(decoder.config)).parameters
     if "is_encoder_decoder" in fields and fields["is_encoder_decoder"].default is True:
-        raise SparseRMError(f"{kind} is half of an encoder-decoder model, but SparseRM reads causal language models.")
+        raise SparseRMError(f"{kind} is half of an encoder-decoder model, but SparseRM needs a causal language model.")
     try:
         decoder_layers(decoder)
     except ValueError:
@@ -50,8 +50,8 @@ def check_causal(decoder: PreTrainedModel, stream: torch.Tensor) -> None:
     rounding = 2**-8 if is_quantized(decoder) else torch.finfo(decoder.dtype).eps
     if (apart > rounding**0.5).any():
         raise SparseRMError(
-            f"{type(decoder).__name__} reads texts in both directions, as BERT does, but SparseRM reads causal "
-            "language models: those in which no token depends on later ones."
+            f"{type(decoder).__name__} attends in both directions, as BERT does, but SparseRM needs a causal "
+            "language model, in which no token depends on later ones."
         )
 
 
@@ -109,10 +109,10 @@ def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
     try:
         stream = run_probe(decoder)
     except Exception as error:  # an architecture may raise anything with fewer layers
-        raise SparseRMError(f"{kind} does not run once it is cut: {reason(error)}") from error
+        raise SparseRMError(f"{kind} cannot be cut: it then does not run ({reason(error)}).") from error
     alike = stream.shape == expected.shape and torch.allclose(stream, expected, rtol=0, atol=0, equal_nan=True)
     if expected.ndim != 3:
-        raise SparseRMError(f"{kind} has more than one residual stream a token, and an SAE reads one.")
+        raise SparseRMError(f"{kind} has more than one residual stream a token, but an SAE encodes one.")
     if not alike:
         raise SparseRMError(f"{kind} cannot be cut: its output is then not the residual stream of its last layer.")
     check_causal(decoder, stream)

@@ -48,7 +48,7 @@ def prepare_base_model(
     except ValueError as error:
         raise SparseRMError(str(error)) from error
     except Exception as error:  # an architecture may raise anything when it is run or cut
-        raise SparseRMError(f"{type(model).__name__} cannot be cut: {reason(error)}") from error
+        raise SparseRMError(f"{type(model).__name__} cannot be cut ({reason(error)}).") from error
     check_backbone(model, expected)
     return cast_weights(move(model, device), dtype).eval().requires_grad_(False)
 
