@@ -1,5 +1,7 @@
-"""Make the manual's page of commands out of their help."""
+"""Make the manual's page of commands out of their help, and its tour out of the notebook."""
 
+import html
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +15,9 @@ PYTHON = os.environ.get("SPARSERM_PYTHON", sys.executable)  # an environment in 
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the page."""
+    """Add the two pages."""
     files.append(File.generated(config, "commands.md", content=commands()))
+    files.append(File.generated(config, "tour.md", content=tour()))
     return files
 
 
@@ -26,6 +29,29 @@ def commands() -> str:
         shown = run("-m", "sparserm_hf.cli", *name.split(), "--help")
         parts.append(f"## sparserm {name}\n\n```text\n{shown.rstrip()}\n```\n")
     return "\n".join(parts)
+
+
+def tour() -> str:
+    """Write the cells of the notebook with the outputs that are saved in it."""
+    parts = []
+    for cell in json.loads((ROOT / "examples" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(
+            source.replace("](../docs/", "](") if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        )
+        if outputs := cell.get("outputs"):
+            shown = "\n".join(map(as_html, outputs))
+            parts.append(f'<div class="result">\n{shown}\n</div>')
+    return "\n\n".join(parts)
+
+
+def as_html(output: dict[str, Any]) -> str:
+    """Show an output of a cell as its own HTML, or as text."""
+    data = output.get("data") or {"text/plain": output["text"]}
+    if "text/html" in data:
+        return f'<div style="margin: .8em 0">{"".join(data["text/html"])}</div>'
+    text = html.escape("".join(data["text/plain"]).rstrip())
+    return f'<pre style="font-size: .85em; white-space: pre-wrap">{text}</pre>'
 
 
 def run(*arguments: str) -> str:

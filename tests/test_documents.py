@@ -1,5 +1,6 @@
 """The examples of README, manual and docstrings run in the order in which they are written."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -7,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import textwrap
 import warnings
 from functools import partial
@@ -25,6 +27,8 @@ DOCUMENTS = sorted(
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
     if re.search("```(python|bash)", path.read_text())
 )
+TOUR = ROOT / "examples" / "tour.ipynb"
+CELLS = [cell for cell in json.loads(TOUR.read_text())["cells"] if cell["cell_type"] == "code"]
 BLOCK = re.compile(r"^( *)```(python|bash)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 # Tested elsewhere: these install something, run for ever, or take minutes.
 ELSEWHERE = ("pip ", "make ", "rewardbench ", "python -m scripts", "sparserm serve", "sparserm align", "sparserm demo")
@@ -93,10 +97,50 @@ def test_the_examples_of_a_document_run(document, here):
                 assert main(command[1:]) in (0, 1), command  # 1: `sae check` and `monitor` say that something is off
 
 
-def test_the_links_of_the_readme_lead_somewhere():
+def saved(cell, kind):
+    """The saved output of a cell: `text` is what it printed, `text/plain` and `text/html` are its last value."""
+    return "".join("".join(output.get("data", output).get(kind, "")) for output in cell["outputs"])
+
+
+def words(text):
+    return re.findall("[A-Za-z]+", text)
+
+
+def test_the_tour_runs_and_shows_as_much_as_is_saved(here, monkeypatch, capsys):
+    (here / "examples").mkdir()  # a notebook runs in its own folder
+    for name in ("HuggingFaceTB", "my-sae"):
+        (here / "examples" / name).symlink_to(here / name)
+    monkeypatch.chdir(here / "examples")
+    namespace = {}
+    for cell in CELLS:
+        values = [None]
+        monkeypatch.setattr(sys, "displayhook", values.append)
+        tree = ast.Interactive(ast.parse(known_to(here, "".join(cell["source"]))).body)
+        exec(compile(tree, cell["id"], "single"), namespace)
+        last = values[-1]
+        assert bool(capsys.readouterr().out) == bool(saved(cell, "text")), cell["id"]
+        assert (last is not None) == bool(saved(cell, "text/plain")), cell["id"]
+        assert hasattr(last, "_repr_html_") == bool(saved(cell, "text/html")), cell["id"]
+        if isinstance(last, sparserm_hf.Evaluation | sparserm_hf.Comparison):
+            assert words(repr(last)) == words(saved(cell, "text/plain")), cell["id"]
+
+
+def test_the_outputs_of_the_tour_are_whole_and_clean():
+    """All cells ran, in order, and no output is an error, a progress bar or a path of somebody's machine."""
+    assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
+    kinds = {(output["output_type"], output.get("name")) for cell in CELLS for output in cell["outputs"]}
+    assert kinds == {("execute_result", None), ("stream", "stdout")}
+    for cell in CELLS:
+        for kind in ("text", "text/plain", "text/html"):
+            assert not re.search(r"(?<![\w.<])/\w", saved(cell, kind)), cell["id"]
+    assert TOUR.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", TOUR], ids=lambda path: path.stem)
+def test_the_links_of_readme_and_tour_lead_somewhere(document):
     """The manual's own links are checked by `make docs`."""
-    links = [link for link in re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text()) if "://" not in link]
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+    links = [link for link in re.findall(r"\]\(([^)#]+)", document.read_text()) if "://" not in link]
+    assert links and [link for link in links if not (document.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("module", [name.replace("sparserm_hf.__init__", "sparserm_hf") for name in MODULES])
