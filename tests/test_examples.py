@@ -1,5 +1,7 @@
 """The demo's pairs, the shipped SAE, and the examples, which run as they stand."""
 
+import gzip
+import re
 import runpy
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 from sparserm_hf.modeling.backbone_sparserm import decoder_of
 from tiny import tiny_causal_lm, tiny_tokenizer
 
+from sparserm_hf.cli import demo, main
 from sparserm_hf.cli.demo import ASKED, PAIRS
 from sparserm_hf.conversations import load_preferences
 from sparserm_hf.conversations.chat_templates import encode
@@ -26,6 +29,23 @@ def test_the_demos_pairs_are_told_apart_by_question():
     assert all(row["chosen"] != row["rejected"] for row in train + test)
     assert ASKED in asked[1]
     assert "Apache License 2.0" in (PAIRS / "README.md").read_text()
+
+
+def test_the_demo_shows_what_the_package_is_for(tmp_path, monkeypatch, capsys):
+    """With a fifth of its pairs, and the real base model."""
+    for split, count in (("train", 200), ("test", 120)):
+        lines = gzip.decompress((PAIRS / f"{split}.jsonl.gz").read_bytes()).splitlines(keepends=True)[:count]
+        (tmp_path / f"{split}.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
+    monkeypatch.setattr(demo, "PAIRS", tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    assert main(["demo", "--output_dir", str(tmp_path / "demo")]) == 0
+    shown = capsys.readouterr().out
+    for said in ("Held-out questions, 120 pairs", "dense representation", "chosen wins by", "chosen loses by", ASKED):
+        assert said in shown
+    ranked = re.findall(r"^ +([+-]\d\.\d\d)  \S", shown, flags=re.MULTILINE)
+    assert len(ranked) == 8 and ranked == sorted(ranked, key=float, reverse=True)
+    assert "<title>" in (tmp_path / "demo" / "report.html").read_text()
+    assert len((tmp_path / "demo" / "train.jsonl").read_text().splitlines()) == 200
 
 
 def test_the_shipped_sae_fits_the_package_and_its_base_model():
