@@ -17,7 +17,7 @@ from sparserm_hf.align import aligner, dpo, measures
 from sparserm_hf.align import responses as pairs
 from sparserm_hf.align.arms import Outcome
 from sparserm_hf.align.measures import preference_accuracy
-from sparserm_hf.align.policy import Policy, memory_advice
+from sparserm_hf.align.policy import Policy
 from sparserm_hf.align.questions import Contrast, Questions, read_questions
 from sparserm_hf.align.responses import filter_pairs, keep_as_many
 from sparserm_hf.align.round_files import read_rows
@@ -28,6 +28,7 @@ from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.preferences import parse_preference
 from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.devices import memory_advice
 from sparserm_hf.runtime.errors import SparseRMError
 
 CPU = torch.device("cpu")

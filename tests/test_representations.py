@@ -223,3 +223,21 @@ def test_a_fingerprint_is_made_once_and_again_when_a_weight_changes(base_model, 
     number = nn.Module()
     number.register_buffer("scale", torch.tensor(2.0))  # without dimensions: it was an error
     assert fingerprint_module(number) != fingerprint_module(nn.Module())
+
+
+def test_full_memory_gets_advice_and_finished_shards_stay(base_model, tmp_path, monkeypatch, small_shards):
+    """It was torch's own traceback."""
+    real, calls = Representer.compute_shard, []
+
+    def full(self, batches):
+        calls.append(len(batches))
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Representer, "compute_shard", full)
+        with pytest.raises(SparseRMError, match="Out of memory while representing texts: take a smaller max_length"):
+            collect(base_model, tmp_path)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    collect(base_model, tmp_path)

@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from ..runtime import SparseRMError, commit_of, replacing_folder, use_one_gpu
-from .policy import Policy, memory_advice
+from ..runtime import SparseRMError, commit_of, memory_advice, replacing_folder, use_one_gpu
+from .policy import Policy
 from .responses import Row
 from .settings import AlignmentConfig
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..conversations import Messages, Preference, check_columns, encode, parse_preference, row_name
-from ..runtime import SparseRMError, common_prefix_length
-from .policy import Policy, memory_advice
+from ..runtime import SparseRMError, common_prefix_length, memory_advice
+from .policy import Policy
 from .responses import Row
 from .settings import AlignmentConfig
 from .sparse_judge import SparseJudge

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,18 +34,6 @@ class Response:
     text: str
     tokens: int
     cut: bool
-
-
-@contextmanager
-def memory_advice(what: str, advice: str) -> Iterator[None]:
-    """Turn an out-of-memory error into an error with advice on how to use less memory."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not out_of_memory and "can't allocate memory" not in str(error):  # torch's message on a CPU
-            raise
-        raise SparseRMError(f"Out of memory while {what}: {advice}. Finished work is kept.") from error
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..conversations import Messages
-from .policy import Policy, memory_advice
+from ..runtime import memory_advice
+from .policy import Policy
 from .questions import Contrast
 from .round_files import read_rows, write_rows
 from .settings import AlignmentConfig

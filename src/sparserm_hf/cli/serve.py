@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 
-from ..runtime import without_extra
 from .arguments import add_scoring_model
 
 EXAMPLE = "sparserm serve my-reward-model --port 8000"
@@ -32,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve until a signal ends the server."""
-    try:
-        from ..server import serve
-    except ModuleNotFoundError as error:
-        raise without_extra("The server", error, "serve") from None
+    from ..server import serve
+
     token = os.environ.get("SPARSERM_TOKEN")
     serve(args.model, args.host, args.port, token, args.max_length, args.dtype, args.revision, args.exact)

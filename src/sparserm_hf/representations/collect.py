@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 from ..base_models import Family
 from ..conversations import TokenizedText
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
-from ..runtime import batch_tokens, plan_batches, process_state, prune_cache
+from ..runtime import batch_tokens, memory_advice, plan_batches, process_state, prune_cache
 from .representer import Pooling, Representer
 from .shard_files import StoredShard, is_whole, save_shard
 from .shards import Representations
 
 logger = logging.getLogger(__name__)
 
+MEMORY_ADVICE = "take a smaller max_length, a smaller dtype, or a quantised base model"
 SHARD_TOKENS = 16_384  # a killed run loses at most this much work
 
 
@@ -45,7 +46,7 @@ def collect_representations(
         max_tokens: Batch size in tokens, padding included; by default chosen for the device.
 
     Raises:
-        SparseRMError: A representation is not finite.
+        SparseRMError: A representation is not finite, or the memory is full. Finished shards stay.
         OSError: The cache cannot be written. Finished shards stay.
     """
     max_tokens = max_tokens or batch_tokens(base_model.device)
@@ -76,7 +77,9 @@ def _compute_missing(representer: Representer, shards: list[list[list[Family]]],
         hidden = not state.is_main_process
         with tqdm(None, "Representations", sum(tokens.values()), unit="tok", unit_scale=True, disable=hidden) as bar:
             for i in todo:
-                save_shard(representer.compute_shard(shards[i]), paths[i])
+                with memory_advice("representing texts", MEMORY_ADVICE):
+                    tensors = representer.compute_shard(shards[i])
+                save_shard(tensors, paths[i])
                 bar.update(tokens[i])
     else:
         logger.info("All representations come from the cache, %s", paths[0].parent)

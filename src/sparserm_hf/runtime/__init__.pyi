@@ -14,12 +14,14 @@ from .checkpoints import save_tokenizer as save_tokenizer
 from .devices import as_numpy as as_numpy
 from .devices import device_name as device_name
 from .devices import exact as exact
+from .devices import memory_advice as memory_advice
 from .devices import named_dtype as named_dtype
 from .devices import preferred_dtype as preferred_dtype
 from .errors import MOST_SHOWN as MOST_SHOWN
 from .errors import SparseRMError as SparseRMError
 from .errors import kind_and_reason as kind_and_reason
 from .errors import loading as loading
+from .errors import needs_extra as needs_extra
 from .errors import reading as reading
 from .errors import reason as reason
 from .errors import shown as shown

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .errors import SparseRMError
 from .private_apis import cpu_multiplies_bfloat16
 
 
@@ -74,3 +77,23 @@ def device_name(device: torch.device) -> str:
     lines = known.read_text().splitlines() if known.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
+
+
+@contextmanager
+def memory_advice(what: str, advice: str) -> Iterator[None]:
+    """Turn an out-of-memory error into an error with advice on how to use less memory.
+
+    Args:
+        what: The work that runs out of memory, as in `training`.
+        advice: How to use less, as in `lower the batch size`.
+
+    Raises:
+        SparseRMError: The block ran out of memory.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not out_of_memory and "can't allocate memory" not in str(error):  # torch's message on a CPU
+            raise
+        raise SparseRMError(f"Out of memory while {what}: {advice}. Finished work is kept.") from error

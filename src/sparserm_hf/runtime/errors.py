@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,22 @@ def without_extra(what: str, error: ModuleNotFoundError, extra: str) -> SparseRM
         The server needs fastapi: install the extra `serve`, as in pip install '.[serve]'.
     """
     return SparseRMError(f"{what} needs {error.name}: install the extra `{extra}`, as in pip install '.[{extra}]'.")
+
+
+def needs_extra(what: str, extra: str, *modules: str) -> None:
+    """Check that the packages of an extra are installed, without importing them.
+
+    Args:
+        what: The part of this package that needs them, the subject of the message.
+        extra: Name of the extra.
+        modules: Names of the modules that it installs.
+
+    Raises:
+        SparseRMError: One of them is not installed.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise without_extra(what, ModuleNotFoundError(name=module), extra)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from ..runtime import SparseRMError
+from ..runtime import SparseRMError, process_state
 from .config import RewardHeadConfig
 from .directions import Directions, make_directions
 from .folds import FOLDS, group_folds
@@ -164,7 +165,8 @@ def _try_k(
 ) -> dict[int, float]:
     """Cross-validate a linear head for each K; the accuracy is 0.5 if there are too few pairs to hold some out."""
     objective, accuracies = pairs.objective(config.loss, config.gamma), dict[int, float]()
-    for k in K_CANDIDATES:
+    hidden = not process_state().is_main_process
+    for k in tqdm(K_CANDIDATES, "Cross-validation", unit="K", delay=2, leave=False, disable=hidden):
         if k > 1 and not _has_room(config, k, texts.decoder.shape[1]):
             break
 
