@@ -151,13 +151,13 @@ def test_the_card_tells_the_share_of_claims_that_hold(planted):
     """The same share as of the explanations of these responses."""
     explained = [
         explain(planted.model, planted.processing_class, row["prompt"] + row[side])
-        for row in planted_rows(60, seed=1)[:5]
+        for row in planted_rows(60, seed=1)[:20]
         for side in ("chosen", "rejected")
     ]
     claims = [effect.as_stated for explanation in explained for effect in explanation.latents]
-    assert planted.evaluation.claims == CheckedClaims(responses=10, claims=len(claims), held=sum(claims))
-    assert 0 < sum(claims) < len(claims) == 40
-    told = f"{100 * sum(claims) / 40:.1f}% of 40 claims hold"
+    assert planted.evaluation.claims == CheckedClaims(responses=40, claims=len(claims), held=sum(claims))
+    assert 0 < sum(claims) < len(claims) == 160
+    told = f"{100 * sum(claims) / 160:.1f}% of 160 claims hold"
     assert told in " ".join((planted.saved / "README.md").read_text().split())
     assert Evaluation.load(planted.saved / EVALUATION_FILE).claims == planted.evaluation.claims
 

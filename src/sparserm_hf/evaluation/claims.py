@@ -17,7 +17,7 @@ from ..modeling.pooling_sparserm import pooled_tokens
 AGREEMENT = 0.1  # largest difference between a contribution and the measured change, as a share of the contribution
 ROUNDING = 1e-5  # rounding error of a reward in float32
 INTERVENTIONS = 10  # number of latents of a text, those with the largest contributions, that are set to their average
-MOST_PROMPTS = 5  # number of prompts whose responses are explained: the base model runs once more for each response
+MOST_PROMPTS = 20  # number of prompts whose responses are explained: the base model runs once more for each response
 
 
 @dataclass(frozen=True)
