@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..runtime import say_error
+from ..scoring import ROW_ERROR
 
 MOST_ERRORS = 10  # errors that get a line each
 
@@ -25,5 +26,5 @@ def tell_errors(errors: Sequence[str]) -> int:
     for error in errors[:MOST_ERRORS]:
         say_error(error)
     if len(errors) > MOST_ERRORS:
-        say_error(f"and {len(errors) - MOST_ERRORS} rows more, see `reward_error`.")
+        say_error(f"and {len(errors) - MOST_ERRORS} rows more, see `{ROW_ERROR}`.")
     return 2 if errors else 0

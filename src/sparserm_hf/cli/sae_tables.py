@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..runtime import Console
-from ..sae import ListedSAE, SAECheck
+from ..sae import SINK_RATIO, ListedSAE, SAECheck
 
 
 def _table(model: str, columns: Sequence[str]) -> Table:
@@ -68,7 +68,7 @@ def print_check(check: SAECheck) -> None:
     console.print(losses)
     console.print(
         f"On {check.fit.tokens:,} tokens of {check.texts} texts. Left out, and left as they are for the losses: the "
-        f"first tokens and {check.fit.sinks} attention sinks with a norm above 3 times the median.",
+        f"first tokens and {check.fit.sinks} attention sinks with a norm above {SINK_RATIO:g} times the median.",
         highlight=False,
     )
     console.print(escape(check.verdict.sentence), style="green" if check.verdict.fits else "red", highlight=False)

@@ -1,4 +1,4 @@
-"""Attribution of a reward to latents and tokens, checked by interventions in the residual stream."""
+"""Attribute a reward to latents and tokens: an exact sum for a linear head, integrated gradients for an MLP head."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from .naming import Name as Name
 from .naming import name_latents as name_latents
 from .naming import shorten_description as shorten_description
 from .neuronpedia import look_up_descriptions as look_up_descriptions
+from .sinks import SINK_RATIO as SINK_RATIO
 from .training.recipe import SAETrainingData as SAETrainingData
 from .training.recipe import train_sae as train_sae
 from .training.sae_config import SAETrainingConfig as SAETrainingConfig

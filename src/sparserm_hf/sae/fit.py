@@ -8,8 +8,8 @@ import torch
 
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..runtime import SparseRMError
+from .sinks import ordinary_tokens
 
-SINK_RATIO = 3.0  # tokens above this many times the median norm are attention sinks
 MIN_TOKENS = 100  # with fewer, explained variance is noise
 CHUNK_TOKENS = 1024  # encoded together; the (tokens, d_sae) activations are the largest tensor
 
@@ -93,7 +93,7 @@ def measure_fit(sae: SparseAutoencoder, tokens: torch.Tensor) -> Fit:
         (1.0, 2.0, 0.0)
     """
     norms = tokens.norm(dim=-1)
-    kept = tokens[norms <= SINK_RATIO * norms.median()]  # (n, d_model)
+    kept = tokens[ordinary_tokens(norms)]  # (n, d_model)
     fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=tokens.device)
     active = unexplained = norm_share = 0.0
     for x in kept.split(CHUNK_TOKENS):

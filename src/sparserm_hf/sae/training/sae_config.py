@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...runtime import SparseRMError
-from ..fit import SINK_RATIO
+from ..sinks import SINK_RATIO
 
 ARCHITECTURES = ("batchtopk", "topk", "jumprelu")
 

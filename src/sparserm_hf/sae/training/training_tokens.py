@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from ...modeling.backbone_sparserm import residual_stream
 from ...runtime import batch_tokens, pad_texts, plan_batches
-from ..fit import SINK_RATIO
 from ..hooks import check_finite
+from ..sinks import SINK_RATIO, ordinary_tokens
 
 # Maps the position of a batch in an endless sequence to its (N, d_model) tokens, the same at every call.
 TokenSource = Callable[[int], torch.Tensor]
@@ -57,7 +57,7 @@ class ResidualTokens:
         tokens = hidden[mask.bool()].float()  # (N, d_model)
         check_finite(tokens, self.base_model.dtype)
         rms = tokens.pow(2).mean(-1, keepdim=True).sqrt()
-        return (tokens / rms)[(rms < self.sink_ratio * rms.median()).squeeze(-1)]
+        return (tokens / rms)[ordinary_tokens(rms.squeeze(-1), self.sink_ratio)]
 
 
 def shuffled_tokens(
