@@ -19,10 +19,11 @@ from sparserm_hf import explain, load_preferences, load_reward_model
 
 PICTURE = Path(__file__).parent.parent / "docs" / "explained-pair.png"
 QUESTION = "Have humans flown close to the sun?"
-LATENTS = 6  # latents that are shown of a response
-PAGE = """<!doctype html><meta charset="utf-8"><body style="margin:24px;font:15px system-ui,sans-serif;color:#1b1f24">
+LATENTS = 5  # latents that are shown of a response
+PAGE = """<!doctype html><meta charset="utf-8">
+<body style="margin:16px 20px;font:15px system-ui,sans-serif;color:#1b1f24">
 <b>{question}</b>
-<div style="display:grid;grid-template-columns:1fr 1fr;gap:40px;margin-top:12px">{responses}</div>"""
+{responses}"""
 
 
 def main(demo: str) -> None:
@@ -33,13 +34,14 @@ def main(demo: str) -> None:
     responses = ""
     for side in ("chosen", "rejected"):
         explained = explain(model, tokenizer, pair["prompt"] + pair[side])
-        responses += f"<div><b>{side}</b>{replace(explained, latents=explained.latents[:LATENTS])._repr_html_()}</div>"
+        shown = replace(explained, latents=explained.latents[:LATENTS])
+        responses += f"<p><b>{side}</b>{shown._repr_html_()}"
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = Path(folder) / "pair.html"
         page.write_text(PAGE.format(question=escape(QUESTION), responses=responses), encoding="utf-8")
         found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
         browser = playwright.chromium.launch(executable_path=found)
-        shot = browser.new_page(viewport={"width": 1100, "height": 300}, device_scale_factor=2)
+        shot = browser.new_page(viewport={"width": 660, "height": 300}, device_scale_factor=2)
         shot.goto(page.as_uri())
         shot.screenshot(path=PICTURE, full_page=True)
         browser.close()

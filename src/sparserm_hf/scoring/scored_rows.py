@@ -1,4 +1,4 @@
-"""Score a stream of rows, each a text or a pair."""
+"""Score a stream of rows, each a text or a pair, in chunks of rows that are computed together."""
 
 from __future__ import annotations
 
