@@ -128,7 +128,7 @@ def test_an_mlp_reads_features_that_do_not_follow_the_styles():
     styles = rng.normal(size=(300, 1))
     chosen = np.concatenate([rng.normal(size=(300, 1)) + 1, styles], axis=1)
     features = PairFeatures(chosen, rng.normal(size=(300, 2)) * [1.0, 0.1])
-    head = fit_mlp_head(features, Objective("margin", 1.0, np.zeros(300), styles), np.arange(300), 0, 16)
+    head = fit_mlp_head(features, Objective("margin", 1.0, np.zeros(300), styles), np.arange(300), 0)
     margins = head.rewards(features.chosen) - head.rewards(features.rejected)
     assert abs(np.corrcoef(margins, styles[:, 0])[0, 1]) < 0.2
 

@@ -122,8 +122,8 @@ def test_same_seed_same_bits():
     features, groups = make_pairs(), np.arange(120)
     for loss in ("margin", "bce"):
         objective = Objective(loss, 1.0, np.zeros(120))
-        one, two = (fit_mlp_head(features, objective, groups, seed=5, hidden_size=16) for _ in range(2))
-        other = fit_mlp_head(features, objective, groups, seed=6, hidden_size=16)
+        one, two = (fit_mlp_head(features, objective, groups, seed=5) for _ in range(2))
+        other = fit_mlp_head(features, objective, groups, seed=6)
         assert all(
             np.array_equal(a, b)
             for x, y in zip(one.layers, two.layers, strict=True)

@@ -26,7 +26,6 @@ SETTING_GROUPS = {
         "k",
         "directions",
         "head_type",
-        "head_hidden_size",
         "loss",
         "gamma",
         "debias",

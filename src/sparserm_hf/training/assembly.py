@@ -65,7 +65,6 @@ def _make_config(
         directions=args.directions,
         k_accuracies={str(k): round(accuracy, 6) for k, accuracy in accuracies.items()},
         head_type=args.head_type,
-        head_hidden_size=args.head_hidden_size,
         sae=parts.sae.autoencoder.spec(),
         sae_source=parts.sae.source,
         pad_token_id=tokenizer.pad_token_id,

@@ -30,7 +30,7 @@ class RewardHeadConfig:
 
     Example:
         >>> RewardHeadConfig(k=8, loss="bradley_terry")
-        RewardHeadConfig(k=8, directions='orthogonal', head_type='linear', head_hidden_size=512, \
+        RewardHeadConfig(k=8, directions='orthogonal', head_type='linear', \
 loss='bradley_terry', gamma=1.0, seed=42)
         >>> RewardHeadConfig(k=0)
         Traceback (most recent call last):
@@ -50,7 +50,6 @@ loss='bradley_terry', gamma=1.0, seed=42)
     head_type: Literal["linear", "mlp"] = _option(
         "linear", "Type of the reward head: linear, whose rewards are explained exactly, or mlp."
     )
-    head_hidden_size: int = _option(512, "Width of the MLP head's hidden layer.")
     loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss to fit the head with.")
     gamma: float = _option(1.0, "Reward difference that the margin loss demands of every pair.")
     seed: int = _option(42, "Seed of the folds, the random directions and the MLP head.")
@@ -64,7 +63,6 @@ loss='bradley_terry', gamma=1.0, seed=42)
             except ValueError:
                 raise SparseRMError(f"k is {self.k!r}, but must be a number of latents, or auto.") from None
             self._check_least("k", 1)
-        self._check_least("head_hidden_size", 1)
         self._check_least("seed", 0)
         if self.loss == "margin" and not self.gamma > 0:
             raise SparseRMError(

@@ -13,15 +13,14 @@ from ..runtime import SparseRMError, as_numpy
 from .folds import FOLDS, group_folds, pairs_outside
 from .objective import FittedHead, Objective, PairFeatures, standardization, style_basis, without_basis
 
+HIDDEN_SIZE = 512  # the paper's
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1  # of AdamW
 BATCH_SIZE = 64  # pairs
 MAX_EPOCHS = 100
 PATIENCE = 10  # epochs without a lower held-out loss before training stops
 
 
-def fit_mlp_head(
-    features: PairFeatures, objective: Objective, groups: np.ndarray, seed: int, hidden_size: int = 512
-) -> FittedHead:
+def fit_mlp_head(features: PairFeatures, objective: Objective, groups: np.ndarray, seed: int) -> FittedHead:
     """Fit an MLP with one hidden layer by AdamW, stopped early on a fifth of the prompts.
 
     Args:
@@ -29,7 +28,6 @@ def fit_mlp_head(
         objective: Objective on the N pairs.
         groups: (N,) number of each pair's prompt.
         seed: Seed of the weights, of the order of the batches and of the held-out prompts.
-        hidden_size: Width of the hidden layer.
 
     Raises:
         SparseRMError: All pairs have the same prompt, so that none can be held out.
@@ -46,7 +44,7 @@ def fit_mlp_head(
     basis = style_basis(standardised[0, train] - standardised[1, train], objective.rows(train).styles)
     x = torch.from_numpy(without_basis(standardised, basis)).float()
     margins = torch.from_numpy(objective.margins).float()
-    net = _make_network(x.shape[-1], hidden_size, seed)
+    net = _make_network(x.shape[-1], seed)
 
     def loss_of(index: torch.Tensor) -> torch.Tensor:
         rewards = net(x[:, index])[..., 0]  # (2, n)
@@ -61,11 +59,11 @@ def fit_mlp_head(
     return replace(head, validation_accuracy=pair_accuracy(held_out_margins), held_out_margins=held_out_margins)
 
 
-def _make_network(features: int, hidden_size: int, seed: int) -> torch.nn.Sequential:
+def _make_network(features: int, seed: int) -> torch.nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return torch.nn.Sequential(
-            torch.nn.Linear(features, hidden_size), torch.nn.ReLU(), torch.nn.Linear(hidden_size, 1)
+            torch.nn.Linear(features, HIDDEN_SIZE), torch.nn.ReLU(), torch.nn.Linear(HIDDEN_SIZE, 1)
         )
 
 

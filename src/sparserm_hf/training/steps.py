@@ -225,7 +225,7 @@ def fit_head(
     objective = pairs.objective(config.loss, config.gamma)
     if config.head_type == "mlp":
         of_pairs = pairs.features(features)
-        return fit_mlp_head(of_pairs, objective, pairs.groups, config.seed, config.head_hidden_size)
+        return fit_mlp_head(of_pairs, objective, pairs.groups, config.seed)
 
     def features_for(fold: int | None) -> PairFeatures:
         return pairs.features(features if fold is None or features_without is None else features_without(fold))
