@@ -32,7 +32,7 @@ COMMANDS = {
     "sae find": "List the SAEs that sae-lens' registry has for the residual stream of a base model.",
     "sae train": "Train an SAE on a layer of a base model.",
     "align": "Align a policy in rounds: write pairs, filter them with a reward model, train on them with DPO.",
-    "demo": "Train, evaluate and score on simple facts, without a download.",
+    "demo": "Train a reward model on TruthfulQA and show what it learned, without a download.",
 }
 SAE_COMMANDS = "Check, find or train sparse autoencoders (SAEs)."
 
