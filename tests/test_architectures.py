@@ -37,14 +37,22 @@ KEPT = MUST_WORK.split()
 NEW = "jamba qwen3_5_text qwen3_5 gemma4_text gemma4 granitemoehybrid zamba2 mllama".split()  # noqa: SIM905
 PAGE = """# Base models
 
-Every causal architecture of transformers {version}, and every vision-language one by its text side, as a tiny random
-model: cut after two of its four layers, saved whole and slim, loaded again, and loaded under transformers 4.57 without
-this package: the same rewards, also with padding before the text, unless the table says otherwise. {works} of {all}
-work. {refused} are refused with a sentence before anything is computed, most of them encoder-decoders and models that
-read in both directions. The others could not be made tiny for the test. *Prompts shared*: the prompt of a pair is
-computed once. *By its text side*: a vision-language model is loaded whole, and its text side alone is used and saved;
-conversations with images are refused. *Whole configuration*: the checkpoint's configuration builds all layers, and
-those that it does not keep are dropped. The table is made by `tests/test_architectures.py`.
+This page lists the kinds of base models that train and load again. The tests try every causal architecture of
+transformers {version}, and every vision-language architecture by its text side, as a tiny random model. The model is
+cut after two of its four layers, saved whole and [slim](how-it-works.md#what-is-in-a-checkpoint), and loaded again.
+It is also loaded under transformers 4.57 without this package. *Works* means that all of these give the same
+rewards, also with padding before the text, unless the last column says otherwise. {works} of {all} kinds work.
+{refused} kinds are refused with a sentence before anything is computed; most of them are encoder-decoders and models
+that read in both directions. The other kinds could not be made tiny for the test.
+
+- *Prompts shared*: the prompt of a pair is computed once for both responses.
+- *By its text side*: a vision-language model is loaded whole, and only its text side is used and saved.
+  Conversations with images are refused.
+- *Whole configuration*: the configuration in the checkpoint describes all layers. The layers that the checkpoint
+  does not keep are built and dropped.
+
+`tests/test_architectures.py` makes the table. [Quantised base models](quantization.md) have a page of their own, and
+[Choose or train an SAE](saes.md) comes next.
 
 | kind | | |
 |---|---|---|

@@ -198,7 +198,7 @@ def test_the_table_of_presets_in_the_manual():
         own = "the package's own" if preset.sae == str(SHIPPED_SAE) else f"`{preset.sae}`"
         rows.append(f"| `{name}` | {preset.model} | {own} | {preset.why} |")
     assert "\n".join(rows) in DOCS.read_text(), "put this into docs/presets.md:\n" + "\n".join(rows)
-    assert f"[{len(PRESETS)} of them](docs/presets.md)" in (DOCS.parent.parent / "README.md").read_text()
+    assert f"[{len(PRESETS)} base models](docs/presets.md)" in (DOCS.parent.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("command", [["train", "--output_dir", "out"], ["sae", "check"]], ids=" ".join)
