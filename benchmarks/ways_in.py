@@ -296,10 +296,12 @@ def main() -> int:
     values = [v for p in found.values() for w in p.values() for shapes in w.values() for v in shapes.values()]
     lines = [
         "# Ways into a reward model\n",
-        f"Made by `python benchmarks/ways_in.py` with transformers {transformers.__version__}, torch "
-        f"{torch.__version__}. Tiny random models in float32. A cell is the largest absolute difference between a "
-        "reward and that of `score_rows` with messages, over all shapes of conversations that the template takes and "
-        f"the poolings {', '.join(f'`{pooling}`' for pooling in POOLINGS)}.\n",
+        "This page shows that a conversation has the same reward by every way into a reward model: see "
+        "[One conversation, one reward](conversations.md). A row is a way in, and a column is a chat template. A cell "
+        "is the largest absolute difference from the reward that `score_rows` gives to messages, over all shapes of "
+        "conversations that the template takes and the poolings "
+        f"{', '.join(f'`{pooling}`' for pooling in POOLINGS)}. The models are tiny, random and in float32. Made by "
+        f"`python benchmarks/ways_in.py` with transformers {transformers.__version__}, torch {torch.__version__}.\n",
         *table(found),
         "",
         *(f"- ({i}) {note}" for i, note in enumerate(NOTES, 1)),
