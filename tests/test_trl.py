@@ -74,7 +74,8 @@ def test_a_model_of_reward_trainer_is_compared_by_its_own_figures(lora, policy, 
         peft_config=LoraConfig(task_type="SEQ_CLS", r=2, modules_to_save=["score"]) if lora else None,
     )
     trainer.train()
-    told = trainer.evaluate()
+    trainer.evaluate()
+    told = trainer.state.log_history[-1]  # TRL 1.0 returns the loss alone
     trainer.save_model(str(tmp_path / "saved"))
     metrics = compare(reward_model, str(tmp_path / "saved"), rows, dtype="float32").metrics[1]
     assert metrics.accuracy == pytest.approx(told["eval_accuracy"])
