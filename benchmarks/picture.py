@@ -8,7 +8,6 @@ Writes `docs/explained-pair.png`: both responses as a notebook shows an explanat
 
 import shutil
 import sys
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import sync_playwright
 
 from sparserm_hf import explain, load_preferences, load_reward_model
+from sparserm_hf.explanations import text_explanation
 
 PICTURE = Path(__file__).parent.parent / "docs" / "explained-pair.png"
 QUESTION = "Have humans flown close to the sun?"
@@ -28,14 +28,14 @@ PAGE = """<!doctype html><meta charset="utf-8">
 
 def main(demo: str) -> None:
     """Draw the picture with the reward model and the held-out pairs in the demo's folder."""
+    text_explanation.SHOWN_LATENTS = LATENTS
     model, tokenizer = load_reward_model(f"{demo}/model")
     pairs = load_preferences(f"{demo}/test.jsonl")
     pair = next(pair for pair in pairs if pair["prompt"][0]["content"] == QUESTION)
     responses = ""
     for side in ("chosen", "rejected"):
         explained = explain(model, tokenizer, pair["prompt"] + pair[side])
-        shown = replace(explained, latents=explained.latents[:LATENTS])
-        responses += f"<p><b>{side}</b>{shown._repr_html_()}"
+        responses += f"<p><b>{side}</b>{explained._repr_html_()}"
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = Path(folder) / "pair.html"
         page.write_text(PAGE.format(question=escape(QUESTION), responses=responses), encoding="utf-8")

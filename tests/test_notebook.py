@@ -83,7 +83,7 @@ def test_results_of_a_model_print_their_figures():
     first, *latents, rest = repr(found).splitlines()
     assert first.startswith(f"Reward {found.reward:.3f} = {found.base:.3f} of the average response ")
     assert [line.split()[-1] for line in latents] == [f"{effect.latent})" for effect in found.latents[:5]]
-    assert rest == "  and 1 more latents"
+    assert rest.endswith("  1 other latents")
     assert found._repr_html_().count("title=") == len(found.tokens)
     margins = {"SparseRM": np.array([1.0, 2.0, -1.0, 0.0]), "a\x1b[2J": np.array([1.0, 1.0, 1.0, 1.0])}
     lines = repr(Evaluation(margins, {}, 1.0)).splitlines()

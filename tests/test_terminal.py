@@ -162,8 +162,8 @@ def test_log_lines_are_text(hostile, trained, tmp_path):
     rows.write_text('{"text": "w1 w2"}\n')
     command = [sys.executable, "-m", "sparserm_hf.cli", "score", str(trained), str(rows)]
     run = subprocess.run(command, capture_output=True)
-    assert run.returncode == 0 and b"no assistant header" in run.stderr
-    lines = [line for line in run.stderr.decode().split("\n") if "no assistant header" in line]
+    assert run.returncode == 0 and b"is plain text" in run.stderr
+    lines = [line for line in run.stderr.decode().split("\n") if "is plain text" in line]
     check("\n".join(lines))
 
 

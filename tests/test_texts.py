@@ -36,7 +36,7 @@ def test_each_kind_of_row_gives_its_texts():
         ({"chosen": "w1 w2", "rejected": "w1 w3"}, [words(1, 2), words(1, 3)]),
     ):
         assert list(iterate_texts([row], tokenizer, 50)) == expected
-    with pytest.raises(SparseRMError, match="Row 2 has the columns title; it needs `text`"):
+    with pytest.raises(SparseRMError, match="Row 2 has the columns title; it needs either `text`"):
         list(iterate_texts([{"text": "w1"}, {"title": "w1"}], tokenizer, 50))
     with pytest.raises(SparseRMError, match="Row 1 is 'w1', of the type str, but must be an object"):
         list(iterate_texts(["w1"], tokenizer, 50))

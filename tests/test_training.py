@@ -312,7 +312,7 @@ def bad_input_cases(world, tmp):
             ["score", str(world / "base"), str(world / "test.jsonl")],
             "cannot be loaded: it is a llama, not a SparseRM",
         ),
-        "nothing to score": (["score", str(world / "model"), str(tmp / "missing.jsonl")], "it needs `text`"),
+        "nothing to score": (["score", str(world / "model"), str(tmp / "missing.jsonl")], "it needs either `text`"),
         "no rows to score": (
             ["score", str(world / "model"), str(tmp / "none.jsonl")],
             "There is no file|No such file",

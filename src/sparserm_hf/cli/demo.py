@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     assert trainer.evaluation is not None
     say("\n2. Is it any good? On questions that it has not seen, beside simpler models on the same base model:\n")
     print_accuracies(trainer.evaluation, "Held-out questions")
+    say("Where intervals overlap, this test cannot tell models apart. SparseRM adds that its rewards can be read.")
     say(f"\n3. What does it look at? The {LATENTS} latents that move rewards most:\n")
     print_latent_table(report_latents(folder, train, LATENTS).latents, "")
     say("\n4. Why does a response get its reward? The held-out pair that it is surest of, then its worst mistake:\n")

@@ -72,7 +72,12 @@ def _print_attacks(evaluation: Evaluation) -> None:
     if not evaluation.attacks:
         return
     prompts = evaluation.attacks[0].as_text.pairs
-    table = Table(title=f"How often the template's own marks beat the chosen response, {prompts} prompts")
+    table = Table(
+        title=f"How often a response made of the template's marks beats the chosen one, {prompts} prompts",
+        caption="Best is 0. As tokens: a trainer passes token ids. As text: messages, in which marks are plain text. "
+        "The manual's page on safety says what to do.",
+        caption_justify="left",
+    )
     table.add_column("", no_wrap=True)
     for column in ("as tokens %", "as text %"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     check_output_file(args.output)
     model, tokenizer = load_reward_model(args.model, dtype=args.dtype, revision=args.revision)
     rows: Any = tqdm(iterate_rows(args.input), desc="Explaining", unit="row", delay=2, disable=args.output is None)
-    errors = []
+    errors, shown = [], False
     with ExitStack() as stack:
         file = None
         if args.output:
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
                 file.write(json_line(explained.as_json()))
             elif not explained.error:
                 print_explanation(explained.explanations, model.config, f"Row {number}", args.top)
-    if not args.output:
+                shown = True
+    if shown:
         print_legend()
     return tell_errors(errors)

@@ -13,9 +13,9 @@ from ..runtime import Console, visible
 
 NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
 LEGEND = (
-    "A latent adds what the reward loses if the latent's part of the response's tokens is set to its training "
-    "average. This was tried on the tokens: = the reward loses that, to a tenth; ≠ what it loses instead, as the "
-    f"tokens' norm changes too. {NAMED}"
+    "A latent adds to a reward by being stronger or weaker in the response than in the average training response. "
+    "=: removing that difference from the tokens changed the reward by as much, to within 10%; ≠: by how much it did. "
+    f"{NAMED}"
 )
 
 UP, DOWN = (34, 160, 90), (210, 70, 70)  # backgrounds of tokens that raise and that lower the reward
@@ -54,9 +54,8 @@ def print_legend() -> None:
 def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig) -> None:
     deviation = (explanation.reward - config.reward_mean) / config.reward_std if config.reward_std else 0.0
     console.print(
-        f"reward {explanation.reward:.3f} = {explanation.base:.3f} of the average response "
-        f"{explanation.added:+.3f} of latents {explanation.unexplained:+.1e} unexplained; "
-        f"{deviation:+.1f} standard deviations"
+        f"{explanation.summary}; {abs(deviation):.1f} standard deviations {'above' if deviation > 0 else 'below'} the "
+        "mean of the training responses"
     )
 
 
@@ -64,6 +63,8 @@ def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:
     table = _table(title, None, "adds", "check")
     for effect in explanation.latents[:top]:
         table.add_row(*_identify(effect), f"{effect.contribution:+.3f}", _check(effect))
+    if others := explanation.latents[top:]:
+        table.add_row("", f"{len(others)} other latents", "", f"{sum(e.contribution for e in others):+.3f}", "")
     return table
 
 
@@ -79,10 +80,15 @@ def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top
     outcome = f"{title}: chosen {'wins' if margin > 0 else 'loses'} by {abs(margin):.3f}"
     table = _table(outcome, None, "chosen", "rejected", "difference")
     sides = [{effect.latent: effect for effect in side.latents} for side in (chosen, rejected)]
-    for latent, difference in list(contrast(chosen, rejected).items())[:top]:
+    differences = list(contrast(chosen, rejected).items())
+    for latent, difference in differences[:top]:
         effects = [side[latent] for side in sides]
         added = [f"{effect.contribution:+.3f} {_check(effect)}" for effect in effects]
         table.add_row(*_identify(effects[0]), *added, f"{difference:+.3f}")
+    if others := [latent for latent, _ in differences[top:]]:
+        sums = [sum(side[latent].contribution for latent in others) for side in sides]
+        cells = (f"{sums[0]:+.3f}", f"{sums[1]:+.3f}", f"{sums[0] - sums[1]:+.3f}")
+        table.add_row("", f"{len(others)} other latents", "", *cells)
     return table
 
 

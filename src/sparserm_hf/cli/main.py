@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from ..runtime import SparseRMError, VisibleFormatter, one_line, say_error, visible
+from ..runtime import SparseRMError, VisibleFormatter, __version__, one_line, say_error, say_hint
 
 # Each command lives in a file of its own, which is imported only when the command is run: `sae check` in sae_check.py.
 COMMANDS = {
@@ -55,6 +55,7 @@ def build_parser(arguments: Sequence[str]) -> Parser:
         The parser. What it parses has the command's function as `run`, and as `next` what to do afterwards.
     """
     parser = Parser(prog="sparserm", description="Interpretable reward models from sparse autoencoders.")
+    parser.add_argument("--version", action="version", version=f"sparserm-hf {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parsers: dict[str, argparse.ArgumentParser] = {}
     for name, description in COMMANDS.items():
@@ -118,7 +119,7 @@ def _say_next(args: argparse.Namespace) -> None:
     values = {name: value if value is None else shlex.quote(str(value)) for name, value in vars(args).items()}
     needed = [name for _, name, _, _ in string.Formatter().parse(args.next) if name]
     if args.next and all(values[name] is not None for name in needed) and os.environ.get("RANK", "0") == "0":
-        print(visible(args.next.format_map(values)), file=sys.stderr)
+        say_hint(args.next.format_map(values))
 
 
 def _with_underscores(argument: str) -> str:

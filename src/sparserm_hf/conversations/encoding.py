@@ -136,8 +136,9 @@ class ChatEncoder:
         if encoded.turn == 0 and not self.told_of_plain_text and not any(occurrences(ids, self.headers, 0, len(ids))):
             self.told_of_plain_text = True
             logger.warning(
-                "%s has no assistant header of the chat template, so all of its text is scored as the response, a "
-                "prompt in it too. Give conversations as messages, or rendered by the template.",
+                "%s is plain text, so its reward is that of the whole text, the prompt included; other rows may be. "
+                "For the reward of a response give messages: {'prompt': [{'role': 'user', 'content': '...'}], "
+                "'completion': [{'role': 'assistant', 'content': '...'}]}.",
                 where,
             )
         return encoded

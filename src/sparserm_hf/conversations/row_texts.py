@@ -47,6 +47,6 @@ def texts_of_row(row: Mapping[str, Any], where: str, needs_response: bool = True
             return {"reward": whole}
         return {"reward": as_conversation(whole, row, where, columns[-1], needs_response)}
     raise SparseRMError(
-        f"{where} has the columns {list_names(row)}; it needs `text`, `messages`, `prompt` and "
-        "`completion`, or a preference pair `chosen` and `rejected`."
+        f"{where} has the columns {list_names(row)}; it needs either `text`, or `messages`, or `prompt` with "
+        "`completion`, or a preference pair of `chosen` and `rejected`."
     )

@@ -102,10 +102,13 @@ class TextExplanation:
     def __repr__(self) -> str:
         shown = self.latents[: SHOWN_LATENTS // 2]
         rows = [f"  {e.contribution:+.3f}  {visible(e.name) or 'no name'} (latent {e.latent})" for e in shown]
-        left = len(self.latents) - len(shown)
-        return "\n".join([self._sum(), *rows, *([f"  and {left} more latents"] if left else [])])
+        rest = self.latents[len(shown) :]
+        others = [f"  {sum(e.contribution for e in rest):+.3f}  {len(rest)} other latents"] if rest else []
+        return "\n".join([self.summary, *rows, *others])
 
-    def _sum(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The sum in one line: the reward, the average response's reward, and what the latents add to it."""
         rest = f" {self.unexplained:+.3f} unexplained" if round(self.unexplained, 3) else ""
         return f"Reward {self.reward:.3f} = {self.base:.3f} of the average response {self.added:+.3f} of latents{rest}"
 
@@ -114,10 +117,12 @@ class TextExplanation:
         latents = self.latents[:SHOWN_LATENTS]
         return render_page(
             "explanation.html",
-            sum=self._sum(),
+            sum=self.summary,
             tokens=self.tokens[:SHOWN_TOKENS],
             left_out=len(self.tokens) - SHOWN_TOKENS,
             latents=latents,
+            others=sum(effect.contribution for effect in self.latents[SHOWN_LATENTS:]),
+            number_of_others=len(self.latents[SHOWN_LATENTS:]),
             largest_token=max((abs(token.contribution) for token in self.tokens), default=0.0) or 1.0,
             largest_latent=max((abs(effect.contribution) for effect in latents), default=0.0) or 1.0,
         )

@@ -40,6 +40,7 @@ from .terminal import escaped_json as escaped_json
 from .terminal import one_line as one_line
 from .terminal import say as say
 from .terminal import say_error as say_error
+from .terminal import say_hint as say_hint
 from .terminal import visible as visible
 from .trackers import report_metrics as report_metrics
 from .trackers import tracker_names as tracker_names

@@ -63,6 +63,11 @@ def say(text: str) -> None:
     print(visible(text), flush=True)
 
 
+def say_hint(text: str) -> None:
+    """Print a hint on standard error, beside the results on standard output."""
+    print(visible(text), file=sys.stderr)
+
+
 def say_error(text: str) -> None:
     """Print an error on standard error, on one line."""
     print(f"sparserm: error: {one_line(text)}", file=sys.stderr)

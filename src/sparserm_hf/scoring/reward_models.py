@@ -74,6 +74,8 @@ def load_reward_model(
             print(row["reward"])
         ```
     """
+    if not Path(name).exists() and "/" not in name:
+        raise SparseRMError(f"There is no folder {name!r} here, and a reward model on the Hub is named owner/name.")
     device = device or process_state().device
     while True:
         folder = _identity(name)
