@@ -76,9 +76,10 @@ def run(args: argparse.Namespace) -> None:
     say(f"\n3. What does it look at? The {LATENTS} latents that move rewards most:\n")
     print_latent_table(report_latents(folder, train, LATENTS).latents, "")
     say("\n4. Why does a response get its reward? The held-out pair that it is surest of, then its worst mistake:\n")
-    explain_extremes(folder, test, trainer.evaluation)
+    model, tokenizer = load_reward_model(folder)
+    explain_extremes(model, tokenizer, test, trainer.evaluation)
     say(f"\n5. Use it: the best of {ANSWERS} answers that SmolLM2-135M gives to a question.\n")
-    rank_answers(folder, base_model)
+    rank_answers(model, tokenizer, base_model)
     report = write_report(folder, args.output_dir / "report.html", test)
     say(f"\nThe demo took {time.perf_counter() - started:.0f} s. Look inside the model: open {report}")
 
@@ -91,9 +92,8 @@ def write_pairs(folder: Path, split: str) -> Dataset:
     return load_preferences(str(path))
 
 
-def explain_extremes(folder: str, pairs: Dataset, evaluation: Evaluation) -> None:
+def explain_extremes(model: Any, tokenizer: Any, pairs: Dataset, evaluation: Evaluation) -> None:
     """Explain the pairs with the largest and the smallest margin."""
-    model, tokenizer = load_reward_model(folder)
     margins = evaluation.margins[RowName.REWARD_MODEL]
     rows = [pairs[int(i)] for i in (np.argmax(margins), np.argmin(margins))]
     for row, explained in zip(rows, explain_rows(model, tokenizer, rows), strict=True):
@@ -101,9 +101,8 @@ def explain_extremes(folder: str, pairs: Dataset, evaluation: Evaluation) -> Non
     print_legend()
 
 
-def rank_answers(folder: str, policy: str) -> None:
+def rank_answers(model: Any, tokenizer: Any, policy: str) -> None:
     """Sample answers of a policy, and print them in the order of their rewards."""
-    model, tokenizer = load_reward_model(folder)
     writer: Any = load_language_model(unpacked(policy))
     prompt: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": ASKED}], add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -63,8 +63,9 @@ def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:
     table = _table(title, None, "adds", "check")
     for effect in explanation.latents[:top]:
         table.add_row(*_identify(effect), f"{effect.contribution:+.3f}", _check(effect))
-    if others := explanation.latents[top:]:
-        table.add_row("", f"{len(others)} other latents", "", f"{sum(e.contribution for e in others):+.3f}", "")
+    others = explanation.others(top)
+    if others.count:
+        table.add_row("", f"{others.count} other latents", "", f"{others.contribution:+.3f}", "")
     return table
 
 

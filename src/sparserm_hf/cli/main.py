@@ -116,9 +116,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _say_next(args: argparse.Namespace) -> None:
     """Say on standard error what to do next, in one process, unless that needs an argument that was not given."""
+    from ..runtime import process_state  # imports torch, which `--help` does without
+
     values = {name: value if value is None else shlex.quote(str(value)) for name, value in vars(args).items()}
     needed = [name for _, name, _, _ in string.Formatter().parse(args.next) if name]
-    if args.next and all(values[name] is not None for name in needed) and os.environ.get("RANK", "0") == "0":
+    if args.next and all(values[name] is not None for name in needed) and process_state().is_main_process:
         say_hint(args.next.format_map(values))
 
 
@@ -133,7 +135,11 @@ def _quieten_libraries() -> None:
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree", "DeepSpeed"):
         library = logging.getLogger(name)
         library.setLevel(logging.ERROR)
-        library.addFilter(lambda record: record.levelno >= logging.ERROR)  # holds where a library sets its own level
+        library.addFilter(_is_error)  # holds where a library sets its own level
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _set_up_logging() -> None:

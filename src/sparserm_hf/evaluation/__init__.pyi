@@ -6,6 +6,7 @@ from .claims import INTERVENTIONS as INTERVENTIONS
 from .claims import CheckedClaims as CheckedClaims
 from .claims import check_claims as check_claims
 from .claims import holds as holds
+from .claims import measure_removals as measure_removals
 from .controls import CONTROLS_FILE as CONTROLS_FILE
 from .controls import Control as Control
 from .controls import Layers as Layers

@@ -83,5 +83,15 @@ def _check(model: SparseRMForSequenceClassification, base_model: PreTrainedModel
     found = explain_rewards(model, run)
     contributions = found.contributions[0]
     largest = contributions.abs().argsort(descending=True)[:INTERVENTIONS].tolist()
-    removed = rewards_at_average(model, [model.config.latent_ids[i] for i in largest], run)[0] - found.reward[0]
-    return [holds(float(contributions[i]), float(change)) for i, change in zip(largest, removed, strict=True)]
+    removed = measure_removals(model, run, largest, found.reward[0])
+    return [holds(float(contributions[i]), change) for i, change in removed.items()]
+
+
+def measure_removals(
+    model: SparseRMForSequenceClassification, texts: RunTexts, columns: list[int], reward: torch.Tensor
+) -> dict[int, float]:
+    """Set a latent's part of the tokens to its average, and measure the change of the reward, for each column."""
+    if not texts.pooled.any():  # an empty response has no token to change
+        return {}
+    changed = rewards_at_average(model, [model.config.latents[i].id for i in columns], texts)[0]
+    return {i: float(of_latent - reward) for i, of_latent in zip(columns, changed, strict=True)}

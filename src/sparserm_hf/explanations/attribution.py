@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..conversations import GivenText, TokenizedText, token_text
-from ..evaluation import INTERVENTIONS
-from ..modeling.explanation_sparserm import RunTexts, explain_rewards, rewards_at_average, run_texts
+from ..evaluation import INTERVENTIONS, measure_removals
+from ..modeling.explanation_sparserm import RunTexts, explain_rewards, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import as_numpy, without_extra
 from ..scoring import encoder_of
@@ -63,7 +63,7 @@ def explain_tokens(
     found = explain_rewards(model, texts, weight)
     config, contributions = model.config, found.contributions[0]
     largest = contributions.abs().argsort(descending=True).tolist()
-    removed = _measure_removals(model, texts, largest[:INTERVENTIONS], found.reward[0])
+    removed = measure_removals(model, texts, largest[:INTERVENTIONS], found.reward[0])
     response = found.response[0].nonzero()[:, 0]
     parts = found.token_contributions[0, response]  # (tokens, K)
     latents = [
@@ -88,16 +88,6 @@ def explain_tokens(
     ]
     reward, base = float(found.reward[0]), float(found.base)
     return TextExplanation(reward, base, latents, tokens, reward - base - float(contributions.sum()))
-
-
-def _measure_removals(
-    model: SparseRMForSequenceClassification, texts: RunTexts, columns: list[int], reward: torch.Tensor
-) -> dict[int, float]:
-    """Set a latent's part of the tokens to its average, and measure the change of the reward, for each column."""
-    if not texts.pooled.any():  # an empty response has no token to change
-        return {}
-    changed = rewards_at_average(model, [model.config.latents[i].id for i in columns], texts)[0]
-    return {i: float(of_latent - reward) for i, of_latent in zip(columns, changed, strict=True)}
 
 
 def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts) -> torch.Tensor:

@@ -67,6 +67,14 @@ class TokenEffect:
     running_reward: float
 
 
+@dataclass(frozen=True)
+class OtherLatents:
+    """Number of the latents that a list leaves out, and the sum of their contributions."""
+
+    count: int
+    contribution: float
+
+
 @dataclass(frozen=True, repr=False)
 class TextExplanation:
     """Why a text got its reward: `reward = base + sum of contributions + unexplained`.
@@ -102,9 +110,14 @@ class TextExplanation:
     def __repr__(self) -> str:
         shown = self.latents[: SHOWN_LATENTS // 2]
         rows = [f"  {e.contribution:+.3f}  {visible(e.name) or 'no name'} (latent {e.latent})" for e in shown]
-        rest = self.latents[len(shown) :]
-        others = [f"  {sum(e.contribution for e in rest):+.3f}  {len(rest)} other latents"] if rest else []
-        return "\n".join([self.summary, *rows, *others])
+        others = self.others(len(shown))
+        rest = [f"  {others.contribution:+.3f}  {others.count} other latents"] if others.count else []
+        return "\n".join([self.summary, *rows, *rest])
+
+    def others(self, top: int) -> OtherLatents:
+        """Sum up the latents after the `top` largest ones, so that a list of those leaves nothing out."""
+        rest = self.latents[top:]
+        return OtherLatents(len(rest), sum(effect.contribution for effect in rest))
 
     @property
     def summary(self) -> str:
@@ -121,8 +134,7 @@ class TextExplanation:
             tokens=self.tokens[:SHOWN_TOKENS],
             left_out=len(self.tokens) - SHOWN_TOKENS,
             latents=latents,
-            others=sum(effect.contribution for effect in self.latents[SHOWN_LATENTS:]),
-            number_of_others=len(self.latents[SHOWN_LATENTS:]),
+            others=self.others(SHOWN_LATENTS),
             largest_token=max((abs(token.contribution) for token in self.tokens), default=0.0) or 1.0,
             largest_latent=max((abs(effect.contribution) for effect in latents), default=0.0) or 1.0,
         )
