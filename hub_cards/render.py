@@ -12,6 +12,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 TEMPLATE = Path(__file__).parent / "model_card.md"
 PLOT_FILE = "evaluation.png"
 SAE_TEMPLATE = Path(__file__).parent / "sae_card.md"
+# Metrics of the latents' meaning, without and with an adapter: end of the metric's name, title, and scale.
+ADAPTER_ROWS = (
+    ("claims", "claims of explanations that hold, %", 100),
+    ("name_f1", "mean F1 of the latents' names, %", 100),
+    ("purity", "mean purity of the directions, %", 100),
+    ("explained_variance", "variance that the SAE explains, %", 100),
+    ("l0", "latents that fire on a token", 1),
+)
 # The weights have the licences of the base model and the SAE, which the card's text names.
 LICENSE = {"license": "other", "license_name": "base-model-and-sae"}
 
@@ -48,6 +56,7 @@ def render_model_card(name: str, config: Any, facts: Any, metrics: Mapping[str, 
         sae_name=config.sae_source.get("source", "unknown"),
         facts=facts,
         metrics=metrics,
+        adapter_rows=ADAPTER_ROWS,
         evaluation=evaluation,
         plot=PLOT_FILE,
         latents=config.latents,

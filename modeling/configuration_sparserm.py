@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "reward_mean": 0.0,
     "reward_std": 1.0,
     "reward_temperature": 1.0,
+    "adapter_rank": 0,
     "slim": False,
     "run_dtype": None,
     "weights_digest": None,
@@ -158,6 +159,7 @@ class SparseRMConfig(PretrainedConfig):
         reward_std: Standard deviation of the rewards of the training responses.
         reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is
             preferred. Not named `temperature`, which transformers takes for a setting of generation.
+        adapter_rank: Rank of the LoRA adapter that was trained and merged into the base model; 0 without one.
         slim: Whether the checkpoint leaves the base model out; it is then loaded from `base_model_name_or_path`.
         run_dtype: Data type that the base model ran in when the head was trained, `float32` or `bfloat16`; its weights
             may be saved in another type, without loss.

@@ -149,6 +149,7 @@ FIELDS = {
     "reward_mean": FINITE,
     "reward_std": number(0),
     "reward_temperature": number(1e-30),
+    "adapter_rank": whole(0),
     "slim": FLAG,
     "run_dtype": optional(one_of("float32", "bfloat16")),
     "weights_digest": optional(dict_of(dict_of(TEXT))),

@@ -256,15 +256,22 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         """Summarise the model in one line, above its modules."""
         config = self.config
         base = config.base_model_name_or_path or "a base model"
+        also = [text for text, holds in (("adapter", config.adapter_rank), ("slim", config.slim)) if holds]
         return (
             f"{base} cut after layer {config.layer}, {config.pooling} pooling, {len(config.latents)} latents, "
-            f"{config.head_type} head{', slim' if config.slim else ''}"
+            + ", ".join([f"{config.head_type} head", *also])
         )
 
     def to_slim(self) -> "SparseRMForSequenceClassification":
-        """Return the model in its slim form, whose checkpoint holds only the head and the directions."""
+        """Return the model in its slim form, whose checkpoint holds only the head and the directions.
+
+        Raises:
+            ValueError: The base model was changed by an adapter, so loading it by its name would give other rewards.
+        """
         if self.config.slim:
             return self
+        if self.config.adapter_rank:
+            raise ValueError("A slim checkpoint loads its base model by name, but an adapter has changed this one.")
         config = copy.deepcopy(self.config)
         config.slim = True
         config.sae = None

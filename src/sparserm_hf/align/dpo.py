@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -11,10 +10,9 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from ..runtime import SparseRMError, commit_of, memory_advice, replacing_folder, use_one_gpu
+from ..runtime import SparseRMError, commit_of, last_whole_checkpoint, memory_advice, replacing_folder, use_one_gpu
 from .policy import Policy
 from .responses import Row
 from .settings import AlignmentConfig
@@ -93,13 +91,3 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
         trained.save_pretrained(temporary, selected_adapters=["default"])
         policy.tokenizer.save_pretrained(temporary)
     shutil.rmtree(work)
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """Find the Trainer's last complete checkpoint; incomplete checkpoints are removed."""
-    for state in (checkpoint / "trainer_state.json" for checkpoint in folder.glob("checkpoint-*")):
-        try:
-            json.loads(state.read_text("utf-8"))  # the file that the Trainer writes last
-        except (OSError, ValueError):
-            shutil.rmtree(state.parent)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

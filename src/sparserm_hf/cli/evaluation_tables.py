@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..evaluation import Evaluation, PairMetrics, RowName, Score, pair_accuracy
+from ..hub_cards.render import ADAPTER_ROWS
 from ..runtime import Console
 
 
@@ -86,6 +87,20 @@ def _print_attacks(evaluation: Evaluation) -> None:
         table.add_row(
             escape(attack.name), *(f"{100 * m.accuracy:.0f} ({100 * m.low:.0f} to {100 * m.high:.0f})" for m in sides)
         )
+    Console().print(table)
+
+
+def print_adapter(metrics: Mapping[str, float]) -> None:
+    """Print what an adapter did to the meaning of the latents, from the metrics of `SparseRMTrainer.evaluate`."""
+    if "adapted_l0" not in metrics:
+        return
+    table = Table(title="What the adapter changed")
+    table.add_column("", overflow="fold")
+    for column in ("without adapter", "with adapter"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, title, scale in ADAPTER_ROWS:
+        found = [metrics.get(f"{when}_{name}") for when in ("frozen", "adapted")]
+        table.add_row(title, *("" if value is None else f"{scale * value:.1f}" for value in found))
     Console().print(table)
 
 

@@ -10,7 +10,7 @@ from ..runtime import process_state, say
 from ..sae import model_and_sae
 from ..training import SparseRMTrainer, SparseRMTrainingConfig
 from .arguments import ModelAndSAE, add_settings, given
-from .evaluation_tables import print_evaluation
+from .evaluation_tables import print_adapter, print_evaluation
 
 EXAMPLE = """sparserm train --model google/gemma-2-2b-it --dataset my-pairs.jsonl --output_dir my-reward-model"""
 NEXT = "To look inside the model: sparserm report {output_dir} --dataset {dataset}"
@@ -29,6 +29,7 @@ SETTING_GROUPS = {
         "loss",
         "gamma",
         "debias",
+        "adapter_rank",
         "max_length",
         "seed",
     ),
@@ -79,7 +80,10 @@ def run(args: argparse.Namespace) -> None:
     if process_state().is_main_process:
         if trainer.evaluation is not None:
             print_evaluation(trainer.evaluation, f"{config.output_dir} on {args.eval_dataset}")
+            print_adapter(metrics)
         stages = (
             f"{metrics['representation_seconds']:.1f} s for representations, {metrics['fit_seconds']:.1f} s to fit"
         )
+        if config.adapter_rank:
+            stages += f", {metrics['adapter_seconds']:.1f} s for the adapter"
         say(f"Saved {config.output_dir}: {metrics['trainable_parameters']:,} trained parameters; {stages}.")

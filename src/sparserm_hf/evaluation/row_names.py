@@ -9,6 +9,7 @@ class RowName:
     """
 
     REWARD_MODEL = "SparseRM"
+    FROZEN = "without adapter"
     DENSE = "dense representation"
     RANDOM = "random directions"
     ACTIVATIONS = "SAE activations"

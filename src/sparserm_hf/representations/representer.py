@@ -109,7 +109,7 @@ class Representer:
         pooled_rows, token_rows, token_texts = SparseRows(), SparseRows(), []
         for batch in batches:
             members = [i for family in batch for i in family.members]
-            hidden, pooled = self._run(batch, members)
+            hidden, pooled = self.run(batch, members)
             mean = pool_representations(hidden, pooled, self.how.representation_norm)
             finite = torch.isfinite(mean).all(-1)
             for row, encoded in enumerate(encode_texts(hidden, pooled, self.sae) if self.sae else []):
@@ -125,8 +125,16 @@ class Representer:
         tensors = {"mean": torch.cat(means), "token_texts": torch.tensor(token_texts, dtype=torch.int64)}
         return tensors | pooled_rows.tensors("pooled") | token_rows.tensors("token")
 
-    def _run(self, batch: Sequence[Family], members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run a batch: the (B, T, d_model) residual stream, and (B, T) bool, true for pooled tokens."""
+    def run(self, batch: Sequence[Family], members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a batch through the base model.
+
+        Args:
+            batch: Families of texts.
+            members: Numbers of these texts, family after family.
+
+        Returns:
+            (B, T, d_model) residual stream of the B members, and (B, T) bool, true for pooled tokens.
+        """
         ids, mask = pad_texts([self.ids[i] for i in members], self.base_model.device)
         if self.packed:
             hidden = pad_sequence(run_packed(self.base_model, self.ids, batch), batch_first=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
 
 from .atomic_files import is_own
 from .errors import SparseRMError
@@ -117,3 +119,13 @@ def push_folder(folder: Path, files: Sequence[str], repo_id: str | None, private
             f"{folder} could not be uploaded to {name}: {why}. It is whole on this machine, and what was on the Hub "
             "is as it was."
         ) from error
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """Find the Trainer's last complete checkpoint; incomplete checkpoints are removed."""
+    for state in (checkpoint / "trainer_state.json" for checkpoint in folder.glob("checkpoint-*")):
+        try:
+            json.loads(state.read_text("utf-8"))  # the file that the Trainer writes last
+        except (OSError, ValueError):
+            shutil.rmtree(state.parent)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

@@ -11,6 +11,7 @@ from .loading.presets import PRESETS as PRESETS
 from .loading.presets import model_and_sae as model_and_sae
 from .measuring import SAECheck as SAECheck
 from .measuring import check_before_training as check_before_training
+from .measuring import measure_sample as measure_sample
 from .naming import Name as Name
 from .naming import name_latents as name_latents
 from .naming import shorten_description as shorten_description

@@ -72,6 +72,7 @@ def _make_config(
         bos_token_id=tokenizer.bos_token_id,
         run_dtype=str(parts.base_model.dtype).removeprefix("torch."),
         latents=latents,
+        adapter_rank=parts.adapter_rank,
     )
     config.name_or_path = args.output_dir  # trainers load the tokenizer from it
     if fitted.head.held_out_margins is not None:

@@ -16,6 +16,13 @@ from .objective import LOSSES
 # the loss is a mean over pairs, so the same values suit any number of pairs.
 L2_PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 
+# Settings that an adapter cannot be combined with.
+WHY_NOT = {
+    "slim": "a slim checkpoint loads the base model of the Hub, which has no adapter.",
+    "quantization": "an adapter cannot be merged into quantised weights.",
+    "debias": "the adapter would bring the styles back.",
+}
+
 
 def _option(default: Any, help: str, **others: str) -> Any:
     return field(default=default, metadata={"help": help} | others)
@@ -128,6 +135,11 @@ class SparseRMTrainingConfig(RewardHeadConfig):
         "none",
         "Styles that reward differences must not be correlated with: length, format, or length,format.",
     )
+    adapter_rank: int = _option(
+        0,
+        "Rank of a LoRA adapter that is trained in front of the SAE together with the head, and merged into the base "
+        "model: more accurate, and minutes instead of seconds. 0 trains the head alone.",
+    )
     slim: bool = _option(
         False, "Save the head and the selected latents only; loading then fetches the base model by its id."
     )
@@ -146,6 +158,12 @@ class SparseRMTrainingConfig(RewardHeadConfig):
         ):
             self._check_choice(name, known)
         self._check_least("max_length", MIN_LENGTH)
+        self._check_least("adapter_rank", 0)
+        for name, value in (("slim", self.slim), ("quantization", self.quantization), ("debias", self.debias)):
+            if self.adapter_rank and value not in (False, "none"):
+                raise SparseRMError(
+                    f"adapter_rank and {name} exclude each other: {WHY_NOT[name]} Leave one of them out."
+                )
         tracker_names(self.report_to)
         unknown = set(self.debias_names) - set(STYLES)
         if unknown:

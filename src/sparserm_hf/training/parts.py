@@ -47,6 +47,7 @@ class FrozenParts:
         encoder: Encoder of conversations, with the tokenizer.
         dtype: Data type that the base model runs in.
         saved_dtype: Data type of the base model's weights in the checkpoint.
+        adapter_rank: Rank of the adapter that is merged into the base model; 0 without one.
     """
 
     base_model: PreTrainedModel
@@ -59,6 +60,7 @@ class FrozenParts:
     encoder: ChatEncoder
     dtype: torch.dtype
     saved_dtype: torch.dtype
+    adapter_rank: int = 0
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

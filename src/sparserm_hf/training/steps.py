@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..evaluation import Layers, apply_layers, pair_accuracy
 from ..runtime import SparseRMError, process_state
 from .config import RewardHeadConfig
 from .directions import Directions, make_directions
@@ -205,6 +206,28 @@ def fit(
     """Fit the reward head to the projections; its cross-validation selects latents anew in each fold."""
     head = fit_head(projection.features, pairs, config, projection.features_without)
     return FittedRewardHead(selected, projection, head)
+
+
+def carry_over(
+    fitted: FittedRewardHead, layers: Layers, texts: RepresentedTexts, pairs: PairIndices, held_out: np.ndarray
+) -> FittedRewardHead:
+    """Put a head that was trained with an adapter in place of the fitted one; latents and directions stay.
+
+    Args:
+        fitted: Latents, directions and head for the frozen base model.
+        layers: (weight, bias) of each affine layer of the trained head.
+        texts: The texts as the adapted base model represents them.
+        pairs: Preference pairs of these texts.
+        held_out: Numbers of the pairs that were held out of the training.
+    """
+    directions = fitted.projection.directions
+    features = texts.project(directions.rows)
+    rewards = apply_layers(layers, features)
+    margins = (rewards[pairs.chosen] - rewards[pairs.rejected])[held_out]
+    *rest, (weight, bias) = layers
+    centred = (*rest, (weight, bias - rewards.mean()))  # as the fitted heads: the mean training reward is zero
+    head = FittedHead(centred, None, pair_accuracy(margins), margins)
+    return FittedRewardHead(fitted.selected, Projection(directions, features, lambda fold: features), head)
 
 
 def fit_head(

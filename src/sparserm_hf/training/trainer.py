@@ -5,31 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_models import count_parameters, move
-from ..conversations import TokenizedPreferences, TokenizedText, measure_styles, tokenize_preferences
-from ..evaluation import (
-    CONTROLS_FILE,
-    EVALUATION_FILE,
-    REFERENCE_FILE,
-    Control,
-    DriftReference,
-    Evaluation,
-    check_claims,
-    evaluate_representations,
-    find_twin,
-    measure_attacks,
-    reward_represented,
-    save_controls,
-    save_png,
-)
-from ..hub_cards.render import PLOT_FILE, render_model_card
+from ..conversations import TokenizedPreferences, TokenizedText, tokenize_preferences
+from ..evaluation import Control, DriftReference, Evaluation, find_twin
+from ..hub_cards.render import render_model_card
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..representations import Pooling, Representations, collect_representations
 from ..runtime import (
@@ -39,21 +25,22 @@ from ..runtime import (
     default_cache_dir,
     process_state,
     push_folder,
-    replacing_folder,
     report_metrics,
-    save_tokenizer,
 )
 from ..sae import LoadedSAE
-from ..scoring import check_reload
+from .adapter import adapt
 from .assembly import assemble_model
+from .checkpoint import write_checkpoint
 from .config import SparseRMTrainingConfig
 from .control_fitting import fit_controls
 from .debiasing import avoided_styles
 from .latent_records import latent_records, warn_of_purity
+from .meaning import compare_meanings
 from .parts import load_parts, name_of
 from .represented_texts import PairIndices, RepresentedTexts
 from .run_facts import RunFacts
-from .steps import FittedRewardHead, fit, project, select
+from .steps import FittedRewardHead, carry_over, fit, project, select
+from .trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +60,8 @@ class SparseRMTrainer:
 
     Attributes:
         model: The reward model; None before `train`.
+        base_model: The cut base model, with the adapter if one was trained.
+        frozen: The reward model and the base model without the adapter; None if no adapter was trained.
         controls: The fitted controls.
         reference: Statistics of the training responses for `sparserm monitor`; None before `train`.
         evaluation: Margins of the reward model and its controls on each evaluated pair; None before `evaluate`.
@@ -118,13 +107,18 @@ class SparseRMTrainer:
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
         self.parts = parts.cut(self.args, self.train_pairs.texts)
-        self.base_model, self.sae, self.layer = self.parts.base_model, self.parts.sae, self.parts.layer
+        self.sae, self.layer = self.parts.sae, self.parts.layer
         self.model: SparseRMForSequenceClassification | None = None
+        self.frozen: tuple[SparseRMForSequenceClassification, PreTrainedModel] | None = None
         self.controls: list[Control] = []
         self.reference: DriftReference | None = None
         self.evaluation: Evaluation | None = None
         self.evaluated: TokenizedPreferences | None = None
         self.metrics: dict[str, float] = {}
+
+    @property
+    def base_model(self) -> PreTrainedModel:  # noqa: D102
+        return self.parts.base_model
 
     def _tokenize(self, dataset: Dataset, name: str) -> TokenizedPreferences:
         pairs = tokenize_preferences(dataset, self.encoder)
@@ -133,7 +127,7 @@ class SparseRMTrainer:
         return pairs
 
     def train(self) -> dict[str, float]:
-        """Run the recipe: represent, select, project, fit, assemble, fit controls, measure reference, evaluate.
+        """Run the recipe: represent, select, project, fit, fit controls, adapt, assemble, measure reference, evaluate.
 
         `self.model` is the reward model from then on.
 
@@ -144,24 +138,26 @@ class SparseRMTrainer:
         Raises:
             SparseRMError: There are too few pairs, or too few latents fire.
         """
-        args, started = self.args, time.perf_counter()
-        pairs = PairIndices.of(self.train_pairs, self._avoided_styles())
+        args, started, self.metrics = self.args, time.perf_counter(), {}
+        styles = avoided_styles(self.train_pairs, self.processing_class, args.debias_names)
+        pairs = PairIndices.of(self.train_pairs, styles)
         cached = self.represent(self.train_pairs.texts)
         texts = RepresentedTexts.of(cached, as_numpy(self.sae.autoencoder.W_dec))
         represented = time.perf_counter()
         selected = select(texts, pairs, args)
         projection = project(texts, selected, args)
         fitted = fit(selected, projection, pairs, args)
-        self.model = self.assemble(fitted, cached)
         self.controls = fit_controls(fitted, texts, self.train_pairs.lengths, pairs, args) if args.controls else []
+        fit_seconds = time.perf_counter() - represented
+        if args.adapter_rank:
+            self.frozen = self.assemble(fitted, cached), self.base_model
+            fitted, cached = self.adapt(fitted, pairs)
+        self.model = self.assemble(fitted, cached)
         self.reference = self.measure_reference(fitted, cached)
-        self.metrics = self._count(fitted, represented - started, time.perf_counter() - represented)
+        self.metrics = self._count(fitted, represented - started, fit_seconds) | self.metrics
         self.metrics |= self.evaluate() if self.eval_pairs is not None else {}
         report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
         return self.metrics
-
-    def _avoided_styles(self) -> np.ndarray | None:
-        return avoided_styles(self.train_pairs, self.processing_class, self.args.debias_names)
 
     def _count(self, fitted: FittedRewardHead, representation_seconds: float, fit_seconds: float) -> dict[str, float]:
         """Collect the metrics of the training itself."""
@@ -176,6 +172,18 @@ class SparseRMTrainer:
         if fitted.head.validation_accuracy is not None:
             metrics["validation_accuracy"] = fitted.head.validation_accuracy
         return metrics
+
+    def adapt(self, fitted: FittedRewardHead, pairs: PairIndices) -> tuple[FittedRewardHead, Representations]:
+        """Train an adapter with the fitted head, merge it into `base_model`, and represent the training texts anew."""
+        started = time.perf_counter()
+        adapted = adapt(self.parts, fitted, self.train_pairs, self.args, self.cache_dir)
+        self.parts = replace(self.parts, base_model=adapted.base_model, adapter_rank=self.args.adapter_rank)
+        cached = self.represent(self.train_pairs.texts)
+        texts = RepresentedTexts.of(cached, as_numpy(self.sae.autoencoder.W_dec))
+        fitted = carry_over(fitted, adapted.layers, texts, pairs, adapted.held_out)
+        seconds = time.perf_counter() - started
+        self.metrics |= {"trainable_parameters": adapted.parameters, "adapter_seconds": seconds}
+        return fitted, cached
 
     def evaluate(self, eval_dataset: Dataset | None = None) -> dict[str, float]:
         """Evaluate the trained model and its controls; `self.evaluation` then holds the margin of every pair.
@@ -194,24 +202,27 @@ class SparseRMTrainer:
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
             raise SparseRMError("There are no pairs to evaluate on: pass eval_dataset.")
-        model, latents = self.model, self.model.config.latent_ids
-        styles = measure_styles(pairs, self.processing_class)
-        represented = self.represent(pairs.texts)
-        evaluation = evaluate_representations(model, self.controls, represented, pairs, styles, latents)
+        frozen = self._trained(*self.frozen) if self.frozen else None
+        trained = self._trained(self.model, self.base_model)
+        self.evaluation, self.evaluated = trained.evaluate(self.controls, pairs, self.encoder, frozen), pairs
+        metrics = self.evaluation.flat()
+        if frozen:
+            metrics |= compare_meanings(frozen, trained, self.sae, self.train_pairs, pairs, self.evaluation.claims)
+        return metrics
 
-        def reward(texts: list[TokenizedText]) -> np.ndarray:
-            return reward_represented(model, self.represent(texts))
+    def _trained(self, model: SparseRMForSequenceClassification, base_model: PreTrainedModel) -> TrainedModel:
+        return TrainedModel(model, base_model, partial(self.represent, base_model=base_model))
 
-        attacks, claims = measure_attacks(pairs, self.encoder, reward), check_claims(model, self.base_model, pairs)
-        self.evaluation = replace(evaluation, attacks=tuple(attacks), claims=claims)
-        self.evaluated = pairs
-        return self.evaluation.flat()
+    def represent(self, texts: list[TokenizedText], base_model: PreTrainedModel | None = None) -> Representations:
+        """Represent texts by a base model and the SAE; representations in the cache are loaded.
 
-    def represent(self, texts: list[TokenizedText]) -> Representations:
-        """Represent texts by the base model and the SAE; representations in the cache are loaded."""
+        Args:
+            texts: The texts.
+            base_model: The base model; by default `base_model`.
+        """
         pooling = Pooling(self.args.pooling, self.args.representation_norm)
         sae = self.sae.autoencoder.to(self.state.device)
-        return collect_representations(self.base_model, sae, texts, pooling, self.cache_dir)
+        return collect_representations(base_model or self.base_model, sae, texts, pooling, self.cache_dir)
 
     @property
     def cache_dir(self) -> Path:
@@ -232,7 +243,7 @@ class SparseRMTrainer:
 
     def measure_reference(self, fitted: FittedRewardHead, texts: Representations) -> DriftReference:
         """Compute the statistics of the training responses that `sparserm monitor` compares others with."""
-        features, twin = fitted.projection.features, find_twin(self.controls)
+        features, twin = fitted.projection.features, None if self.frozen else find_twin(self.controls)
         of_twin = twin.rewards(texts, self.train_pairs.lengths, []) if twin else None
         return DriftReference.of(features, fitted.head.rewards(features), of_twin)
 
@@ -256,24 +267,13 @@ class SparseRMTrainer:
             raise SparseRMError("There is no model to save yet: call train() first.")
         if not self.state.is_main_process:
             return []
-        check_output_dir(folder)
         model = self.model.to_slim() if self.args.slim else self.model
-        with replacing_folder(folder) as temporary:
-            model.save_pretrained(temporary)
-            save_tokenizer(self.processing_class, temporary)
-            if self.controls:
-                save_controls(self.controls, temporary / CONTROLS_FILE)
-            if self.reference:
-                self.reference.save(temporary / REFERENCE_FILE)
-            if self.evaluation:
-                self.evaluation.save(temporary / EVALUATION_FILE)
-                save_png(self.evaluation, temporary / PLOT_FILE)
-            name = self.args.hub_model_id or folder.name
-            facts = RunFacts.of(self.args, self.parts, self.train_pairs, self.evaluated)
-            card = render_model_card(name, model.config, facts, self.metrics, self.evaluation)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-            check_reload(temporary, model, self.processing_class)
-            return [file.relative_to(temporary).as_posix() for file in temporary.rglob("*") if file.is_file()]
+        # With an adapter, the other controls read a base model that the checkpoint does not hold.
+        controls = [control for control in self.controls if not self.frozen or control.reads == "length"]
+        facts = RunFacts.of(self.args, self.parts, self.train_pairs, self.evaluated)
+        name = self.args.hub_model_id or folder.name
+        card = render_model_card(name, model.config, facts, self.metrics, self.evaluation)
+        return write_checkpoint(folder, model, self.processing_class, controls, self.reference, self.evaluation, card)
 
     def push_to_hub(self, commit_message: str = "Add SparseRM reward model", **kwargs: Any) -> str:
         """Save the model and upload it, tokenizer and card included; see `push_folder`.

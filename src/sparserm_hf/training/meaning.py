@@ -1,0 +1,82 @@
+"""Measure what the latents of a reward model are worth as explanations, with and without an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..conversations import TokenizedPreferences
+from ..evaluation import CheckedClaims, check_claims
+from ..sae import LoadedSAE, measure_sample
+from .trained_model import TrainedModel
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the latents of a reward model are worth as explanations.
+
+    Attributes:
+        explained_variance: Share of the variance of the residual stream that the SAE explains, see `Fit`.
+        l0: Mean number of latents that fire on a token.
+        purity: Mean cosine of the model's directions with the decoder directions of their latents.
+        name_f1: Mean F1 of the latents' names; None without tested names.
+        claims: Share of the claims of explanations that hold; None for an MLP head.
+    """
+
+    explained_variance: float
+    l0: float
+    purity: float
+    name_f1: float | None
+    claims: float | None
+
+    @classmethod
+    def of(
+        cls, trained: TrainedModel, sae: LoadedSAE, pairs: TokenizedPreferences, claims: CheckedClaims | None
+    ) -> Meaning:
+        """Measure a reward model.
+
+        Args:
+            trained: The reward model.
+            sae: Its SAE.
+            pairs: Training pairs; the SAE's fit is measured on some of their texts.
+            claims: Claims of explanations, checked on held-out pairs.
+        """
+        config = trained.model.config
+        fit = measure_sample(trained.base_model, sae, config.layer, [list(text.ids) for text in pairs.texts])
+        names = [latent.title_f1 for latent in config.latents if latent.title_f1 is not None]
+        return cls(
+            explained_variance=fit.explained_variance,
+            l0=fit.l0,
+            purity=float(np.mean([latent.purity for latent in config.latents])),
+            name_f1=float(np.mean(names)) if names else None,
+            claims=claims.held / claims.claims if claims and claims.claims else None,
+        )
+
+    def flat(self, when: str) -> dict[str, float]:
+        """Flatten the figures into metrics whose names begin with `when`."""
+        return {f"{when}_{name}": value for name, value in asdict(self).items() if value is not None}
+
+
+def compare_meanings(
+    frozen: TrainedModel,
+    adapted: TrainedModel,
+    sae: LoadedSAE,
+    train_pairs: TokenizedPreferences,
+    test_pairs: TokenizedPreferences,
+    claims: CheckedClaims | None,
+) -> dict[str, float]:
+    """Measure a reward model without and with its adapter, as metrics whose names begin with `frozen` and `adapted`.
+
+    Args:
+        frozen: The reward model without its adapter.
+        adapted: The reward model with its adapter.
+        sae: The SAE of both.
+        train_pairs: Training pairs.
+        test_pairs: Held-out pairs.
+        claims: Claims of the adapted model's explanations, checked on the held-out pairs.
+    """
+    before = check_claims(frozen.model, frozen.base_model, test_pairs)
+    return Meaning.of(frozen, sae, train_pairs, before).flat("frozen") | Meaning.of(
+        adapted, sae, train_pairs, claims
+    ).flat("adapted")
