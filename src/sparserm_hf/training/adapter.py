@@ -27,7 +27,7 @@ from ..conversations import TokenizedPreferences
 from ..evaluation import Layers
 from ..modeling.backbone_sparserm import decoder_layers, decoder_layers_name
 from ..representations import Pooling, Representer
-from ..runtime import SparseRMError, needs_extra, process_state, reason, replacing_file
+from ..runtime import SparseRMError, process_state, reason, replacing_file
 from .calibration import fit_temperature
 from .config import SparseRMTrainingConfig
 from .folds import group_folds, pairs_outside
@@ -82,10 +82,9 @@ def adapt(
         cache_dir: Folder of the cache.
 
     Raises:
-        SparseRMError: peft is not installed, all pairs have the same prompt, peft cannot adapt the base model, the
-            memory is full, or the training diverged.
+        SparseRMError: All pairs have the same prompt, peft cannot adapt the base model, the memory is full, or the
+            training diverged.
     """
-    needs_extra("An adapter", "adapter", "peft")
     from .adapter_training import PairRewards, train  # the Trainer takes seconds to import
 
     fold_of = group_folds(np.array(pairs.groups), HELD_OUT, args.seed)

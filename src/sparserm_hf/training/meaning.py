@@ -14,7 +14,7 @@ from .trained_model import TrainedModel
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the latents of a reward model are worth as explanations.
+    """Measures of how well the latents of a reward model explain it.
 
     Attributes:
         explained_variance: Share of the variance of the residual stream that the SAE explains, see `Fit`.

@@ -23,7 +23,8 @@ from ..base_models import (
 )
 from ..conversations import ChatEncoder, TokenizedText, find_marks, prepare_tokenizer
 from ..modeling.backbone_sparserm import cut_base_model
-from ..runtime import SparseRMError, commit_of, named_dtype, process_state
+from ..modeling.quantized_sparserm import is_quantized
+from ..runtime import SparseRMError, commit_of, named_dtype, needs_extra, process_state
 from ..sae import LoadedSAE, check_before_training, chosen_sae, load_sae, matching_layer
 from ..scoring import check_quantized_reload
 from .config import SparseRMTrainingConfig
@@ -109,9 +110,16 @@ def load_parts(
     local = Path(name).exists()
     if args.slim:
         check_slim(given, isinstance(model, str), local and args.push_to_hub)
+    if args.adapter_rank:
+        needs_extra("An adapter", "adapter", "peft")
     dtype = named_dtype(args.dtype, process_state().device)
     base = _load_base(model, name, revision, args.quantization, dtype)
     check_quantized(base, given, args.dtype, args.quantization)
+    if args.adapter_rank and is_quantized(base):
+        raise SparseRMError(
+            f"{given!r} is quantised, and an adapter cannot be merged into quantised weights: leave adapter_rank out, "
+            "or take the base model without quantisation."
+        )
     text_config, commit = base.config.get_text_config(), commit_of(base.config)
     loaded = sae if isinstance(sae, LoadedSAE) else load_sae(chosen_sae(sae, text_config, name))
     layer = matching_layer(loaded, text_config, name, args.layer)
