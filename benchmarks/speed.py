@@ -51,6 +51,8 @@ def training(data: Path, work: Path) -> dict[str, float]:
     command += [str(data / TASK / "train.jsonl.gz"), "--dataset_split", FITTED, "--no_controls"]
     command += ["--output_dir", str(work / "cold"), "--cache_dir", str(work / "cold-cache")]
     total = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+    command[command.index("--cache_dir") + 1] += "-of-adapter"
+    adapted = seconds(lambda: subprocess.run([*command, "--adapter_rank", "8"], check=True, capture_output=True))
     imports = seconds(lambda: subprocess.run([sys.executable, "-c", "import sparserm_hf.cli"], check=True))
     started = time.perf_counter()
     run = trainer(data, work)
@@ -59,6 +61,7 @@ def training(data: Path, work: Path) -> dict[str, float]:
     saving = seconds(run.save_model)
     return {
         "whole command": total,
+        "whole command, with adapter": adapted,
         "imports": imports,
         "loading, tokenising, checking the SAE": loading,
         "representations": metrics["representation_seconds"],
@@ -197,8 +200,10 @@ def prompts(data: Path, work: Path) -> dict[str, float]:
 def table(results: dict[str, dict[str, float]]) -> str:
     lines = [f"{machine()}. Made by `python benchmarks/speed.py`.\n"]
     if "training" in results and "trl" in results:
-        ours = results["training"]["whole command"]
-        results["ratios"] = {f"TRL {name}, over sparserm train": t / ours for name, t in results["trl"].items()}
+        ours = {name: t for name, t in results["training"].items() if name.startswith("whole")}
+        results["ratios"] = {
+            f"TRL {name}, over the {of}": t / own for of, own in ours.items() for name, t in results["trl"].items()
+        }
     for stage, rows in results.items():
         lines += [f"\n| {stage} | |", "|---|---:|"]
         lines += [f"| {name} | {value:,.{0 if value >= 1000 else 2}f} |" for name, value in rows.items()]
