@@ -110,7 +110,9 @@ def main() -> None:
             for task in args.tasks:
                 compute = partial(run, args.data, args.work, task, pairs, seed)
                 result = measure(FOLDER / f"{task}-{pairs}-{seed}.json", compute)
-                accuracies = {name: 100 * pair_accuracy(result["margins"][name]) for name in result["margins"]}
+                accuracies = {
+                    name: 100 * pair_accuracy(np.array(result["margins"][name])) for name in result["margins"]
+                }
                 seconds = result["metrics"]["adapter_seconds"]
                 print(f"{task}, {pairs} pairs, seed {seed}: {accuracies}, {seconds:.0f} s", flush=True)
     text = (

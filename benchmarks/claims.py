@@ -1,6 +1,6 @@
 """What explanations are worth: accuracy beside the share of claims that hold, by method and number of latents.
 
-    python benchmarks/claims.py DATA_DIR
+    python benchmarks/claims.py DATA_DIR [--model MODEL --sae SAE --numbers 16 128 --tasks ... --output NAME]
 
 A claim is what `sparserm explain` prints: "this latent adds c to the reward". It holds if the reward loses c, to a
 tenth, when the direction's part of the pooled tokens of the residual stream is set to its training average. Ten claims
@@ -10,11 +10,12 @@ Beside the package's own method (orthogonal directions of selected latents) stan
 random directions, the principal components of the representation, and the features that left the package: mean and
 largest SAE activations, alone and together with projections. A name is made of what a direction fires on, by
 `sparserm_hf.naming`; a direction that is not a latent's fires on the tokens that it is largest on, as often as the
-selected latents do on average. Writes `results/claims.json`, `results/claims.md` and `../docs/claims.png`.
+selected latents do on average. The dense representation has an accuracy alone. Writes `results/NAME.json` and
+`results/NAME.md`, and for the default base model `../docs/claims.png`.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -49,6 +50,7 @@ PAIRS = 25  # of test, whose claims are checked
 CLAIMS = 10  # of each response
 AGREEMENT = 0.1
 NAMING_TEXTS = 600  # of training, whose tokens names are made of
+DENSE = "dense representation"
 LABEL = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 FIGURE = Path(__file__).parents[1] / "docs" / "claims.png"
 OURS = "SparseRM, orthogonal directions"
@@ -203,13 +205,14 @@ def naming_groups(trainer: SparseRMTrainer) -> list[int]:
     return [group[i] for i, text in enumerate(pairs.texts[:NAMING_TEXTS]) if text.response]
 
 
-def measure_task(data: Path, task: str, folder: str) -> list[dict]:
+def measure_task(args: argparse.Namespace, task: str, folder: str) -> list[dict]:
     """All methods and numbers of latents on a task, a row each."""
     trainer = SparseRMTrainer(
-        find_base_model(),
-        args=SparseRMTrainingConfig(f"{folder}/{task}"),
-        train_dataset=load_preferences(str(data / task / "train.jsonl.gz"), FITTED),
-        eval_dataset=load_preferences(str(data / task / "test.jsonl.gz")),
+        args.model or find_base_model(),
+        args.sae,
+        SparseRMTrainingConfig(f"{folder}/{task}"),
+        load_preferences(str(args.data / task / "train.jsonl.gz"), FITTED),
+        load_preferences(str(args.data / task / "test.jsonl.gz")),
     )
     pairs, training = trainer.eval_pairs, PairIndices.of(trainer.train_pairs)
     cached, test = trainer.represent(trainer.train_pairs.texts), trainer.represent(pairs.texts)
@@ -217,8 +220,11 @@ def measure_task(data: Path, task: str, folder: str) -> list[dict]:
     fold_of, k_chosen = group_folds(training.groups, FOLDS, trainer.args.seed), select(texts, training, trainer.args).k
     checked = [pairs.texts[side[i]] for i in range(PAIRS) for side in (pairs.chosen, pairs.rejected)]
     tokens, naming = tokens_of(trainer, checked), tokens_of(trainer, naming_texts(trainer))
-    rows = []
-    for k in tqdm(NUMBERS, desc=task, unit="K"):
+    dense = fit_head(texts.vectors.astype(np.float64), training, trainer.args)
+    rewards = dense.rewards(test.read(lambda shard: shard.mean.astype(np.float64)))
+    accuracy = asdict(pair_metrics(rewards[pairs.chosen] - rewards[pairs.rejected]))
+    rows: list[dict] = [{"task": task, "method": DENSE, "accuracy": accuracy}]
+    for k in tqdm(args.numbers, desc=task, unit="K"):
         share = None
         for name in METHODS:
             make = partial(make_method, texts, training, trainer.args.seed, name, k)
@@ -272,40 +278,56 @@ def share_of_claims(row: dict) -> float:
     return row["hold"] / row["claims"]
 
 
-def write(rows: list[dict]) -> None:
+def cells_of(row: dict) -> list[str]:
+    """The cells of a row of the table."""
+    metrics = row["accuracy"]
+    accuracy = " ".join(f"{100 * metrics[x]:.1f}" for x in ("accuracy", "low", "high")).split()
+    cell = f"{accuracy[0]} ({accuracy[1]} to {accuracy[2]})"
+    if row["method"] == DENSE:
+        return ["", DENSE, cell, "", "", ""]
+    return [
+        f"{row['k']}{'*' if row['chosen'] else ''}",
+        row["method"],
+        cell,
+        f"{100 * share_of_claims(row):.1f}",
+        f"{row['purity']:.3f} ({row['least_purity']:.3f})",
+        f"{row['name_f1']:.2f}" if "name_f1" in row else "",
+    ]
+
+
+def write(rows: list[dict], args: argparse.Namespace) -> None:
     """Print the tables and write them, with the figure."""
+    base = Path(args.model).stem if args.model else "SmolLM2-135M-Instruct, layer 18"
     lines = [
-        f"Made by `python benchmarks/claims.py DATA_DIR` on {machine()}. SmolLM2-135M-Instruct, layer 18, the first "
+        f"Made by `python benchmarks/claims.py DATA_DIR` on {machine()}. {base}, the first "
         "1,000 pairs; accuracy on all of `test` (95% interval, Wilson). Claims: the share that holds to a tenth, of "
         f"those on {PAIRS} test pairs, {CLAIMS} a response. Purity: mean cosine with the SAE's own direction (least). "
         "Name: mean F1 of the names on held-out responses. *: the number of latents that `--k auto` chooses.\n"
     ]
-    for task in TASKS:
+    for task in args.tasks:
         lines += [f"## {task}\n", "| K a side | method | accuracy % | claims % | purity | name |", "|---" * 6 + "|"]
-        for row in (row for row in rows if row["task"] == task):
-            metrics = row["accuracy"]
-            accuracy = " ".join(f"{100 * metrics[x]:.1f}" for x in ("accuracy", "low", "high")).split()
-            cells = [
-                f"{row['k']}{'*' if row['chosen'] else ''}",
-                row["method"],
-                f"{accuracy[0]} ({accuracy[1]} to {accuracy[2]})",
-                f"{100 * share_of_claims(row):.1f}",
-                f"{row['purity']:.3f} ({row['least_purity']:.3f})",
-                f"{row['name_f1']:.2f}" if "name_f1" in row else "",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+        lines += [f"| {' | '.join(cells_of(row))} |" for row in rows if row["task"] == task]
         lines.append("")
     text = "\n".join(lines)
-    (RESULTS / "claims.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    (RESULTS / "claims.md").write_text(text)
-    draw(rows).savefig(FIGURE, dpi=110, facecolor="white")
+    (RESULTS / f"{args.output}.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    (RESULTS / f"{args.output}.md").write_text(text)
+    if not args.model:
+        draw([row for row in rows if row["method"] != DENSE]).savefig(FIGURE, dpi=110, facecolor="white")
     print(text)
 
 
-def main(data: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", help="another base model than SmolLM2-135M-Instruct")
+    parser.add_argument("--sae", help="its SAE")
+    parser.add_argument("--numbers", nargs="+", type=int, default=NUMBERS)
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--output", default="claims")
+    args = parser.parse_args()
     with TemporaryDirectory() as folder:
-        write([row for task in TASKS for row in measure_task(data, task, folder)])
+        write([row for task in args.tasks for row in measure_task(args, task, folder)], args)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
