@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tiny import ARCHITECTURES, tiny_causal_lm, tiny_texts, tokenized
 from transformers import AutoModelForSequenceClassification
 from world import TWO_PROCESSES, make_rows, train_arguments, write_jsonl
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, evaluate, load_preferences, monitor
 from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation import find_controls
 from sparserm_hf.representations.representer import Pooling, Representer
@@ -96,6 +97,19 @@ def test_the_reward_is_still_a_sum_over_orthonormal_directions(adapted):
         assert {f"{when}_{name}" for name in ("explained_variance", "l0", "purity", "claims")} <= set(adapted.metrics)
 
 
+def test_the_card_says_what_the_adapter_changed(adapted):
+    card = (Path(adapted.args.output_dir) / "README.md").read_text()
+    assert "a LoRA adapter of rank 2 merged" in card and "which training left unchanged" not in card
+    claims = [f"{100 * adapted.metrics[f'{when}_claims']:.1f}" for when in ("frozen", "adapted")]
+    assert f"| claims of explanations that hold, % | {' | '.join(claims)} |" in card
+
+
+def test_what_needs_controls_of_the_frozen_model_says_that_there_are_none(adapted, world):
+    found = evaluate(adapted.args.output_dir, load_preferences(str(world / "test.jsonl")))
+    assert list(found.margins) == ["SparseRM", "length alone"]
+    assert len(monitor(adapted.args.output_dir, [{"text": "w1 w2 w3"}]).latents) == 4
+
+
 def test_a_slim_copy_is_refused(adapted):
     with pytest.raises(ValueError, match="an adapter has changed this one"):
         adapted.model.to_slim()
@@ -112,6 +126,7 @@ class Killed(Exception):
     """As if the process had been killed."""
 
 
+@pytest.mark.works_with("peft", "`sparserm train --adapter_rank`: a killed run goes on to the same bits")
 @pytest.mark.parametrize("step", [3, 11, 22])
 def test_a_killed_run_goes_on_to_the_same_bits(adapted, world, cache, tmp_path, monkeypatch, step):
     class Killing(adapter_training.Progress):

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     if process_state().is_main_process:
         if trainer.evaluation is not None:
             print_evaluation(trainer.evaluation, f"{config.output_dir} on {args.eval_dataset}")
-            print_adapter(metrics)
+        print_adapter(metrics)
         stages = (
             f"{metrics['representation_seconds']:.1f} s for representations, {metrics['fit_seconds']:.1f} s to fit"
         )

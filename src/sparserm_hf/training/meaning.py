@@ -21,7 +21,7 @@ class Meaning:
         l0: Mean number of latents that fire on a token.
         purity: Mean cosine of the model's directions with the decoder directions of their latents.
         name_f1: Mean F1 of the latents' names; None without tested names.
-        claims: Share of the claims of explanations that hold; None for an MLP head.
+        claims: Share of the claims of explanations that hold; None for an MLP head, or without held-out pairs.
     """
 
     explained_variance: float
@@ -40,7 +40,7 @@ class Meaning:
             trained: The reward model.
             sae: Its SAE.
             pairs: Training pairs; the SAE's fit is measured on some of their texts.
-            claims: Claims of explanations, checked on held-out pairs.
+            claims: Claims of explanations, checked on held-out pairs; None without.
         """
         config = trained.model.config
         fit = measure_sample(trained.base_model, sae, config.layer, [list(text.ids) for text in pairs.texts])
@@ -63,8 +63,8 @@ def compare_meanings(
     adapted: TrainedModel,
     sae: LoadedSAE,
     train_pairs: TokenizedPreferences,
-    test_pairs: TokenizedPreferences,
-    claims: CheckedClaims | None,
+    test_pairs: TokenizedPreferences | None = None,
+    claims: CheckedClaims | None = None,
 ) -> dict[str, float]:
     """Measure a reward model without and with its adapter, as metrics whose names begin with `frozen` and `adapted`.
 
@@ -73,10 +73,10 @@ def compare_meanings(
         adapted: The reward model with its adapter.
         sae: The SAE of both.
         train_pairs: Training pairs.
-        test_pairs: Held-out pairs.
+        test_pairs: Held-out pairs; None leaves out the claims.
         claims: Claims of the adapted model's explanations, checked on the held-out pairs.
     """
-    before = check_claims(frozen.model, frozen.base_model, test_pairs)
-    return Meaning.of(frozen, sae, train_pairs, before).flat("frozen") | Meaning.of(
-        adapted, sae, train_pairs, claims
-    ).flat("adapted")
+    before = check_claims(frozen.model, frozen.base_model, test_pairs) if test_pairs else None
+    found = {"frozen": Meaning.of(frozen, sae, train_pairs, before)}
+    found["adapted"] = Meaning.of(adapted, sae, train_pairs, claims)
+    return {name: value for when, meaning in found.items() for name, value in meaning.flat(when).items()}

@@ -155,7 +155,11 @@ class SparseRMTrainer:
         self.model = self.assemble(fitted, cached)
         self.reference = self.measure_reference(fitted, cached)
         self.metrics = self._count(fitted, represented - started, fit_seconds) | self.metrics
-        self.metrics |= self.evaluate() if self.eval_pairs is not None else {}
+        if self.eval_pairs is not None:
+            self.metrics |= self.evaluate()
+        elif self.frozen:
+            without, adapted = self._trained(*self.frozen), self._trained(self.model, self.base_model)
+            self.metrics |= compare_meanings(without, adapted, self.sae, self.train_pairs)
         report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
         return self.metrics
 
