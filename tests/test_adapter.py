@@ -66,7 +66,7 @@ def test_an_adapter_fits_its_training_pairs_better_than_the_head_alone(adapted):
 
 
 def test_only_the_upper_half_of_the_layers_changes_and_the_frozen_model_stays(adapted):
-    model, base = adapted.frozen
+    model, base = adapted.frozen, adapted._frozen_parts.base_model
     layers = zip(base.layers, adapted.base_model.layers, strict=True)
     same = [all(map(torch.equal, a.parameters(), b.parameters())) for a, b in layers]
     assert same == [True, False]
@@ -113,6 +113,14 @@ def test_what_needs_controls_of_the_frozen_model_says_that_there_are_none(adapte
 def test_a_slim_copy_is_refused(adapted):
     with pytest.raises(ValueError, match="an adapter has changed this one"):
         adapted.model.to_slim()
+
+
+def test_training_twice_starts_from_the_frozen_model_again(world, cache, tmp_path):
+    trainer = trainer_for(world, tmp_path / "model", cache)
+    trainer.train()
+    first = trainer.evaluation.margins
+    trainer.train()
+    assert all(np.array_equal(trainer.evaluation.margins[name], first[name]) for name in first)
 
 
 def test_the_next_run_takes_the_adapter_from_the_cache(adapted, world, cache, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..conversations import TokenizedPreferences
-from ..evaluation import CheckedClaims, check_claims
+from ..evaluation import check_claims
 from ..sae import LoadedSAE, measure_sample
 from .trained_model import TrainedModel
 
@@ -32,19 +32,17 @@ class Meaning:
 
     @classmethod
     def of(
-        cls, trained: TrainedModel, sae: LoadedSAE, pairs: TokenizedPreferences, claims: CheckedClaims | None
+        cls,
+        trained: TrainedModel,
+        sae: LoadedSAE,
+        train_pairs: TokenizedPreferences,
+        test_pairs: TokenizedPreferences | None,
     ) -> Meaning:
-        """Measure a reward model.
-
-        Args:
-            trained: The reward model.
-            sae: Its SAE.
-            pairs: Training pairs; the SAE's fit is measured on some of their texts.
-            claims: Claims of explanations, checked on held-out pairs; None without.
-        """
+        """Measure a reward model; see `compare_meanings` for the arguments."""
         config = trained.model.config
-        fit = measure_sample(trained.base_model, sae, config.layer, [list(text.ids) for text in pairs.texts])
+        fit = measure_sample(trained.base_model, sae, config.layer, [list(text.ids) for text in train_pairs.texts])
         names = [latent.title_f1 for latent in config.latents if latent.title_f1 is not None]
+        claims = check_claims(trained.model, trained.base_model, test_pairs) if test_pairs else None
         return cls(
             explained_variance=fit.explained_variance,
             l0=fit.l0,
@@ -59,24 +57,21 @@ class Meaning:
 
 
 def compare_meanings(
-    frozen: TrainedModel,
     adapted: TrainedModel,
+    frozen: TrainedModel | None,
     sae: LoadedSAE,
     train_pairs: TokenizedPreferences,
-    test_pairs: TokenizedPreferences | None = None,
-    claims: CheckedClaims | None = None,
+    test_pairs: TokenizedPreferences | None,
 ) -> dict[str, float]:
     """Measure a reward model without and with its adapter, as metrics whose names begin with `frozen` and `adapted`.
 
     Args:
-        frozen: The reward model without its adapter.
         adapted: The reward model with its adapter.
+        frozen: The reward model without its adapter; None if it has no adapter, and then there are no metrics.
         sae: The SAE of both.
-        train_pairs: Training pairs.
-        test_pairs: Held-out pairs; None leaves out the claims.
-        claims: Claims of the adapted model's explanations, checked on the held-out pairs.
+        train_pairs: Training pairs; the SAE's fit is measured on some of their texts.
+        test_pairs: Held-out pairs, on which claims are checked; None leaves out the claims.
     """
-    before = check_claims(frozen.model, frozen.base_model, test_pairs) if test_pairs else None
-    found = {"frozen": Meaning.of(frozen, sae, train_pairs, before)}
-    found["adapted"] = Meaning.of(adapted, sae, train_pairs, claims)
-    return {name: value for when, meaning in found.items() for name, value in meaning.flat(when).items()}
+    found = {"frozen": frozen, "adapted": adapted} if frozen else {}
+    meanings = {when: Meaning.of(trained, sae, train_pairs, test_pairs) for when, trained in found.items()}
+    return {name: value for when, meaning in meanings.items() for name, value in meaning.flat(when).items()}

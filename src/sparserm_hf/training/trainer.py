@@ -61,7 +61,7 @@ class SparseRMTrainer:
     Attributes:
         model: The reward model; None before `train`.
         base_model: The cut base model, with the adapter if one was trained.
-        frozen: The reward model and the base model without the adapter; None if no adapter was trained.
+        frozen: The reward model without the adapter; None if no adapter was trained.
         controls: The fitted controls.
         reference: Statistics of the training responses for `sparserm monitor`; None before `train`.
         evaluation: Margins of the reward model and its controls on each evaluated pair; None before `evaluate`.
@@ -106,10 +106,10 @@ class SparseRMTrainer:
         self.encoder, self.processing_class = parts.encoder, parts.tokenizer
         self.train_pairs = self._tokenize(train_dataset, "training")
         self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
-        self.parts = parts.cut(self.args, self.train_pairs.texts)
+        self.parts = self._frozen_parts = parts.cut(self.args, self.train_pairs.texts)
         self.sae, self.layer = self.parts.sae, self.parts.layer
         self.model: SparseRMForSequenceClassification | None = None
-        self.frozen: tuple[SparseRMForSequenceClassification, PreTrainedModel] | None = None
+        self.frozen: SparseRMForSequenceClassification | None = None
         self.controls: list[Control] = []
         self.reference: DriftReference | None = None
         self.evaluation: Evaluation | None = None
@@ -129,8 +129,6 @@ class SparseRMTrainer:
     def train(self) -> dict[str, float]:
         """Run the recipe: represent, select, project, fit, fit controls, adapt, assemble, measure reference, evaluate.
 
-        `self.model` is the reward model from then on.
-
         Returns:
             Seconds of each stage, accuracy on the pairs held out while the head was fitted, and, with an evaluation
             set, the metrics of `evaluate`.
@@ -139,6 +137,7 @@ class SparseRMTrainer:
             SparseRMError: There are too few pairs, or too few latents fire.
         """
         args, started, self.metrics = self.args, time.perf_counter(), {}
+        self.parts, self.frozen = self._frozen_parts, None
         styles = avoided_styles(self.train_pairs, self.processing_class, args.debias_names)
         pairs = PairIndices.of(self.train_pairs, styles)
         cached = self.represent(self.train_pairs.texts)
@@ -150,16 +149,13 @@ class SparseRMTrainer:
         self.controls = fit_controls(fitted, texts, self.train_pairs.lengths, pairs, args) if args.controls else []
         fit_seconds = time.perf_counter() - represented
         if args.adapter_rank:
-            self.frozen = self.assemble(fitted, cached), self.base_model
+            self.frozen = self.assemble(fitted, cached)
             fitted, cached = self.adapt(fitted, pairs)
         self.model = self.assemble(fitted, cached)
         self.reference = self.measure_reference(fitted, cached)
         self.metrics = self._count(fitted, represented - started, fit_seconds) | self.metrics
-        if self.eval_pairs is not None:
-            self.metrics |= self.evaluate()
-        elif self.frozen:
-            without, adapted = self._trained(*self.frozen), self._trained(self.model, self.base_model)
-            self.metrics |= compare_meanings(without, adapted, self.sae, self.train_pairs)
+        of_adapter = compare_meanings(*self._trained(), self.sae, self.train_pairs, self.eval_pairs)
+        self.metrics |= of_adapter | (self.evaluate() if self.eval_pairs is not None else {})
         report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
         return self.metrics
 
@@ -206,16 +202,19 @@ class SparseRMTrainer:
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
             raise SparseRMError("There are no pairs to evaluate on: pass eval_dataset.")
-        frozen = self._trained(*self.frozen) if self.frozen else None
-        trained = self._trained(self.model, self.base_model)
+        trained, frozen = self._trained()
         self.evaluation, self.evaluated = trained.evaluate(self.controls, pairs, self.encoder, frozen), pairs
-        metrics = self.evaluation.flat()
-        if frozen:
-            metrics |= compare_meanings(frozen, trained, self.sae, self.train_pairs, pairs, self.evaluation.claims)
-        return metrics
+        return self.evaluation.flat()
 
-    def _trained(self, model: SparseRMForSequenceClassification, base_model: PreTrainedModel) -> TrainedModel:
-        return TrainedModel(model, base_model, partial(self.represent, base_model=base_model))
+    def _trained(self) -> tuple[TrainedModel, TrainedModel | None]:
+        """Return the reward model, and the one without the adapter if there is one."""
+        models = ((self.model, self.base_model), (self.frozen, self._frozen_parts.base_model))
+        trained, frozen = (
+            TrainedModel(model, base, partial(self.represent, base_model=base)) if model else None
+            for model, base in models
+        )
+        assert trained
+        return trained, frozen
 
     def represent(self, texts: list[TokenizedText], base_model: PreTrainedModel | None = None) -> Representations:
         """Represent texts by a base model and the SAE; representations in the cache are loaded.
@@ -275,9 +274,9 @@ class SparseRMTrainer:
         # With an adapter, the other controls read a base model that the checkpoint does not hold.
         controls = [control for control in self.controls if not self.frozen or control.reads == "length"]
         facts = RunFacts.of(self.args, self.parts, self.train_pairs, self.evaluated)
-        name = self.args.hub_model_id or folder.name
-        card = render_model_card(name, model.config, facts, self.metrics, self.evaluation)
-        return write_checkpoint(folder, model, self.processing_class, controls, self.reference, self.evaluation, card)
+        name, found = self.args.hub_model_id or folder.name, self.evaluation
+        card = render_model_card(name, model.config, facts, self.metrics, found)
+        return write_checkpoint(folder, model, self.processing_class, controls, self.reference, found, card)
 
     def push_to_hub(self, commit_message: str = "Add SparseRM reward model", **kwargs: Any) -> str:
         """Save the model and upload it, tokenizer and card included; see `push_folder`.
