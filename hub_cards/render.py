@@ -16,7 +16,6 @@ SAE_TEMPLATE = Path(__file__).parent / "sae_card.md"
 ADAPTER_ROWS = (
     ("claims", "claims of explanations that hold, %", 100),
     ("name_f1", "mean F1 of the latents' names, %", 100),
-    ("purity", "mean purity of the directions, %", 100),
     ("explained_variance", "variance that the SAE explains, %", 100),
     ("l0", "latents that fire on a token", 1),
 )

@@ -73,7 +73,9 @@ class SparseJudge:
     def check_controls(self, name: str) -> None:
         """Raise a `SparseRMError` unless the dense control was saved beside the reward model."""
         if find_twin(self.saved.controls) is None:
-            raise SparseRMError(f"{name!r} has no dense control: train it anew, without --no_controls.")
+            raise SparseRMError(
+                f"{name!r} has no dense control: train it anew, without --no_controls and without --adapter_rank."
+            )
 
     def drift(self, texts: Sequence[Messages]) -> Drift:
         """Measure how far conversations are from the reward model's training responses."""

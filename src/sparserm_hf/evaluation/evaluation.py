@@ -73,7 +73,8 @@ class Evaluation:
     @property
     def controls(self) -> dict[str, PairMetrics]:
         """Accuracy, interval and mean margin of each control, by row name."""
-        return {name: metrics for name, metrics in self.metrics.items() if name != RowName.REWARD_MODEL}
+        ours = (RowName.REWARD_MODEL, RowName.FROZEN)
+        return {name: metrics for name, metrics in self.metrics.items() if name not in ours}
 
     @property
     def by_length(self) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 from .check import check_sae as check_sae
 from .fit import NOTHING_EXPLAINED as NOTHING_EXPLAINED
+from .fit import measure_fit as measure_fit
 from .loading.choosing import chosen_sae as chosen_sae
 from .loading.choosing import matching_layer as matching_layer
 from .loading.listed_saes import ListedSAE as ListedSAE
@@ -11,7 +12,6 @@ from .loading.presets import PRESETS as PRESETS
 from .loading.presets import model_and_sae as model_and_sae
 from .measuring import SAECheck as SAECheck
 from .measuring import check_before_training as check_before_training
-from .measuring import measure_sample as measure_sample
 from .naming import Name as Name
 from .naming import name_latents as name_latents
 from .naming import shorten_description as shorten_description

@@ -238,21 +238,3 @@ def check_before_training(
     if not verdict.fits:
         raise SparseRMError(f"{verdict.sentence} To train with this SAE all the same, pass --no_check_sae.")
     return verdict
-
-
-def measure_sample(decoder: PreTrainedModel, sae: LoadedSAE, layer: int, texts: list[list[int]]) -> Fit:
-    """Measure the fit of an SAE on a sample of texts.
-
-    Args:
-        decoder: Base model without its language model head, cut after `layer`.
-        sae: SAE on the model's device.
-        layer: Layer whose output the SAE encodes, counted from 1.
-        texts: Token ids of each text.
-
-    Raises:
-        SparseRMError: All tokens are the same.
-    """
-    sample = sample_texts(texts, TRAINING_TOKENS)
-    return measure_fit(
-        sae.autoencoder, collect_residual_streams(decoder, sample, [layer], None, "Fit of the SAE")[layer]
-    )

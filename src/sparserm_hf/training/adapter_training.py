@@ -12,8 +12,8 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
-    EarlyStoppingCallback,
     EvalPrediction,
+    PreTrainedModel,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -24,17 +24,16 @@ from ..conversations import TokenizedPreferences
 from ..evaluation import Layers, pair_accuracy
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.pooling_sparserm import pool_representations
-from ..representations import Representer
-from ..runtime import as_numpy, last_whole_checkpoint, memory_advice, process_state, use_one_gpu
+from ..representations import Pooling, Representer
+from ..runtime import as_numpy, last_whole_checkpoint, process_state, use_one_gpu
 
 LEARNING_RATE = 1e-3  # of AdamW, decaying to zero
 BATCH_SIZE = 8  # pairs
 EPOCHS = 2
 PENALTY = 0.1  # weight of what the SAE leaves unexplained, as a multiple of what it leaves without the adapter
 EVALUATIONS = 4  # of the held-out pairs in each epoch; a killed run loses at most the steps since the last one
-PATIENCE = 4  # evaluations without a lower held-out loss before training stops
-MEASURED = 32  # held-out pairs on which `usual` is measured
-MEMORY_ADVICE = "take a smaller max_length, or a GPU with more memory"
+MEASURED_BATCHES = 4  # of held-out pairs, on which `usual` is measured
+MEASURED_TOKENS = 1024  # of a batch: the SAE's activations are the largest tensor
 
 
 class PairRewards(nn.Module):
@@ -43,7 +42,8 @@ class PairRewards(nn.Module):
     The state dict holds the trained weights only: the frozen base model and the SAE are not registered as submodules.
 
     Args:
-        representer: Base model with a trainable adapter, and the texts of all pairs.
+        base_model: Cut base model with a trainable adapter.
+        how: Pooling of a text.
         sae: SAE of the layer that the base model is cut after, on the same device.
         directions: (K, d_model) directions to project on.
         layers: (weight, bias) of each affine layer of the head, see `apply_layers`.
@@ -52,16 +52,17 @@ class PairRewards(nn.Module):
 
     def __init__(
         self,
-        representer: Representer,
+        base_model: PreTrainedModel,
+        how: Pooling,
         sae: SparseAutoencoder,
         directions: np.ndarray,
         layers: Layers,
         pairs: TokenizedPreferences,
     ):
         super().__init__()
-        self.representer, self.sae, self.pairs = representer, (sae,), pairs  # a tuple's modules are not registered
-        device = representer.base_model.device
-        self.adapter = nn.ParameterList(x for x in representer.base_model.parameters() if x.requires_grad)
+        self.frozen = (base_model, sae)  # a tuple's modules are not registered
+        self.how, self.pairs, device = how, pairs, base_model.device
+        self.adapter = nn.ParameterList(x for x in base_model.parameters() if x.requires_grad)
         self.head = nn.ParameterList(
             torch.from_numpy(tensor).float().to(device) for layer in layers for tensor in layer
         )
@@ -70,21 +71,26 @@ class PairRewards(nn.Module):
 
     def rewards(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the (n,) rewards of texts, by their numbers, and how much the SAE leaves unexplained."""
-        how, base_model = self.representer.how, self.representer.base_model
-        batch = Representer(base_model, None, [self.pairs.texts[i] for i in numbers], how)
+        base_model, _ = self.frozen
+        batch = Representer(base_model, None, [self.pairs.texts[i] for i in numbers], self.how)
         families = batch.families()
         members = [i for family in families for i in family.members]
         device, dtype = base_model.device.type, base_model.dtype
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             hidden, pooled = batch.run(families, members)  # (n, T, d_model), (n, T)
-        x = pool_representations(hidden, pooled, how.representation_norm) @ self.directions.T
-        for i in range(0, len(self.head), 2):
-            x = nn.functional.linear(torch.relu(x) if i else x, self.head[i], self.head[i + 1])
-        return x[np.argsort(members), 0], self.unexplained(hidden[pooled].float())
+        with torch.autocast(device, enabled=False):  # the launcher's would round the rewards to bfloat16
+            x = pool_representations(hidden, pooled, self.how.representation_norm) @ self.directions.T
+            for i in range(0, len(self.head), 2):
+                x = nn.functional.linear(torch.relu(x) if i else x, self.head[i], self.head[i + 1])
+            return x[np.argsort(members), 0], self.unexplained(hidden[pooled].float())
 
     def unexplained(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Compute the mean of |x - reconstruction|^2 / |x|^2 over (N, d_model) tokens, as a multiple of the usual."""
-        (sae,) = self.sae
+        """Compute the mean of |x - reconstruction|^2 / |x|^2 over (N, d_model) tokens, as a multiple of the usual.
+
+        Of many tokens, some at equal distances are measured.
+        """
+        _, sae = self.frozen
+        tokens = tokens[:: 1 + len(tokens) // MEASURED_TOKENS]
         error = tokens - sae.decode(sae.encode(tokens), tokens)
         return (error.pow(2).sum(-1) / tokens.pow(2).sum(-1).clamp(min=1e-6)).mean() / self.usual
 
@@ -139,6 +145,8 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
         if self.bar is not None:
             self.bar.update(1)
+        if state.global_step == state.max_steps:
+            control.should_evaluate = True  # transformers 4 would leave the last weights out
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: D102
         logs = logs or {}
@@ -155,17 +163,14 @@ class Progress(TrainerCallback):
 
 
 def train(model: PairRewards, rows: np.ndarray, held_out: np.ndarray, seed: int, folder: Path) -> None:
-    """Train adapter and head in place, stopped early on held-out pairs. A killed run goes on to the same weights.
+    """Train adapter and head in place, and keep the weights with the lowest loss on held-out pairs.
 
     Args:
         model: Rewards of pairs.
         rows: Numbers of the pairs to train on.
-        held_out: Numbers of the held-out pairs; the weights with the lowest loss on these are kept.
+        held_out: Numbers of the held-out pairs.
         seed: Seed of the order of the pairs.
-        folder: Folder of the checkpoints.
-
-    Raises:
-        SparseRMError: The memory is full.
+        folder: Folder of the checkpoints, from which a killed run resumes.
     """
     processes = process_state().num_processes
     steps = -(-len(rows) // BATCH_SIZE)  # in an epoch
@@ -192,18 +197,20 @@ def train(model: PairRewards, rows: np.ndarray, held_out: np.ndarray, seed: int,
     )
     use_one_gpu(args)
     with torch.no_grad():  # before a checkpoint is loaded: the adapter is new, and changes nothing yet
-        model.usual = max(model(torch.from_numpy(held_out[:MEASURED]))[1].item(), 1e-6)
+        batches = torch.from_numpy(held_out).split(BATCH_SIZE)[:MEASURED_BATCHES]
+        model.usual = max(float(np.mean([model(batch)[1].item() for batch in batches])), 1e-6)
     trainer = PairTrainer(
         model=model,
         args=args,
         train_dataset=_rows(model.pairs, rows),
         eval_dataset=_rows(model.pairs, held_out),
         compute_metrics=_accuracy,
-        callbacks=[Progress(), EarlyStoppingCallback(PATIENCE)],
+        callbacks=[Progress()],
     )
     trainer.remove_callback(PrinterCallback)
-    with memory_advice("training the adapter", MEMORY_ADVICE):
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    with process_state().main_process_first():  # which removes what a kill has left incomplete
+        checkpoint = last_whole_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _rows(pairs: TokenizedPreferences, numbers: np.ndarray) -> Dataset:

@@ -137,8 +137,8 @@ class SparseRMTrainingConfig(RewardHeadConfig):
     )
     adapter_rank: int = _option(
         0,
-        "Rank of a LoRA adapter that is trained in front of the SAE together with the head, and merged into the base "
-        "model: more accurate, and minutes instead of seconds. 0 trains the head alone.",
+        "Rank of a LoRA adapter that is trained in front of the SAE together with the head, by the Bradley-Terry "
+        "loss, and merged into the base model: more accurate, but minutes instead of seconds. 0 trains the head only.",
     )
     slim: bool = _option(
         False, "Save the head and the selected latents only; loading then fetches the base model by its id."

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from ..conversations import TokenizedPreferences
 from ..evaluation import check_claims
-from ..sae import LoadedSAE, measure_sample
+from ..modeling.backbone_sparserm import residual_stream
+from ..sae import LoadedSAE, measure_fit
 from .trained_model import TrainedModel
+
+TOKENS = 4096  # of training responses, on which the SAE's fit is measured
 
 
 @dataclass(frozen=True)
@@ -17,16 +22,14 @@ class Meaning:
     """Measures of how well the latents of a reward model explain it.
 
     Attributes:
-        explained_variance: Share of the variance of the residual stream that the SAE explains, see `Fit`.
+        explained_variance: Share of the variance of the responses' tokens that the SAE explains, see `Fit`.
         l0: Mean number of latents that fire on a token.
-        purity: Mean cosine of the model's directions with the decoder directions of their latents.
         name_f1: Mean F1 of the latents' names; None without tested names.
         claims: Share of the claims of explanations that hold; None for an MLP head, or without held-out pairs.
     """
 
     explained_variance: float
     l0: float
-    purity: float
     name_f1: float | None
     claims: float | None
 
@@ -39,14 +42,12 @@ class Meaning:
         test_pairs: TokenizedPreferences | None,
     ) -> Meaning:
         """Measure a reward model; see `compare_meanings` for the arguments."""
-        config = trained.model.config
-        fit = measure_sample(trained.base_model, sae, config.layer, [list(text.ids) for text in train_pairs.texts])
-        names = [latent.title_f1 for latent in config.latents if latent.title_f1 is not None]
+        names = [latent.title_f1 for latent in trained.model.config.latents if latent.title_f1 is not None]
+        fit = measure_fit(sae.autoencoder, response_tokens(trained.base_model, train_pairs))
         claims = check_claims(trained.model, trained.base_model, test_pairs) if test_pairs else None
         return cls(
             explained_variance=fit.explained_variance,
             l0=fit.l0,
-            purity=float(np.mean([latent.purity for latent in config.latents])),
             name_f1=float(np.mean(names)) if names else None,
             claims=claims.held / claims.claims if claims and claims.claims else None,
         )
@@ -56,12 +57,28 @@ class Meaning:
         return {f"{when}_{name}": value for name, value in asdict(self).items() if value is not None}
 
 
+@torch.no_grad()
+def response_tokens(base_model: PreTrainedModel, pairs: TokenizedPreferences) -> torch.Tensor:
+    """Collect the residual stream of the first responses, (N, d_model) in float32, until there are `TOKENS` tokens.
+
+    The first token of a text, an attention sink, is left out.
+    """
+    parts: list[torch.Tensor] = []
+    for text in pairs.texts:
+        ids = torch.tensor([text.ids], device=base_model.device)
+        hidden = residual_stream(base_model, ids, torch.ones_like(ids))[0]  # (T, d_model)
+        parts.append(hidden[max(text.start, 1) : text.stop].float())
+        if sum(map(len, parts)) >= TOKENS:
+            break
+    return torch.cat(parts)
+
+
 def compare_meanings(
     adapted: TrainedModel,
     frozen: TrainedModel | None,
     sae: LoadedSAE,
     train_pairs: TokenizedPreferences,
-    test_pairs: TokenizedPreferences | None,
+    test_pairs: TokenizedPreferences | None = None,
 ) -> dict[str, float]:
     """Measure a reward model without and with its adapter, as metrics whose names begin with `frozen` and `adapted`.
 

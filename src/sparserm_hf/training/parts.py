@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,6 +113,11 @@ def load_parts(
         check_slim(given, isinstance(model, str), local and args.push_to_hub)
     if args.adapter_rank:
         needs_extra("An adapter", "adapter", "peft")
+        if {os.environ.get(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")} & {"true", "True"}:
+            raise SparseRMError(
+                "An adapter is trained in one process or with plain data parallelism: start the command without FSDP "
+                "and DeepSpeed, or leave adapter_rank out."
+            )
     dtype = named_dtype(args.dtype, process_state().device)
     base = _load_base(model, name, revision, args.quantization, dtype)
     check_quantized(base, given, args.dtype, args.quantization)

@@ -143,6 +143,12 @@ class PairIndices:
         """Make the objective of a fit to these pairs."""
         return Objective(loss, gamma, self.objective_margins, self.styles)
 
+    def rows(self, index: np.ndarray) -> PairIndices:
+        """Take the pairs at some positions."""
+        styles = None if self.styles is None else self.styles[index]
+        margins = self.objective_margins[index]
+        return PairIndices(self.chosen[index], self.rejected[index], self.groups[index], margins, styles)
+
     def without_styles(self) -> PairIndices:
         """Permit correlation with every style."""
         return replace(self, styles=None)

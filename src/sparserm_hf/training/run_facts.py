@@ -104,7 +104,10 @@ class RunFacts:
         defaults = {field.name: field.default for field in fields(args) if field.name in given}
         changed = {name: default for name, default in defaults.items() if given[name] != default}
         pairs = {"training": train_pairs} | ({"held-out": evaluated} if evaluated else {})
-        state, libraries = process_state(), ("torch", "transformers", "sae-lens")
+        state, libraries = (
+            process_state(),
+            ("torch", "transformers", "sae-lens", *(["peft"] * bool(args.adapter_rank))),
+        )
         return cls(
             data={use: DataFacts.of(used) for use, used in pairs.items()},
             settings={name: value for name, value in given.items() if name in MAIN or name in changed},

@@ -66,7 +66,7 @@ class SparseRMTrainer:
         reference: Statistics of the training responses for `sparserm monitor`; None before `train`.
         evaluation: Margins of the reward model and its controls on each evaluated pair; None before `evaluate`.
         evaluated: The pairs of that evaluation.
-        metrics: The metrics that `train` returned.
+        metrics: The metrics of training and evaluation.
 
     Raises:
         SparseRMError: An argument is wrong. Nothing is written.
@@ -154,8 +154,8 @@ class SparseRMTrainer:
         self.model = self.assemble(fitted, cached)
         self.reference = self.measure_reference(fitted, cached)
         self.metrics = self._count(fitted, represented - started, fit_seconds) | self.metrics
-        of_adapter = compare_meanings(*self._trained(), self.sae, self.train_pairs, self.eval_pairs)
-        self.metrics |= of_adapter | (self.evaluate() if self.eval_pairs is not None else {})
+        given = self.eval_pairs
+        self.metrics |= self.evaluate() if given else compare_meanings(*self._trained(), self.sae, self.train_pairs)
         report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
         return self.metrics
 
@@ -176,13 +176,13 @@ class SparseRMTrainer:
     def adapt(self, fitted: FittedRewardHead, pairs: PairIndices) -> tuple[FittedRewardHead, Representations]:
         """Train an adapter with the fitted head, merge it into `base_model`, and represent the training texts anew."""
         started = time.perf_counter()
-        adapted = adapt(self.parts, fitted, self.train_pairs, self.args, self.cache_dir)
+        adapted = adapt(self.parts, fitted, self.train_pairs, pairs, self.args, self.cache_dir)
         self.parts = replace(self.parts, base_model=adapted.base_model, adapter_rank=self.args.adapter_rank)
         cached = self.represent(self.train_pairs.texts)
         texts = RepresentedTexts.of(cached, as_numpy(self.sae.autoencoder.W_dec))
         fitted = carry_over(fitted, adapted.layers, texts, pairs, adapted.held_out)
-        seconds = time.perf_counter() - started
-        self.metrics |= {"trainable_parameters": adapted.parameters, "adapter_seconds": seconds}
+        self.metrics["trainable_parameters"] = adapted.parameters
+        self.metrics["adapter_seconds"] = time.perf_counter() - started
         return fitted, cached
 
     def evaluate(self, eval_dataset: Dataset | None = None) -> dict[str, float]:
@@ -202,19 +202,19 @@ class SparseRMTrainer:
         pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
         if pairs is None:
             raise SparseRMError("There are no pairs to evaluate on: pass eval_dataset.")
-        trained, frozen = self._trained()
-        self.evaluation, self.evaluated = trained.evaluate(self.controls, pairs, self.encoder, frozen), pairs
-        return self.evaluation.flat()
+        (trained, frozen), self.evaluated = self._trained(), pairs
+        self.evaluation = trained.evaluate(self.controls, pairs, self.encoder, frozen)
+        metrics = self.evaluation.flat() | compare_meanings(trained, frozen, self.sae, self.train_pairs, pairs)
+        self.metrics |= metrics
+        return metrics
 
     def _trained(self) -> tuple[TrainedModel, TrainedModel | None]:
-        """Return the reward model, and the one without the adapter if there is one."""
-        models = ((self.model, self.base_model), (self.frozen, self._frozen_parts.base_model))
-        trained, frozen = (
-            TrainedModel(model, base, partial(self.represent, base_model=base)) if model else None
-            for model, base in models
-        )
-        assert trained
-        return trained, frozen
+        def running(model: SparseRMForSequenceClassification, base_model: PreTrainedModel) -> TrainedModel:
+            return TrainedModel(model, base_model, partial(self.represent, base_model=base_model))
+
+        assert self.model is not None
+        frozen = running(self.frozen, self._frozen_parts.base_model) if self.frozen else None
+        return running(self.model, self.base_model), frozen
 
     def represent(self, texts: list[TokenizedText], base_model: PreTrainedModel | None = None) -> Representations:
         """Represent texts by a base model and the SAE; representations in the cache are loaded.
