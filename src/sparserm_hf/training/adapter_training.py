@@ -25,7 +25,7 @@ from ..evaluation import Layers, pair_accuracy
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.pooling_sparserm import pool_representations
 from ..representations import Pooling, Representer
-from ..runtime import as_numpy, last_whole_checkpoint, process_state, use_one_gpu
+from ..runtime import as_numpy, batch_tokens, last_whole_checkpoint, plan_batches, process_state, use_one_gpu
 
 LEARNING_RATE = 1e-3  # of AdamW, decaying to zero
 BATCH_SIZE = 8  # pairs
@@ -72,17 +72,23 @@ class PairRewards(nn.Module):
     def rewards(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the (n,) rewards of texts, by their numbers, and how much the SAE leaves unexplained."""
         base_model, _ = self.frozen
-        batch = Representer(base_model, None, [self.pairs.texts[i] for i in numbers], self.how)
-        families = batch.families()
-        members = [i for family in families for i in family.members]
-        device, dtype = base_model.device.type, base_model.dtype
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            hidden, pooled = batch.run(families, members)  # (n, T, d_model), (n, T)
-        with torch.autocast(device, enabled=False):  # the launcher's would round the rewards to bfloat16
-            x = pool_representations(hidden, pooled, self.how.representation_norm) @ self.directions.T
+        texts = Representer(base_model, None, [self.pairs.texts[i] for i in numbers], self.how)
+        families, device, dtype = texts.families(), base_model.device, base_model.dtype
+        order: list[int] = []
+        vectors, tokens = [], []
+        # Families of similar length run together: with little padding, and attention that is quadratic in few tokens.
+        for some in plan_batches([family.length for family in families], batch_tokens(device) // 4):
+            members = [i for family in some for i in families[family].members]
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                hidden, pooled = texts.run([families[i] for i in some], members)  # (n, T, d_model), (n, T)
+            vectors.append(pool_representations(hidden, pooled, self.how.representation_norm))
+            tokens.append(hidden[pooled].float())
+            order += members
+        with torch.autocast(device.type, enabled=False):  # the launcher's would round the rewards to bfloat16
+            x = torch.cat(vectors)[np.argsort(order)] @ self.directions.T
             for i in range(0, len(self.head), 2):
                 x = nn.functional.linear(torch.relu(x) if i else x, self.head[i], self.head[i + 1])
-            return x[np.argsort(members), 0], self.unexplained(hidden[pooled].float())
+            return x[:, 0], self.unexplained(torch.cat(tokens))
 
     def unexplained(self, tokens: torch.Tensor) -> torch.Tensor:
         """Compute the mean of |x - reconstruction|^2 / |x|^2 over (N, d_model) tokens, as a multiple of the usual.
