@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from .adapter_training import PairRewards
 
-RECIPE = 2  # raise it when a change of the training gives other weights
+RECIPE = 1  # raise it when a change of the training gives other weights
 HELD_OUT = 10  # one prompt of so many is held out
 RESULT_FILE = "adapter.safetensors"
 
@@ -122,13 +122,14 @@ def add_adapter(base_model: PreTrainedModel, rank: int, seed: int) -> PeftModel:
     from peft import LoraConfig, get_peft_model
 
     name, layers = decoder_layers_name(base_model), decoder_layers(base_model)
-    maps = [
-        f"{name}.{i}.{part}"
+    maps = {
+        f"{name}.{i}.{part}": module
         for i in range(len(layers) // 2, len(layers))
         for part, module in layers[i].named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
-    ]
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=maps)
+    }
+    transposed = any(isinstance(module, Conv1D) for module in maps.values())  # as in GPT-2
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(maps), fan_in_fan_out=transposed)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

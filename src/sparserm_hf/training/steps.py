@@ -213,6 +213,9 @@ def carry_over(
 ) -> FittedRewardHead:
     """Put a head that was trained with an adapter in place of the fitted one; latents and directions stay.
 
+    Its reward differences are log odds, as the Bradley-Terry loss takes them, so their temperature is 1. The few
+    held-out pairs would not tell a better one.
+
     Args:
         fitted: Latents, directions and head for the frozen base model.
         layers: (weight, bias) of each affine layer of the trained head.
@@ -226,7 +229,7 @@ def carry_over(
     margins = (rewards[pairs.chosen] - rewards[pairs.rejected])[held_out]
     *rest, (weight, bias) = layers
     centred = (*rest, (weight, bias - rewards.mean()))  # as the fitted heads: the mean training reward is zero
-    head = FittedHead(centred, None, pair_accuracy(margins), margins)
+    head = FittedHead(centred, None, pair_accuracy(margins))
     return FittedRewardHead(fitted.selected, Projection(directions, features, lambda fold: features), head)
 
 
