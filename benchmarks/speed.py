@@ -202,7 +202,9 @@ def table(results: dict[str, dict[str, float]]) -> str:
     if "training" in results and "trl" in results:
         ours = {name: t for name, t in results["training"].items() if name.startswith("whole")}
         results["ratios"] = {
-            f"TRL {name}, over the {of}": t / own for of, own in ours.items() for name, t in results["trl"].items()
+            f"TRL {name}, over {of.replace('whole command', 'sparserm train')}": t / own
+            for of, own in ours.items()
+            for name, t in results["trl"].items()
         }
     for stage, rows in results.items():
         lines += [f"\n| {stage} | |", "|---|---:|"]
