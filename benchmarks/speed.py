@@ -200,11 +200,13 @@ def prompts(data: Path, work: Path) -> dict[str, float]:
 def table(results: dict[str, dict[str, float]]) -> str:
     lines = [f"{machine()}. Made by `python benchmarks/speed.py`.\n"]
     if "training" in results and "trl" in results:
-        ours = {name: t for name, t in results["training"].items() if name.startswith("whole")}
+        ours = {
+            name.replace("whole command", "sparserm train"): t
+            for name, t in results["training"].items()
+            if name.startswith("whole")
+        }
         results["ratios"] = {
-            f"TRL {name}, over {of.replace('whole command', 'sparserm train')}": t / own
-            for of, own in ours.items()
-            for name, t in results["trl"].items()
+            f"TRL {name}, over {of}": t / own for of, own in ours.items() for name, t in results["trl"].items()
         }
     for stage, rows in results.items():
         lines += [f"\n| {stage} | |", "|---|---:|"]
