@@ -50,6 +50,8 @@ class PairRewards(nn.Module):
         pairs: Preference pairs.
     """
 
+    directions: torch.Tensor
+
     def __init__(
         self,
         base_model: PreTrainedModel,
