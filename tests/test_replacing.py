@@ -212,9 +212,9 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(world, tmp_path):
     """By default Python drops everything on SIGTERM, and half a checkpoint stayed beside the old one."""
     code = (
         "import os, signal, sys\n"
-        "from sparserm_hf.training import trainer\n"
+        "from sparserm_hf.training import checkpoint\n"
         "from sparserm_hf.cli import main\n"
-        "trainer.check_reload = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "checkpoint.check_reload = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, *train_arguments(world, tmp_path / "model")]
