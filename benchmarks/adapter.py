@@ -32,18 +32,14 @@ def run(data: Path, work: Path, task: str, pairs: int, seed: int) -> dict:
     args = SparseRMTrainingConfig(
         str(work / "model"), adapter_rank=RANK, seed=seed, cache_dir=str(work / "cache"), check_sae=False
     )
-    rows = [load_preferences(str(data / task / f"{split}.jsonl.gz"), of) for split, of in splits(pairs)]
-    trainer = SparseRMTrainer(find_base_model(), None, args, *rows)
+    fitted = load_preferences(str(data / task / "train.jsonl.gz"), f"train[:{pairs}]")
+    test = load_preferences(str(data / task / "test.jsonl.gz"))
+    trainer = SparseRMTrainer(find_base_model(), None, args, fitted, test)
     metrics = trainer.train()
     assert trainer.evaluation is not None
     found = trainer.evaluation.margins
     margins = {name: found[name].round(6).tolist() for name in (RowName.REWARD_MODEL, RowName.FROZEN)}
     return {"margins": margins, "metrics": metrics, "machine": machine()}
-
-
-def splits(pairs: int) -> list[tuple[str, str]]:
-    """Names and rows of the files to train and to test on."""
-    return [("train", f"train[:{pairs}]"), ("test", "train")]
 
 
 def table(tasks: list[str]) -> str:

@@ -34,8 +34,8 @@ from .metrics import pair_credits as pair_credits
 from .metrics import pair_metrics as pair_metrics
 from .metrics import paired_difference as paired_difference
 from .metrics import pairs_by_length as pairs_by_length
-from .represented_rewards import evaluate_representations as evaluate_representations
 from .represented_rewards import reward_represented as reward_represented
+from .represented_rewards import reward_with_controls as reward_with_controls
 from .represented_rewards import shard_features as shard_features
 from .row_names import RowName as RowName
 from .saved_models import SavedRewardModel as SavedRewardModel

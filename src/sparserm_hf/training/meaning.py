@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..conversations import TokenizedPreferences
-from ..evaluation import check_claims
+from ..evaluation import CheckedClaims, check_claims
 from ..modeling.backbone_sparserm import residual_stream
 from ..sae import LoadedSAE, measure_fit
 from .trained_model import TrainedModel
@@ -39,12 +39,11 @@ class Meaning:
         trained: TrainedModel,
         sae: LoadedSAE,
         train_pairs: TokenizedPreferences,
-        test_pairs: TokenizedPreferences | None,
+        claims: CheckedClaims | None,
     ) -> Meaning:
-        """Measure a reward model; see `compare_meanings` for the arguments."""
+        """Measure a reward model whose claims are checked; see `compare_meanings` for the other arguments."""
         names = [latent.title_f1 for latent in trained.model.config.latents if latent.title_f1 is not None]
         fit = measure_fit(sae.autoencoder, response_tokens(trained.base_model, train_pairs))
-        claims = check_claims(trained.model, trained.base_model, test_pairs) if test_pairs else None
         return cls(
             explained_variance=fit.explained_variance,
             l0=fit.l0,
@@ -79,6 +78,7 @@ def compare_meanings(
     sae: LoadedSAE,
     train_pairs: TokenizedPreferences,
     test_pairs: TokenizedPreferences | None = None,
+    claims: CheckedClaims | None = None,
 ) -> dict[str, float]:
     """Measure a reward model without and with its adapter, as metrics whose names begin with `frozen` and `adapted`.
 
@@ -87,8 +87,14 @@ def compare_meanings(
         frozen: The reward model without its adapter; None if it has no adapter, and then there are no metrics.
         sae: The SAE of both.
         train_pairs: Training pairs; the SAE's fit is measured on some of their texts.
-        test_pairs: Held-out pairs, on which claims are checked; None leaves out the claims.
+        test_pairs: Held-out pairs, on which the claims without the adapter are checked; None leaves out the claims.
+        claims: The claims with the adapter, checked on the same pairs.
     """
-    found = {"frozen": frozen, "adapted": adapted} if frozen else {}
-    meanings = {when: Meaning.of(trained, sae, train_pairs, test_pairs) for when, trained in found.items()}
+    if frozen is None:
+        return {}
+    before = check_claims(frozen.model, frozen.base_model, test_pairs) if test_pairs else None
+    meanings = {
+        "frozen": Meaning.of(frozen, sae, train_pairs, before),
+        "adapted": Meaning.of(adapted, sae, train_pairs, claims),
+    }
     return {name: value for when, meaning in meanings.items() for name, value in meaning.flat(when).items()}

@@ -9,7 +9,15 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..conversations import ChatEncoder, TokenizedPreferences, TokenizedText, measure_styles
-from ..evaluation import Control, Evaluation, RowName, check_claims, measure_attacks, reward_represented
+from ..evaluation import (
+    Control,
+    Evaluation,
+    RowName,
+    check_claims,
+    measure_attacks,
+    reward_represented,
+    reward_with_controls,
+)
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..representations import Representations
 
@@ -47,13 +55,12 @@ class TrainedModel:
             encoder: Encoder of the pairs.
             frozen: The reward model without its adapter; None if there is no adapter.
         """
-        represented = self.represent(pairs.texts)
-        rewards = {str(RowName.REWARD_MODEL): reward_represented(self.model, represented)}
+        beside, latents = frozen or self, self.model.config.latent_ids
+        represented = beside.represent(pairs.texts)
+        rewards = reward_with_controls(beside.model, controls, represented, pairs.lengths, latents)
         if frozen:
-            represented = frozen.represent(pairs.texts)
-            rewards[RowName.FROZEN] = reward_represented(frozen.model, represented)
-        latents = self.model.config.latent_ids
-        rewards |= {control.name: control.rewards(represented, pairs.lengths, latents) for control in controls}
+            without = rewards.pop(RowName.REWARD_MODEL)
+            rewards = {RowName.REWARD_MODEL: self.rewards(pairs.texts), RowName.FROZEN: without, **rewards}
         return Evaluation(
             margins={name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()},
             styles=measure_styles(pairs, encoder.tokenizer),

@@ -154,8 +154,10 @@ class SparseRMTrainer:
         self.model = self.assemble(fitted, cached)
         self.reference = self.measure_reference(fitted, cached)
         self.metrics = self._count(fitted, represented - started, fit_seconds) | self.metrics
-        given = self.eval_pairs
-        self.metrics |= self.evaluate() if given else compare_meanings(*self._trained(), self.sae, self.train_pairs)
+        if self.eval_pairs is not None:
+            self.evaluate()
+        else:
+            self.metrics |= compare_meanings(*self._trained(), self.sae, self.train_pairs)
         report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
         return self.metrics
 
@@ -181,8 +183,7 @@ class SparseRMTrainer:
         cached = self.represent(self.train_pairs.texts)
         texts = RepresentedTexts.of(cached, as_numpy(self.sae.autoencoder.W_dec))
         fitted = carry_over(fitted, adapted.layers, texts, pairs, adapted.held_out)
-        self.metrics["trainable_parameters"] = adapted.parameters
-        self.metrics["adapter_seconds"] = time.perf_counter() - started
+        self.metrics |= {"trainable_parameters": adapted.parameters, "adapter_seconds": time.perf_counter() - started}
         return fitted, cached
 
     def evaluate(self, eval_dataset: Dataset | None = None) -> dict[str, float]:
@@ -204,17 +205,17 @@ class SparseRMTrainer:
             raise SparseRMError("There are no pairs to evaluate on: pass eval_dataset.")
         (trained, frozen), self.evaluated = self._trained(), pairs
         self.evaluation = trained.evaluate(self.controls, pairs, self.encoder, frozen)
-        metrics = self.evaluation.flat() | compare_meanings(trained, frozen, self.sae, self.train_pairs, pairs)
+        of_adapter = compare_meanings(trained, frozen, self.sae, self.train_pairs, pairs, self.evaluation.claims)
+        metrics = self.evaluation.flat() | of_adapter
         self.metrics |= metrics
         return metrics
 
     def _trained(self) -> tuple[TrainedModel, TrainedModel | None]:
-        def running(model: SparseRMForSequenceClassification, base_model: PreTrainedModel) -> TrainedModel:
-            return TrainedModel(model, base_model, partial(self.represent, base_model=base_model))
-
         assert self.model is not None
-        frozen = running(self.frozen, self._frozen_parts.base_model) if self.frozen else None
-        return running(self.model, self.base_model), frozen
+        trained, base = TrainedModel(self.model, self.base_model, self.represent), self._frozen_parts.base_model
+        if self.frozen is None:
+            return trained, None
+        return trained, TrainedModel(self.frozen, base, partial(self.represent, base_model=base))
 
     def represent(self, texts: list[TokenizedText], base_model: PreTrainedModel | None = None) -> Representations:
         """Represent texts by a base model and the SAE; representations in the cache are loaded.
@@ -274,9 +275,9 @@ class SparseRMTrainer:
         # With an adapter, the other controls read a base model that the checkpoint does not hold.
         controls = [control for control in self.controls if not self.frozen or control.reads == "length"]
         facts = RunFacts.of(self.args, self.parts, self.train_pairs, self.evaluated)
-        name, found = self.args.hub_model_id or folder.name, self.evaluation
-        card = render_model_card(name, model.config, facts, self.metrics, found)
-        return write_checkpoint(folder, model, self.processing_class, controls, self.reference, found, card)
+        name = self.args.hub_model_id or folder.name
+        card = render_model_card(name, model.config, facts, self.metrics, self.evaluation)
+        return write_checkpoint(folder, model, self.processing_class, controls, self.reference, self.evaluation, card)
 
     def push_to_hub(self, commit_message: str = "Add SparseRM reward model", **kwargs: Any) -> str:
         """Save the model and upload it, tokenizer and card included; see `push_folder`.
