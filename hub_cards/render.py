@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 PLOT_FILE = "evaluation.png"
+COMBINED_TEMPLATE = Path(__file__).parent / "combined_card.md"
 SAE_TEMPLATE = Path(__file__).parent / "sae_card.md"
 # Metrics of the latents' meaning, without and with an adapter: end of the metric's name, title, and scale.
 ADAPTER_ROWS = (
@@ -19,6 +20,7 @@ ADAPTER_ROWS = (
     ("explained_variance", "variance that the SAE explains, %", 100),
     ("l0", "latents that fire on a token", 1),
 )
+TAGS = ["reward-model", "sparserm", "sparse-autoencoder", "interpretability", "trl"]
 # The weights have the licences of the base model and the SAE, which the card's text names.
 LICENSE = {"license": "other", "license_name": "base-model-and-sae"}
 
@@ -40,7 +42,7 @@ def render_model_card(name: str, config: Any, facts: Any, metrics: Mapping[str, 
         datasets=sorted({of.source.name for of in facts.data.values() if of.source.on_hub}) or None,
         library_name="transformers",
         pipeline_tag="text-classification",
-        tags=["reward-model", "sparserm", "sparse-autoencoder", "interpretability", "trl"],
+        tags=TAGS,
         model_name=name.rpartition("/")[2],
         eval_results=_eval_results(evaluation, facts.data["held-out"].source) if evaluation else None,
         **LICENSE,
@@ -60,6 +62,39 @@ def render_model_card(name: str, config: Any, facts: Any, metrics: Mapping[str, 
         plot=PLOT_FILE,
         latents=config.latents,
         tested=tested,
+        text=as_text,
+        code=as_code,
+    )
+    return str(card)
+
+
+def render_combined_card(name: str, config: Any, evaluation: Any = None) -> str:
+    """Markdown of the card of a combined reward model, metadata included.
+
+    Args:
+        name: Name of the model.
+        config: The model's `SparseRMConfig`.
+        evaluation: An `Evaluation` on preference pairs, whose plot lies beside the card.
+    """
+    on_hub, base = config.base_model_revision is not None, config.base_model_name_or_path
+    data = ModelCardData(
+        base_model=base if on_hub else None,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=[*TAGS, "multi-objective"],
+        model_name=name,
+        **LICENSE,
+        license_link=f"https://huggingface.co/{base}" if on_hub else None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(COMBINED_TEMPLATE),
+        name=name,
+        config=config,
+        base_name=base if on_hub else Path(base).name,
+        sae_name=config.sae_source.get("source", "unknown"),
+        evaluation=evaluation,
+        plot=PLOT_FILE,
         text=as_text,
         code=as_code,
     )

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "reward_std": 1.0,
     "reward_temperature": 1.0,
     "adapter_rank": 0,
+    "objectives": [],
     "slim": False,
     "run_dtype": None,
     "weights_digest": None,
@@ -160,6 +161,8 @@ class SparseRMConfig(PretrainedConfig):
         reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is
             preferred. Not named `temperature`, which transformers takes for a setting of generation.
         adapter_rank: Rank of the LoRA adapter that was trained and merged into the base model; 0 without one.
+        objectives: In a combined reward model, a record for each objective: its `name`, its `weight` in the reward,
+            and `reward_mean` and `reward_std` of the objective's own rewards. Empty in any other reward model.
         slim: Whether the checkpoint leaves the base model out; it is then loaded from `base_model_name_or_path`.
         run_dtype: Data type that the base model ran in when the head was trained, `float32` or `bfloat16`; its weights
             may be saved in another type, without loss.
@@ -177,6 +180,7 @@ class SparseRMConfig(PretrainedConfig):
 
     model_type = "sparserm"
     sub_configs = {"base_config": AutoConfig}  # noqa: RUF012
+    keys_to_ignore_at_inference = ["rewards"]  # noqa: RUF012  # else a trainer's predictions are no longer `logits`
     _auto_class = "AutoConfig"
 
     def __init__(
@@ -199,6 +203,10 @@ class SparseRMConfig(PretrainedConfig):
         for name, default in DEFAULTS.items():
             given = kwargs.pop(name, None)
             setattr(self, name, copy.copy(default) if given is None else given)
+        if len(set(self.objective_names)) < len(self.objectives):
+            raise ValueError(f"objectives has a name twice: {', '.join(self.objective_names)}.")
+        if self.objectives and self.head_type != "linear":
+            raise ValueError(f"head_type is {self.head_type}, but several objectives need a linear head.")
         self.k_accuracies = dict(sorted(self.k_accuracies.items(), key=lambda item: int(item[0])))
         inherited = inherited_from(base_config, self.slim) if base_config is not None else {}
         super().__init__(**(INHERITED_DEFAULTS | inherited | kwargs))
@@ -207,6 +215,11 @@ class SparseRMConfig(PretrainedConfig):
     def latent_ids(self) -> list[int]:
         """Ids of the selected latents in the SAE, in the order of the features."""
         return [latent.id for latent in self.latents]
+
+    @property
+    def objective_names(self) -> list[str]:
+        """Names of the objectives of a combined reward model."""
+        return [objective["name"] for objective in self.objectives]
 
     @property
     def steering(self) -> dict[int, float]:

@@ -119,6 +119,7 @@ LATENT_KINDS = {
     "label": optional(TEXT),
     "steering": FINITE,
 }
+OBJECTIVE_KINDS = {"name": TEXT, "weight": FINITE, "reward_mean": FINITE, "reward_std": number(1e-30)}
 # Until version 0.3 the records' fields were lists beside `latents`, or objects by latent id.
 OLD_LATENT_KINDS = {
     "latent_sides": optional(list_of(LATENT_KINDS["side"])),
@@ -150,6 +151,7 @@ FIELDS = {
     "reward_std": number(0),
     "reward_temperature": number(1e-30),
     "adapter_rank": whole(0),
+    "objectives": list_of(object_with(OBJECTIVE_KINDS, *OBJECTIVE_KINDS)),
     "slim": FLAG,
     "run_dtype": optional(one_of("float32", "bfloat16")),
     "weights_digest": optional(dict_of(dict_of(TEXT))),

@@ -19,14 +19,24 @@ class Affine(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
+class ObjectiveHeads(Affine):
+    """The linear heads of the objectives of a combined reward model, (B, K) to (B, objectives)."""
+
+    def __init__(self, config: SparseRMConfig):
+        super().__init__(len(config.latents), len(config.objectives))
+
+
 class LinearHead(Affine):
     """The linear reward head, (B, K) to (B, 1).
+
+    In a combined reward model it is the weighted sum of the heads in `objectives`.
 
     It has a class of its own so that FSDP wraps it by itself: the head is in float32, the base model perhaps not.
     """
 
     def __init__(self, config: SparseRMConfig):
         super().__init__(len(config.latents), 1)
+        self.objectives = ObjectiveHeads(config) if config.objectives else None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import backbone_from_config, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
 from .head_sparserm import HEADS
+from .objectives_sparserm import CombinesObjectives, RewardOutput
 from .pooling_sparserm import pool_representations, pooled_tokens
 from .predict_sparserm import ScoresConversations
 from .pretrained_sparserm import SparseRMPreTrainedModel
@@ -43,7 +43,7 @@ IGNORED = (
 )
 
 
-class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedModel):
+class SparseRMForSequenceClassification(ScoresConversations, CombinesObjectives, SparseRMPreTrainedModel):
     """A reward model: a frozen base model, directions of a sparse autoencoder, and a small head.
 
     The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the response's average token
@@ -201,7 +201,7 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **ignored: Any,
-    ) -> SequenceClassifierOutput:
+    ) -> RewardOutput:
         """Score sequences.
 
         Args:
@@ -215,7 +215,8 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
                 `position_ids` are always counted from the mask.
 
         Returns:
-            `logits` of shape (B, 1): the rewards, in float32 under any autocast; with labels also `loss`.
+            `logits` of shape (B, 1): the rewards, in float32 under any autocast; with labels also `loss`; of a
+            combined reward model also `rewards` of shape (B, objectives).
 
         Raises:
             TypeError: An argument is unknown, such as a misspelt one.
@@ -224,11 +225,12 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         if unknown := [name for name in ignored if name not in IGNORED]:
             known = ", ".join(("input_ids", "attention_mask", "inputs_embeds", "labels", *IGNORED))
             raise TypeError(f"forward() does not know the argument {unknown[0]!r}; it knows {known}.")
-        logits = self.reward(self.extract_features(input_ids, attention_mask, inputs_embeds))
+        features = self.extract_features(input_ids, attention_mask, inputs_embeds)
+        logits = self.reward(features)
         loss = None
         if labels is not None:
             loss = nn.functional.mse_loss(logits[:, 0], labels.to(logits).view(-1))
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        return RewardOutput(loss=loss, logits=logits, rewards=self.objective_rewards(features))
 
     def explain(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Explanation:
         """Explain the rewards of texts (B, T), feature by feature and token by token; see `explain_rewards`."""
@@ -257,6 +259,7 @@ class SparseRMForSequenceClassification(ScoresConversations, SparseRMPreTrainedM
         config = self.config
         base = config.base_model_name_or_path or "a base model"
         also = [text for text, holds in (("adapter", config.adapter_rank), ("slim", config.slim)) if holds]
+        also += [f"objectives {', '.join(config.objective_names)}"] if config.objectives else []
         return (
             f"{base} cut after layer {config.layer}, {config.pooling} pooling, {len(config.latents)} latents, "
             + ", ".join([f"{config.head_type} head", *also])

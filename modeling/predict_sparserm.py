@@ -97,6 +97,7 @@ class ScoresConversations:
     extract_features: Any
     get_input_embeddings: Any
     reward: Any
+    objective_rewards: Any
 
     @torch.inference_mode()
     def predict(self, conversations: Sequence[Any], tokenizer: Any, batch_size: int = 16) -> list[float]:
@@ -127,6 +128,43 @@ class ScoresConversations:
             rewards = model.predict([[question, {"role": "assistant", "content": "Rome."}]], tokenizer)
             ```
         """
+        return self.reward(self._features_of(conversations, tokenizer, batch_size))[:, 0].tolist()
+
+    @torch.inference_mode()
+    def predict_objectives(
+        self, conversations: Sequence[Any], tokenizer: Any, batch_size: int = 16
+    ) -> list[dict[str, float]]:
+        """Compute the rewards of conversations by objective, with a combined reward model.
+
+        Args:
+            conversations: See `predict`.
+            tokenizer: The reward model's tokenizer, a fast one.
+            batch_size: See `predict`.
+
+        Returns:
+            For each conversation, a reward by the name of the objective.
+
+        Raises:
+            ValueError: The reward model is not a combined one, or see `predict`.
+
+        Example:
+            ```python
+            from sparserm_hf import combine, load_reward_model
+
+            combine(["my-reward-model", "another-reward-model"], "my-combined-reward-model")
+            model, tokenizer = load_reward_model("my-combined-reward-model")
+            question = {"role": "user", "content": "What is the capital of Italy?"}
+            print(model.predict_objectives([[question, {"role": "assistant", "content": "Rome."}]], tokenizer))
+            ```
+        """
+        names = self.config.objective_names
+        if not names:
+            raise ValueError("This reward model has one objective: call predict.")
+        rewards = self.objective_rewards(self._features_of(conversations, tokenizer, batch_size))
+        return [dict(zip(names, row, strict=True)) for row in rewards.tolist()]
+
+    def _features_of(self, conversations: Sequence[Any], tokenizer: Any, batch_size: int) -> torch.Tensor:
+        """Turn N conversations into the head's input features, (N, K); see `predict`."""
         if batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
         given = list_of(conversations, "conversations", "conversation")
@@ -135,19 +173,16 @@ class ScoresConversations:
         encode = ConversationEncoder(tokenizer, self.config, self.get_input_embeddings().num_embeddings)
         texts = [encode(text, f"Conversation {number}") for number, text in enumerate(given, 1)]
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-        rewards = [0.0] * len(texts)
+        device = self.directions.device
+        found = torch.zeros((len(texts), len(self.config.latents)), device=device)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             ids = [torch.tensor(texts[i].ids) for i in batch]
             mask = nn.utils.rnn.pad_sequence([torch.ones_like(x) for x in ids], batch_first=True)
             padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
-            device = self.directions.device
-            features = self.extract_features(
-                padded.to(device), mask.to(device), responses=[texts[i].place for i in batch]
-            )
-            for i, reward in zip(batch, self.reward(features)[:, 0].tolist(), strict=True):
-                rewards[i] = reward
-        return rewards
+            places = [texts[i].place for i in batch]
+            found[batch] = self.extract_features(padded.to(device), mask.to(device), responses=places)
+        return found
 
     def rank(
         self, prompt: str | Sequence[Mapping[str, Any]], responses: Sequence[str], tokenizer: Any, batch_size: int = 16

@@ -95,9 +95,15 @@ def score_elsewhere(
     return results
 
 
+OBJECTIVES = [
+    {"name": name, "weight": weight, "reward_mean": 0.5, "reward_std": 2.0}
+    for name, weight in (("a", 1.0), ("b", -3.0))
+]
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A self-contained and a slim checkpoint for each architecture, with the rewards that they must give."""
+    """Both forms of a checkpoint for each architecture, and a combined one, with the rewards that they must give."""
     root = tmp_path_factory.mktemp("checkpoints")
     expected = {}
     for architecture in ARCHITECTURES:
@@ -110,6 +116,13 @@ def checkpoints(tmp_path_factory):
             saved.save_pretrained(folder)
             save_tokenizer(tiny_tokenizer(), folder)
             expected[str(folder)] = rewards
+    combined = tiny_reward_model(objectives=OBJECTIVES)
+    combined.weigh({})
+    combined.save_pretrained(root / "combined")
+    save_tokenizer(tiny_tokenizer(), root / "combined")
+    with torch.no_grad():
+        outputs = [combined(torch.tensor([t]), torch.ones(1, len(t))) for t in tiny_texts()]
+    expected[str(root / "combined")] = [output.logits.item() for output in outputs]
     return expected
 
 

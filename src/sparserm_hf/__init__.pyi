@@ -44,4 +44,5 @@ from .training import RepresentedTexts as RepresentedTexts
 from .training import RewardHeadConfig as RewardHeadConfig
 from .training import SparseRMTrainer as SparseRMTrainer
 from .training import SparseRMTrainingConfig as SparseRMTrainingConfig
+from .training import combine as combine
 from .training import fit_reward_head as fit_reward_head

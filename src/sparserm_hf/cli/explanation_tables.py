@@ -57,15 +57,19 @@ def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMC
         f"{explanation.summary}; {abs(deviation):.1f} standard deviations {'above' if deviation > 0 else 'below'} the "
         "mean of the training responses"
     )
+    if explanation.objectives:
+        console.print(f"= {escape(explanation.by_objective)}")
 
 
 def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:
-    table = _table(title, None, "adds", "check")
+    names = [part.name for part in explanation.objectives]
+    table = _table(title, None, "adds", "check", *(escape(visible(name)) for name in names))
     for effect in explanation.latents[:top]:
-        table.add_row(*_identify(effect), f"{effect.contribution:+.3f}", _check(effect))
+        parts = [f"{effect.by_objective[name]:+.3f}" for name in names]
+        table.add_row(*_identify(effect), f"{effect.contribution:+.3f}", _check(effect), *parts)
     others = explanation.others(top)
     if others.count:
-        table.add_row("", f"{others.count} other latents", "", f"{others.contribution:+.3f}", "")
+        table.add_row("", f"{others.count} other latents", "", f"{others.contribution:+.3f}")
     return table
 
 

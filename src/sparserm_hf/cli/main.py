@@ -25,6 +25,7 @@ COMMANDS = {
     "latents": "Show the selected latents: their figures, and the passages on which they are active.",
     "report": "Write a report on a reward model into one HTML file.",
     "monitor": "Measure how far responses drifted from those of training; exit with 1 if they drifted too far.",
+    "combine": "Combine reward models into one that scores several objectives in one pass.",
     "edit": "Copy a reward model and steer or name latents of the copy.",
     "export": "Write a reward model as a sequence classifier that transformers loads without remote code.",
     "serve": "Score over HTTP.",

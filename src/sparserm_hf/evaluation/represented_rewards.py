@@ -33,6 +33,19 @@ def reward_represented(model: SparseRMForSequenceClassification, representations
     return representations.read(of_shard)
 
 
+def reward_objectives(
+    model: SparseRMForSequenceClassification, representations: Representations
+) -> dict[str, np.ndarray]:
+    """Compute a combined reward model's (N,) rewards of N represented texts, by objective; empty for other models."""
+
+    @torch.inference_mode()
+    def of_shard(shard: Shard) -> np.ndarray:
+        return as_numpy(model.objective_rewards(shard_features(model, shard)))
+
+    names = model.config.objective_names
+    return dict(zip(names, representations.read(of_shard).T, strict=True)) if names else {}
+
+
 def reward_with_controls(
     model: SparseRMForSequenceClassification,
     controls: Sequence[Control],
@@ -42,6 +55,8 @@ def reward_with_controls(
 ) -> dict[str, np.ndarray]:
     """Compute the rewards of represented texts, (N,) by row name, by the reward model and by each of its controls.
 
+    Beside a combined reward model each of its objectives counts as a control.
+
     Args:
         model: The reward model.
         controls: Its controls. Controls on activations are left out if the representations hold no activations.
@@ -50,6 +65,7 @@ def reward_with_controls(
         latents: Columns of the selected latents in the stored activations; empty if no activations are stored.
     """
     rewards = {RowName.REWARD_MODEL: reward_represented(model, representations)}
+    rewards |= {RowName.alone(name): of for name, of in reward_objectives(model, representations).items()}
     for control in controls:
         if control.reads != "activations" or len(latents):
             rewards[control.name] = control.rewards(representations, lengths, latents)

@@ -15,3 +15,8 @@ class RowName:
     ACTIVATIONS = "SAE activations"
     UNDEBIASED = "without debiasing"
     LENGTH = "length alone"
+
+    @staticmethod
+    def alone(objective: str) -> str:
+        """Name the row of one objective of a combined reward model."""
+        return f"objective {objective} alone"

@@ -11,8 +11,8 @@ from ..evaluation import INTERVENTIONS, measure_removals
 from ..modeling.explanation_sparserm import RunTexts, explain_rewards, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import as_numpy, without_extra
-from ..scoring import encoder_of
-from .text_explanation import LatentEffect, TextExplanation, TokenEffect
+from ..scoring import encoder_of, rewards_by_objective
+from .text_explanation import LatentEffect, ObjectiveEffect, TextExplanation, TokenEffect
 
 IG_STEPS = 256  # steps of integrated gradients
 
@@ -64,6 +64,7 @@ def explain_tokens(
     config, contributions = model.config, found.contributions[0]
     largest = contributions.abs().argsort(descending=True).tolist()
     removed = measure_removals(model, texts, largest[:INTERVENTIONS], found.reward[0])
+    by_latent, objectives = _by_objective(model, found.features[0])
     response = found.response[0].nonzero()[:, 0]
     parts = found.token_contributions[0, response]  # (tokens, K)
     latents = [
@@ -79,6 +80,7 @@ def explain_tokens(
             own=float(contributions[i]),
             tokens=parts[:, i].tolist(),
             removed=removed.get(i),
+            by_objective=by_latent[i],
         )
         for i in largest
     ]
@@ -87,7 +89,27 @@ def explain_tokens(
         for t, part in zip(response.tolist(), parts, strict=True)
     ]
     reward, base = float(found.reward[0]), float(found.base)
-    return TextExplanation(reward, base, latents, tokens, reward - base - float(contributions.sum()))
+    rest = reward - base - float(contributions.sum())
+    return TextExplanation(reward, base, latents, tokens, rest, objectives)
+
+
+@torch.no_grad()
+def _by_objective(
+    model: SparseRMForSequenceClassification, features: torch.Tensor
+) -> tuple[list[dict[str, float]], list[ObjectiveEffect]]:
+    """Split the reward of a text's (K,) features, and what each latent adds to it, by objective."""
+    config = model.config
+    if model.objectives is None:
+        return [{} for _ in config.latents], []
+    added = model.objective_shares()[:, None] * model.objectives.weight * (features - model.feature_mean)  # (n, K)
+    rewards = model.objective_rewards(features[None])[0].tolist()
+    shares, means = model.objective_shares().tolist(), [of["reward_mean"] for of in config.objectives]
+    names = config.objective_names
+    objectives = [
+        ObjectiveEffect(name, reward, share * (reward - mean))
+        for name, reward, share, mean in zip(names, rewards, shares, means, strict=True)
+    ]
+    return [dict(zip(names, column, strict=True)) for column in added.T.tolist()], objectives
 
 
 def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts) -> torch.Tensor:
@@ -105,14 +127,15 @@ def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts)
 def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
     """Sum the contributions of the latents that were selected for each side, for a linear head.
 
-    The two groups add up to the reward minus the reward of the average training response.
+    The two groups add up to the reward minus the reward of the average training response. A combined reward model's
+    rewards by objective stand beside them.
 
     Args:
         model: The reward model.
         features: (N, K) input features of the head.
 
     Returns:
-        (N,) sums by side; empty for an MLP head, whose reward is not a sum over features.
+        (N,) sums by side, and rewards by objective; empty for an MLP head, whose reward is not a sum over features.
     """
     config = model.config
     if config.head_type != "linear":
@@ -120,4 +143,6 @@ def group_contributions(model: SparseRMForSequenceClassification, features: np.n
     weight = as_numpy(model.score.weight[0])
     parts = weight * (features - as_numpy(model.feature_mean))
     sides = np.array([latent.side for latent in config.latents])
-    return {side: parts[:, sides == side].sum(1) for side in ("chosen", "rejected")}
+    groups = {side: parts[:, sides == side].sum(1) for side in ("chosen", "rejected")}
+    rewards = rewards_by_objective(model, features)
+    return groups | {name: np.array([of[name] for of in rewards]) for name in config.objective_names}

@@ -42,7 +42,10 @@ class ExplainedRow:
         for name, explanation in self.explanations.items():
             latents = [_latent_as_json(effect) for effect in explanation.latents[:top]]
             output[name] = explanation.reward
-            output[name.removesuffix("reward") + "explanation"] = asdict(explanation) | {"latents": latents}
+            described = asdict(explanation) | {"latents": latents}
+            if not explanation.objectives:
+                del described["objectives"]
+            output[name.removesuffix("reward") + "explanation"] = described
         if len(self.explanations) == 2:
             difference = list(contrast(*self.explanations.values()).items())
             output["difference"] = {str(latent): x for latent, x in difference[:top]}
@@ -109,4 +112,6 @@ def explain_rows(
 def _latent_as_json(effect: LatentEffect) -> dict[str, Any]:
     """Turn an effect into JSON; only a latent whose removal was measured keeps its contributions by token."""
     described = asdict(effect) | {"as_stated": effect.as_stated}
-    return described if effect.removed is not None else {k: v for k, v in described.items() if k != "tokens"}
+    dropped = {"tokens"} if effect.removed is None else set()
+    dropped |= set() if effect.by_objective else {"by_objective"}
+    return {name: value for name, value in described.items() if name not in dropped}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..evaluation import holds
 from ..runtime import visible
@@ -30,6 +30,7 @@ class LatentEffect:
         tokens: Contribution of each response token through this latent.
         removed: Measured change of the reward when the latent's part of every pooled token of the residual stream is
             set to its training average; None if it was not measured.
+        by_objective: Split of the contribution by objective; empty unless the reward model is a combined one.
     """
 
     latent: int
@@ -43,6 +44,7 @@ class LatentEffect:
     own: float
     tokens: list[float]
     removed: float | None
+    by_objective: dict[str, float] = field(default_factory=dict)
 
     @property
     def as_stated(self) -> bool | None:
@@ -68,6 +70,21 @@ class TokenEffect:
 
 
 @dataclass(frozen=True)
+class ObjectiveEffect:
+    """The reward of one objective of a combined reward model, and its part of the combined reward.
+
+    Attributes:
+        name: Name of the objective.
+        reward: Reward of the objective, as its own reward model gives it.
+        contribution: Amount added to the combined reward: `weight * (reward - reward_mean) / reward_std`.
+    """
+
+    name: str
+    reward: float
+    contribution: float
+
+
+@dataclass(frozen=True)
 class OtherLatents:
     """Number of the latents that a list leaves out, and the sum of their contributions."""
 
@@ -88,6 +105,7 @@ class TextExplanation:
         tokens: Tokens of the response.
         unexplained: Rest of the sum: a rounding error with a linear head; the error of integrated gradients with an
             MLP head.
+        objectives: Split of the reward by objective, which is its sum; empty unless the model is a combined one.
 
     Example:
         >>> effect = LatentEffect(8, "chosen", "politeness", 0.9, 0.98, 1.5, 0.5, 0.4, 0.4, [0.1, 0.3], None)
@@ -101,6 +119,7 @@ class TextExplanation:
     latents: list[LatentEffect]
     tokens: list[TokenEffect]
     unexplained: float
+    objectives: list[ObjectiveEffect] = field(default_factory=list)
 
     @property
     def added(self) -> float:
@@ -112,7 +131,8 @@ class TextExplanation:
         rows = [f"  {e.contribution:+.3f}  {visible(e.name) or 'no name'} (latent {e.latent})" for e in shown]
         others = self.others(len(shown))
         rest = [f"  {others.contribution:+.3f}  {others.count} other latents"] if others.count else []
-        return "\n".join([self.summary, *rows, *rest])
+        parts = [f"  = {self.by_objective}"] if self.objectives else []
+        return "\n".join([self.summary, *parts, *rows, *rest])
 
     def others(self, top: int) -> OtherLatents:
         """Sum up the latents after the `top` largest ones, so that a list of those leaves nothing out."""
@@ -125,12 +145,18 @@ class TextExplanation:
         rest = f" {self.unexplained:+.3f} unexplained" if round(self.unexplained, 3) else ""
         return f"Reward {self.reward:.3f} = {self.base:.3f} of the average response {self.added:+.3f} of latents{rest}"
 
+    @property
+    def by_objective(self) -> str:
+        """The sum over objectives in one line; empty unless the reward model is a combined one."""
+        return " ".join(f"{part.contribution:+.3f} of {visible(part.name)}" for part in self.objectives)
+
     def _repr_html_(self) -> str:
         """Render the explanation for a notebook: no scripts, everything escaped, for light and dark pages."""
         latents = self.latents[:SHOWN_LATENTS]
         return render_page(
             "explanation.html",
             sum=self.summary,
+            by_objective=self.by_objective,
             tokens=self.tokens[:SHOWN_TOKENS],
             left_out=len(self.tokens) - SHOWN_TOKENS,
             latents=latents,

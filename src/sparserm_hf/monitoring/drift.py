@@ -103,7 +103,8 @@ def load_reference(name: str, revision: str | None = None) -> DriftReference:
     file = find_file(name, REFERENCE_FILE, revision)
     if file is None:
         raise SparseRMError(
-            f"{name!r} holds no {REFERENCE_FILE}, which says what its training responses were like: train it anew."
+            f"{name!r} holds no {REFERENCE_FILE}, which says what its training responses were like: train it anew, or "
+            "combine it anew with --dataset."
         )
     return DriftReference.load(file)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from scipy.special import expit
@@ -12,11 +12,12 @@ from ..conversations import ChatEncoder, TokenizedText, check_row, row_name, tex
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
 from .reward_models import encoder_of
-from .scored_texts import check_rewards, score_texts
+from .scored_texts import check_rewards, rewards_by_objective, score_texts
 
 PROBABILITY = "chosen_probability"  # field of a pair
 ROW_ERROR = "reward_error"  # field of a row that cannot be scored
-ADDED = ("reward", "chosen_reward", "rejected_reward", PROBABILITY, ROW_ERROR)
+REWARDS = ("reward", "chosen_reward", "rejected_reward")
+ADDED = (*REWARDS, *(f"{reward}_by_objective" for reward in REWARDS), PROBABILITY, ROW_ERROR)
 CHUNK_ROWS = 512  # number of rows that are batched by length and written together
 
 
@@ -50,8 +51,9 @@ def score_rows(
 ) -> Iterator[dict[str, Any]]:
     """Score rows one chunk at a time, and yield them in order with their rewards added.
 
-    A row with one text gets `reward`; a pair gets `chosen_reward` and `rejected_reward`. A row that cannot be scored
-    gets `reward_error` instead: a sentence that says why.
+    A row with one text gets `reward`; a pair gets `chosen_reward` and `rejected_reward`. A combined reward model also
+    adds `reward_by_objective` and the like. A row that cannot be scored gets `reward_error` instead: a sentence that
+    says why.
 
     Args:
         model: The reward model.
@@ -104,13 +106,14 @@ def add_rewards(
         names = [row_name(number, source) for number, _ in enumerate(chunk, first_number)]
         encoded = [_encode_row(encoder, row, where) for row, where in zip(chunk, names, strict=True)]
         texts = [text for found in encoded if isinstance(found, dict) for text in found.values()]
-        rewards = iter(score_texts(model, texts).rewards.tolist())
+        scores = score_texts(model, texts)
+        scored = iter(zip(scores.rewards.tolist(), rewards_by_objective(model, scores.features), strict=True))
         for row, found, where in zip(chunk, encoded, names, strict=True):
             kept = {name: value for name, value in row.items() if name not in ADDED}
             if isinstance(found, str):
                 yield kept | {ROW_ERROR: found}
             else:
-                yield kept | _added({name: next(rewards) for name in found}, where, temperature)
+                yield kept | _added({name: next(scored) for name in found}, where, temperature)
         first_number += len(chunk)
 
 
@@ -123,13 +126,25 @@ def _encode_row(encoder: ChatEncoder, row: dict[str, Any], where: str) -> dict[s
         return str(error)
 
 
-def _added(rewards: dict[str, float], where: str, temperature: float | None) -> dict[str, Any]:
+def objective_fields(by_objective: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Name the fields that hold the rewards of a row by objective; without objectives there are none.
+
+    Example:
+        >>> objective_fields({"chosen_reward": {"safety": 0.5}, "rejected_reward": {"safety": -1.0}})
+        {'chosen_reward_by_objective': {'safety': 0.5}, 'rejected_reward_by_objective': {'safety': -1.0}}
+    """
+    return {f"{name}_by_objective": rewards for name, rewards in by_objective.items() if rewards}
+
+
+def _added(scored: dict[str, tuple[float, dict[str, float]]], where: str, temperature: float | None) -> dict[str, Any]:
     """Return the fields to add to a row; with a temperature, a pair also gets its probability."""
+    rewards = {name: reward for name, (reward, _) in scored.items()}
+    objectives = objective_fields({name: of for name, (_, of) in scored.items()})
     try:
         check_rewards(rewards.values(), where)
     except SparseRMError as error:
         return {ROW_ERROR: str(error)}
     if temperature is None or len(rewards) != 2:
-        return dict(rewards)
+        return rewards | objectives
     chosen, rejected = rewards.values()
-    return rewards | {PROBABILITY: float(expit((chosen - rejected) / temperature))}
+    return rewards | objectives | {PROBABILITY: float(expit((chosen - rejected) / temperature))}

@@ -54,6 +54,22 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
     return Scores(features, rewards)
 
 
+def rewards_by_objective(model: SparseRMForSequenceClassification, features: np.ndarray) -> list[dict[str, float]]:
+    """Compute the rewards of N texts by objective, with a combined reward model.
+
+    Args:
+        model: The reward model.
+        features: (N, K) features that the head reads.
+
+    Returns:
+        For each text, a reward by the name of the objective; empty for a model that is not a combined one.
+    """
+    if model.objectives is None:
+        return [{} for _ in features]
+    rewards = features @ as_numpy(model.objectives.weight).T + as_numpy(model.objectives.bias)  # (N, objectives)
+    return [dict(zip(model.config.objective_names, row, strict=True)) for row in rewards.tolist()]
+
+
 def check_rewards(rewards: Iterable[float], where: str) -> None:
     """Check that the rewards of a row are finite.
 

@@ -33,7 +33,11 @@ class GetReward(BaseModel):
 
 
 class Rewards(BaseModel):
-    """OpenRLHF's answer; with a linear head, `extra_logs` holds what each group of features adds to each reward."""
+    """OpenRLHF's answer.
+
+    With a linear head, `extra_logs` holds what each group of features adds to each reward. Of a combined reward model
+    it also holds the rewards by objective.
+    """
 
     rewards: list[float]
     scores: list[float]

@@ -1,3 +1,4 @@
+from .combining import combine as combine
 from .config import RewardHeadConfig as RewardHeadConfig
 from .config import SparseRMTrainingConfig as SparseRMTrainingConfig
 from .represented_texts import PairIndices as PairIndices

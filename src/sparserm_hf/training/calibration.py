@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit
+
+WEIGHT_PENALTY = 1e-3  # on half the sum of squares of the weights, relative to the mean loss of a pair
 
 
 def fit_temperature(margins: np.ndarray) -> float:
@@ -32,3 +35,30 @@ def fit_temperature(margins: np.ndarray) -> float:
 
     found = minimize_scalar(loss, bounds=(-np.log(100), np.log(100)), method="bounded")
     return size * float(np.exp(found.x))
+
+
+def fit_weights(margins: np.ndarray) -> np.ndarray:
+    """Fit weights of objectives, none below zero, that make the preferences of pairs most likely.
+
+    The probability of a preference is sigmoid(sum of weight * margin), as in the Bradley-Terry model. The slight
+    penalty keeps the weights finite where they tell all pairs right.
+
+    Args:
+        margins: (N, objectives) reward differences by objective, chosen minus rejected, of a similar size.
+
+    Returns:
+        (objectives,) weights.
+
+    Example:
+        >>> margins = np.array([[1.0, -0.2], [2.0, -0.1], [-0.5, -0.1], [1.5, -0.3]])
+        >>> fit_weights(margins).round(1)
+        array([1.6, 0. ])
+    """
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        z = margins @ weights
+        value = np.logaddexp(0.0, -z).mean() + 0.5 * WEIGHT_PENALTY * weights @ weights
+        return value, WEIGHT_PENALTY * weights - expit(-z) @ margins / len(z)
+
+    objectives = margins.shape[1]
+    return minimize(loss, np.zeros(objectives), jac=True, method="L-BFGS-B", bounds=[(0, None)] * objectives).x

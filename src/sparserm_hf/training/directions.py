@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import orth
 
 LOW_PURITY = 0.8  # cosine below which a direction hardly represents its latent
 
@@ -55,6 +56,34 @@ def make_directions(given: np.ndarray, kind: str, average: np.ndarray) -> Direct
     rest = rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
     left, _, right = np.linalg.svd(rest, full_matrices=False)
     rows = left @ right
+    return Directions(rows, (rows * unit).sum(1))
+
+
+def directions_through(given: np.ndarray, kept: np.ndarray) -> Directions:
+    """Make orthonormal directions, close to given ones, whose span holds some vectors exactly.
+
+    A linear reward is the product of a text's vector with one vector, so it keeps its value on other directions if
+    these span that vector. The span is that of the kept vectors and of the main part of what the given directions have
+    beside it. Within this span no orthonormal directions are closer to the given ones, see `make_directions`.
+
+    Args:
+        given: (K, d_model) directions, such as decoder directions of latents; K < d_model.
+        kept: (n, d_model) vectors that the directions must span; n at most K.
+
+    Example:
+        >>> given, kept = np.array([[1.0, 0, 0], [0.6, 0.8, 0]]), np.array([[1.0, 1, 0.1]])
+        >>> made = directions_through(given, kept)
+        >>> np.allclose(made.rows @ made.rows.T, np.eye(2)), np.allclose(kept @ made.rows.T @ made.rows, kept)
+        (True, True)
+        >>> made.purities.round(2)
+        array([0.95, 0.95])
+    """
+    unit = given / np.linalg.norm(given, axis=1, keepdims=True)
+    inside = orth(kept.T).T  # (n, d_model)
+    beside = np.linalg.svd(unit - unit @ inside.T @ inside, full_matrices=False)[2]
+    span = np.concatenate([inside, beside[: len(unit) - len(inside)]])  # (K, d_model), orthonormal
+    left, _, right = np.linalg.svd(unit @ span.T)
+    rows = left @ right @ span
     return Directions(rows, (rows * unit).sum(1))
 
 

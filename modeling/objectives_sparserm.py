@@ -1,0 +1,82 @@
+"""The objectives of a combined reward model: a linear head each, whose standardised rewards are summed by weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .fields_sparserm import OBJECTIVE_KINDS, short
+from .head_sparserm import ObjectiveHeads
+
+
+@dataclass
+class RewardOutput(SequenceClassifierOutput):
+    """Output of a reward model.
+
+    Attributes:
+        loss: () mean squared error to the labels, if labels were given.
+        logits: (B, 1) rewards.
+        rewards: (B, objectives) rewards by objective, in the order of `config.objectives`; None unless the reward
+            model is a combined one.
+    """
+
+    rewards: torch.Tensor | None = None
+
+
+class CombinesObjectives:
+    """The part of a reward model that knows its objectives.
+
+    The reward is `sum of weight * (reward of the objective - reward_mean) / reward_std`. Every objective is linear in
+    the same features, so the reward is too: `score` holds its weights.
+    """
+
+    config: Any
+    score: Any
+
+    @property
+    def objectives(self) -> ObjectiveHeads | None:
+        """The heads of the objectives, which have no gradients; None unless the reward model is a combined one."""
+        return getattr(self.score, "objectives", None)
+
+    def objective_rewards(self, features: torch.Tensor) -> torch.Tensor | None:
+        """Turn (B, K) features into (B, objectives) rewards, in float32 under any autocast.
+
+        Without objectives it returns None.
+        """
+        if self.objectives is None:
+            return None
+        with torch.autocast(features.device.type, enabled=False):
+            return self.objectives(features.to(self.objectives.weight.dtype)).float()
+
+    def objective_shares(self) -> torch.Tensor:
+        """Return the (objectives,) factors of the objectives' rewards in the reward: `weight / reward_std`."""
+        assert self.objectives is not None
+        return self.objectives.weight.new_tensor([of["weight"] / of["reward_std"] for of in self.config.objectives])
+
+    @torch.no_grad()
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Change the weights of objectives in the reward, in place; other objectives keep their weights.
+
+        Args:
+            weights: Weight by name of the objective. An objective with the weight 0 does not count.
+
+        Raises:
+            ValueError: The model is not a combined one, has no such objective, or a weight is not a number.
+        """
+        names = self.config.objective_names
+        if self.objectives is None:
+            raise ValueError("This reward model has one objective, so there is nothing to weigh: combine several.")
+        for name, weight in weights.items():
+            if name not in names:
+                raise ValueError(f"{short(name)} is not one of the objectives, which are {', '.join(names)}.")
+            if not OBJECTIVE_KINDS["weight"].holds(weight):
+                raise ValueError(f"{name} has the weight {short(weight)}, but it must be a finite number.")
+        self.config.objectives = [
+            of | {"weight": weights.get(of["name"], of["weight"])} for of in self.config.objectives
+        ]
+        means = self.objectives.bias.new_tensor([of["reward_mean"] for of in self.config.objectives])
+        shares = self.objective_shares()[None]
+        self.score.weight.copy_(shares @ self.objectives.weight)
+        self.score.bias.copy_(shares @ (self.objectives.bias - means))

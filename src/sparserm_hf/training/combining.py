@@ -1,0 +1,204 @@
+"""Combine reward models of one base model into one reward model with several objectives.
+
+The heads keep their rewards. The directions are made anew from the latents of all models, so that each latent has one
+direction, and one term in the combined reward.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..base_models import cast_weights
+from ..evaluation import (
+    DriftReference,
+    Evaluation,
+    SavedRewardModel,
+    reward_objectives,
+    reward_represented,
+    shard_features,
+)
+from ..hub_cards.render import render_combined_card
+from ..modeling.configuration_sparserm import SparseRMConfig
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..runtime import SparseRMError, as_numpy, check_output_dir, process_state
+from .calibration import fit_temperature, fit_weights
+from .checkpoint import write_checkpoint
+from .combined_heads import Member, check_shared, combine_heads
+from .latent_records import warn_of_purity
+from .trained_model import TrainedModel
+
+RESERVED = ("chosen", "rejected")  # names under which a trainer logs the two groups of latents
+
+
+def combine(
+    models: Sequence[str],
+    output_dir: Path | str,
+    weights: Sequence[float] | None = None,
+    rows: Any = None,
+    slim: bool = False,
+    cache_dir: Path | None = None,
+) -> Evaluation | None:
+    """Combine reward models that share base model, layer, SAE and pooling into one reward model, and write it.
+
+    A response runs through the base model once and gets a reward for each objective, the same as from that model
+    alone. The combined reward is the sum of these rewards, standardised over the training responses of each model and
+    multiplied by the weights.
+
+    Args:
+        models: Folders or Hub ids of self-contained reward models with linear heads. The last part of its name is the
+            name of each objective.
+        output_dir: Folder to write.
+        weights: A weight for each model. By default they are fitted to `rows`, or 1 each without rows.
+        rows: Preference pairs that are labelled on the whole, in any of TRL's formats.
+        slim: Write a slim checkpoint, without base model and SAE.
+        cache_dir: Folder of cached representations; by default in `HF_HOME`.
+
+    Returns:
+        Evaluation of the combined reward and of each objective on `rows`; None without rows.
+
+    Raises:
+        SparseRMError: The models do not share what they must, there are too few or too many, or the folder holds
+            something else than a reward model.
+
+    Example:
+        ```python
+        from sparserm_hf import combine, load_preferences
+
+        pairs = load_preferences("my-test-pairs.jsonl")
+        print(combine(["my-reward-model", "another-reward-model"], "my-combined-reward-model", rows=pairs))
+        ```
+    """
+    folder = Path(output_dir)
+    _check_arguments(models, weights, folder)
+    saved, members = _load(models)
+    evaluation, reference = _weigh(saved, members, weights, rows, cache_dir)
+    if process_state().is_main_process:
+        model = _as_saved(saved.model, SparseRMConfig.from_pretrained(models[0]).dtype, slim)
+        card = render_combined_card(folder.name, model.config, evaluation)
+        write_checkpoint(folder, model, saved.tokenizer, [], reference, evaluation, card)
+    return evaluation
+
+
+def _check_arguments(models: Sequence[str], weights: Sequence[float] | None, folder: Path) -> None:
+    check_output_dir(folder)
+    names = [Path(model).name for model in models]
+    if len(names) < 2 or len({*names, *RESERVED}) < len(names) + len(RESERVED):
+        raise SparseRMError(
+            f"The objectives are named {', '.join(names)}, but there must be several, with names of their own other "
+            f"than {' and '.join(RESERVED)}: name the folders of several reward models."
+        )
+    if weights is not None and (len(weights) != len(names) or not any(weights)):
+        raise SparseRMError(
+            f"The weights are {', '.join(map(str, weights))} for {len(names)} reward models: give one for each, not "
+            "all of them zero."
+        )
+
+
+def _load(models: Sequence[str]) -> tuple[SavedRewardModel, list[Member]]:
+    """Load reward models one after the other, and assemble them on the base model of the first."""
+    first = SavedRewardModel.load(models[0])
+    members = [Member.of(Path(models[0]).name, first.model)]
+    for model in models[1:]:
+        members.append(Member.of(Path(model).name, SavedRewardModel.load(model).model))
+        check_shared(members[0], members[-1])
+    return replace(first, model=assemble(first.model, members), controls=[]), members
+
+
+def _as_saved(
+    model: SparseRMForSequenceClassification, dtype: torch.dtype | None, slim: bool
+) -> SparseRMForSequenceClassification:
+    """Give a model that was measured the form and the data type of its checkpoint, which loses nothing."""
+    model.config.dtype = dtype or model.model.dtype
+    cast_weights(model.model, model.config.dtype)
+    return model.to_slim() if slim else model
+
+
+def assemble(model: SparseRMForSequenceClassification, members: Sequence[Member]) -> SparseRMForSequenceClassification:
+    """Assemble the combined reward model, with a weight of 1 for each objective, on the base model of one member."""
+    heads = combine_heads(members)
+    warn_of_purity(np.array([latent.id for latent in heads.latents]), heads.directions.purities)
+    config = copy.deepcopy(model.config)
+    config.latents, config.k_accuracies = heads.latents, {}
+    config.objectives = [
+        {"name": m.name, "weight": 1.0, "reward_mean": m.config.reward_mean, "reward_std": m.config.reward_std or 1.0}
+        for m in members
+    ]
+    combined = SparseRMForSequenceClassification(config, model.model)
+    combined.sae = model.sae
+    for name, value in (
+        ("directions", heads.directions.rows),
+        ("feature_mean", heads.average),
+        ("empty_features", heads.empty),
+    ):
+        setattr(combined, name, torch.from_numpy(value).float().to(model.device))
+    assert combined.objectives is not None
+    with torch.no_grad():
+        combined.objectives.weight.copy_(torch.from_numpy(heads.weights))
+        combined.objectives.bias.copy_(torch.from_numpy(heads.biases))
+    combined.freeze()
+    return combined.to(model.device).eval()
+
+
+def _weigh(
+    saved: SavedRewardModel,
+    members: Sequence[Member],
+    weights: Sequence[float] | None,
+    rows: Any,
+    cache_dir: Path | None,
+) -> tuple[Evaluation | None, DriftReference | None]:
+    if rows is None:
+        _weigh_blindly(saved.model, members, weights)
+        return None, None
+    return _weigh_by_pairs(saved, weights, rows, cache_dir)
+
+
+def _weigh_blindly(
+    model: SparseRMForSequenceClassification, members: Sequence[Member], weights: Sequence[float] | None
+) -> None:
+    """Weigh the objectives without pairs, in place, and estimate the scale of the combined reward.
+
+    The standard deviation is right if the objectives are independent. The temperature is right where all objectives
+    agree: the combined reward then gives the same probability as each of them.
+    """
+    config, given = model.config, [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+    model.weigh(dict(zip(config.objective_names, given, strict=True)))
+    of_members = [member.config.reward_temperature for member in members]
+    config.reward_mean, config.reward_std = 0.0, float(np.linalg.norm(given))
+    config.reward_temperature = float(np.abs(as_numpy(model.objective_shares())) @ of_members)
+
+
+def _weigh_by_pairs(
+    saved: SavedRewardModel, weights: Sequence[float] | None, rows: Any, cache_dir: Path | None
+) -> tuple[Evaluation, DriftReference]:
+    """Weigh the objectives, in place, by pairs unless weights are given; measure the combined reward on the pairs.
+
+    Returns:
+        The evaluation, and the statistics of the pairs' responses that `sparserm monitor` compares others with.
+
+    Raises:
+        SparseRMError: No objective agrees with the pairs.
+    """
+    model, config, pairs = saved.model, saved.model.config, saved.tokenize(rows)
+    representations = saved.represent(pairs.texts, cache_dir)
+    if weights is None:
+        rewards, scales = reward_objectives(model, representations), [of["reward_std"] for of in config.objectives]
+        margins = [
+            (r[pairs.chosen] - r[pairs.rejected]) / std for r, std in zip(rewards.values(), scales, strict=True)
+        ]
+        weights = fit_weights(np.stack(margins, 1)).tolist()
+        if not any(weights):
+            raise SparseRMError("No objective agrees with the pairs, so there is nothing to fit: give the weights.")
+    model.weigh(dict(zip(config.objective_names, map(float, weights), strict=True)))
+    of_texts = reward_represented(model, representations)
+    config.reward_mean, config.reward_std = float(of_texts.mean()), float(of_texts.std())
+    config.reward_temperature = fit_temperature(of_texts[pairs.chosen] - of_texts[pairs.rejected])
+    trained = TrainedModel(model, model.model, lambda texts: saved.represent(texts, cache_dir))
+    features = representations.read(lambda shard: as_numpy(shard_features(model, shard)))
+    return trained.evaluate([], pairs, saved.encoder()), DriftReference.of(features, of_texts, None)
