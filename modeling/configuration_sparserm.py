@@ -34,6 +34,9 @@ DEFAULTS: dict[str, Any] = {
     "reward_std": 1.0,
     "reward_temperature": 1.0,
     "adapter_rank": 0,
+    "ensemble": 0,
+    "ensemble_temperature": 1.0,
+    "pessimism": 0.0,
     "objectives": [],
     "slim": False,
     "run_dtype": None,
@@ -161,6 +164,10 @@ class SparseRMConfig(PretrainedConfig):
         reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is
             preferred. Not named `temperature`, which transformers takes for a setting of generation.
         adapter_rank: Rank of the LoRA adapter that was trained and merged into the base model; 0 without one.
+        ensemble: Number of further heads, fitted on bootstrap samples of the prompts; 0 without.
+        ensemble_temperature: The mean over these heads of sigmoid((reward difference) / ensemble_temperature) is the
+            probability that a response is preferred.
+        pessimism: Number of standard deviations over these heads that are taken from each reward.
         objectives: In a combined reward model, a record for each objective: its `name`, its `weight` in the reward,
             and `reward_mean` and `reward_std` of the objective's own rewards. Empty in any other reward model.
         slim: Whether the checkpoint leaves the base model out; it is then loaded from `base_model_name_or_path`.
@@ -180,7 +187,7 @@ class SparseRMConfig(PretrainedConfig):
 
     model_type = "sparserm"
     sub_configs = {"base_config": AutoConfig}  # noqa: RUF012
-    keys_to_ignore_at_inference = ["rewards"]  # noqa: RUF012  # else a trainer's predictions are no longer `logits`
+    keys_to_ignore_at_inference = ["rewards", "standard_deviation"]  # noqa: RUF012  # else a trainer's predictions are no longer `logits`
     _auto_class = "AutoConfig"
 
     def __init__(
@@ -205,8 +212,10 @@ class SparseRMConfig(PretrainedConfig):
             setattr(self, name, copy.copy(default) if given is None else given)
         if len(set(self.objective_names)) < len(self.objectives):
             raise ValueError(f"objectives has a name twice: {', '.join(self.objective_names)}.")
-        if self.objectives and self.head_type != "linear":
-            raise ValueError(f"head_type is {self.head_type}, but several objectives need a linear head.")
+        if (self.objectives or self.ensemble) and self.head_type != "linear":
+            raise ValueError(f"head_type is {self.head_type}, but objectives and an ensemble need a linear head.")
+        if self.pessimism and not self.ensemble:
+            raise ValueError(f"pessimism is {self.pessimism}, but without an ensemble it must be 0: train with one.")
         self.k_accuracies = dict(sorted(self.k_accuracies.items(), key=lambda item: int(item[0])))
         inherited = inherited_from(base_config, self.slim) if base_config is not None else {}
         super().__init__(**(INHERITED_DEFAULTS | inherited | kwargs))

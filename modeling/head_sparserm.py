@@ -26,6 +26,13 @@ class ObjectiveHeads(Affine):
         super().__init__(len(config.latents), len(config.objectives))
 
 
+class EnsembleHeads(Affine):
+    """Linear heads that were fitted on bootstrap samples of the prompts, (B, K) to (B, heads)."""
+
+    def __init__(self, config: SparseRMConfig):
+        super().__init__(len(config.latents), config.ensemble)
+
+
 class LinearHead(Affine):
     """The linear reward head, (B, K) to (B, 1).
 
@@ -37,6 +44,7 @@ class LinearHead(Affine):
     def __init__(self, config: SparseRMConfig):
         super().__init__(len(config.latents), 1)
         self.objectives = ObjectiveHeads(config) if config.objectives else None
+        self.ensemble = EnsembleHeads(config) if config.ensemble else None
 
     @property
     def dtype(self) -> torch.dtype:

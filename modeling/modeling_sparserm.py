@@ -11,8 +11,8 @@ from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import backbone_from_config, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
+from .further_heads_sparserm import HasFurtherHeads, RewardOutput
 from .head_sparserm import HEADS
-from .objectives_sparserm import CombinesObjectives, RewardOutput
 from .pooling_sparserm import pool_representations, pooled_tokens
 from .predict_sparserm import ScoresConversations
 from .pretrained_sparserm import SparseRMPreTrainedModel
@@ -43,7 +43,7 @@ IGNORED = (
 )
 
 
-class SparseRMForSequenceClassification(ScoresConversations, CombinesObjectives, SparseRMPreTrainedModel):
+class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, SparseRMPreTrainedModel):
     """A reward model: a frozen base model, directions of a sparse autoencoder, and a small head.
 
     The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the response's average token
@@ -192,7 +192,10 @@ class SparseRMForSequenceClassification(ScoresConversations, CombinesObjectives,
     def reward(self, features: torch.Tensor) -> torch.Tensor:
         """Turn (B, K) features into (B, 1) rewards, in float32 under any autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.score(features.to(self.score.dtype)).float()
+            reward = self.score(features.to(self.score.dtype)).float()
+        if self.config.pessimism:
+            reward = reward - self.config.pessimism * self.reward_deviation(features)[:, None]
+        return reward
 
     def forward(
         self,
@@ -215,8 +218,8 @@ class SparseRMForSequenceClassification(ScoresConversations, CombinesObjectives,
                 `position_ids` are always counted from the mask.
 
         Returns:
-            `logits` of shape (B, 1): the rewards, in float32 under any autocast; with labels also `loss`; of a
-            combined reward model also `rewards` of shape (B, objectives).
+            `logits` of shape (B, 1): the rewards, in float32 under any autocast; with labels also `loss`; and what a
+            combined reward model or an ensemble adds, see `RewardOutput`.
 
         Raises:
             TypeError: An argument is unknown, such as a misspelt one.
@@ -230,7 +233,8 @@ class SparseRMForSequenceClassification(ScoresConversations, CombinesObjectives,
         loss = None
         if labels is not None:
             loss = nn.functional.mse_loss(logits[:, 0], labels.to(logits).view(-1))
-        return RewardOutput(loss=loss, logits=logits, rewards=self.objective_rewards(features))
+        further = {"rewards": self.objective_rewards(features), "standard_deviation": self.reward_deviation(features)}
+        return RewardOutput(loss=loss, logits=logits, **further)
 
     def explain(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Explanation:
         """Explain the rewards of texts (B, T), feature by feature and token by token; see `explain_rewards`."""

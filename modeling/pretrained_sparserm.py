@@ -47,8 +47,9 @@ class SparseRMPreTrainedModel(PreTrainedModel):
         """Make only the head trainable. `from_pretrained` makes everything trainable that it loads."""
         self.requires_grad_(False)
         self.score.requires_grad_(True)
-        if self.config.objectives:  # their sum alone is trained
-            self.score.objectives.requires_grad_(False)
+        for others in ("objectives", "ensemble"):
+            if (heads := getattr(self.score, others, None)) is not None:
+                heads.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SparseRMPreTrainedModel":
         """Set the mode of the head; the base model always stays in eval mode."""

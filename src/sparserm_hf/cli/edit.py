@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=_assignment,
             help=text,
         )
+    edits.add_argument(
+        "--pessimism",
+        type=float,
+        help="Standard deviations over the ensemble to take from each reward; 0 takes none. Needs `train --ensemble`.",
+    )
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="Preference pairs to measure the effect on: a file or a Hub id.")
     data.add_argument("--split", default="test", help="Split of the dataset (default: %(default)s).")
@@ -52,10 +57,13 @@ def _assignment(text: str) -> tuple[int, str]:
 def run(args: argparse.Namespace) -> None:
     """Write the edited copy and print the effect of the edit."""
     factors = {latent: _factor(latent, text) for latent, text in args.steer}
-    if not factors and not args.label:
-        raise SparseRMError("There is nothing to edit: use --steer LATENT=FACTOR or --label LATENT=NAME.")
+    if not factors and not args.label and args.pessimism is None:
+        raise SparseRMError(
+            "There is nothing to edit: use --steer LATENT=FACTOR, --label LATENT=NAME or --pessimism NUMBER."
+        )
     pairs = load_preferences(args.dataset, args.split) if args.dataset else None
-    effect = edit_model(args.model, args.output_dir, factors, dict(args.label), pairs, args.revision, args.cache_dir)
+    options = (pairs, args.revision, args.cache_dir, args.pessimism)
+    effect = edit_model(args.model, args.output_dir, factors, dict(args.label), *options)
     if not process_state().is_main_process:
         return
     if effect:

@@ -27,6 +27,7 @@ SETTING_GROUPS = {
         "directions",
         "head_type",
         "loss",
+        "ensemble",
         "gamma",
         "debias",
         "adapter_rank",

@@ -11,7 +11,7 @@ from ..evaluation import INTERVENTIONS, measure_removals
 from ..modeling.explanation_sparserm import RunTexts, explain_rewards, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import as_numpy, without_extra
-from ..scoring import encoder_of, rewards_by_objective
+from ..scoring import encoder_of, further_scores
 from .text_explanation import LatentEffect, ObjectiveEffect, TextExplanation, TokenEffect
 
 IG_STEPS = 256  # steps of integrated gradients
@@ -89,8 +89,11 @@ def explain_tokens(
         for t, part in zip(response.tolist(), parts, strict=True)
     ]
     reward, base = float(found.reward[0]), float(found.base)
-    rest = reward - base - float(contributions.sum())
-    return TextExplanation(reward, base, latents, tokens, rest, objectives)
+    spread = model.reward_deviation(found.features)
+    deviation = None if spread is None else float(spread[0])
+    penalty = config.pessimism * (deviation or 0.0)
+    unexplained = reward - base - float(contributions.sum()) + penalty
+    return TextExplanation(reward, base, latents, tokens, unexplained, objectives, deviation, penalty)
 
 
 @torch.no_grad()
@@ -128,14 +131,15 @@ def group_contributions(model: SparseRMForSequenceClassification, features: np.n
     """Sum the contributions of the latents that were selected for each side, for a linear head.
 
     The two groups add up to the reward minus the reward of the average training response. A combined reward model's
-    rewards by objective stand beside them.
+    rewards by objective stand beside them, and an ensemble's standard deviations.
 
     Args:
         model: The reward model.
         features: (N, K) input features of the head.
 
     Returns:
-        (N,) sums by side, and rewards by objective; empty for an MLP head, whose reward is not a sum over features.
+        (N,) values by name: `chosen` and `rejected`, objectives, `deviation`. Empty for an MLP head, whose reward is
+        no sum over features.
     """
     config = model.config
     if config.head_type != "linear":
@@ -144,5 +148,6 @@ def group_contributions(model: SparseRMForSequenceClassification, features: np.n
     parts = weight * (features - as_numpy(model.feature_mean))
     sides = np.array([latent.side for latent in config.latents])
     groups = {side: parts[:, sides == side].sum(1) for side in ("chosen", "rejected")}
-    rewards = rewards_by_objective(model, features)
-    return groups | {name: np.array([of[name] for of in rewards]) for name in config.objective_names}
+    further = further_scores(model, features)
+    groups |= {name: np.array([of["by_objective"][name] for of in further]) for name in config.objective_names}
+    return groups | ({"deviation": np.array([of["deviation"] for of in further])} if config.ensemble else {})

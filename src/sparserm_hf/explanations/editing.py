@@ -23,6 +23,7 @@ from ..evaluation import (
     reward_represented,
 )
 from ..hub_cards.render import PLOT_FILE, as_text
+from ..modeling.fields_sparserm import FIELDS
 from ..modeling.latents_sparserm import Latent
 from ..runtime import SparseRMError, check_output_dir, find_file, process_state, replacing_folder, save_tokenizer
 from ..scoring import check_reload
@@ -61,8 +62,9 @@ def edit_model(
     rows: Any = None,
     revision: str | None = None,
     cache_dir: Path | None = None,
+    pessimism: float | None = None,
 ) -> EditEffect | None:
-    """Write a copy of a saved reward model with steered or labelled latents.
+    """Write a copy of a saved reward model with steered or labelled latents, or with pessimism.
 
     Args:
         model: Folder or Hub id of the reward model.
@@ -72,13 +74,14 @@ def edit_model(
         rows: Preference pairs to measure the effect on, in any of TRL's formats.
         revision: Revision of the reward model on the Hub.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.
+        pessimism: Number of standard deviations over the ensemble to take from each reward; by default as it is.
 
     Returns:
         Rewards before and after the edit; None without pairs.
 
     Raises:
-        SparseRMError: A latent is not one of the model's, a factor is not a number, or the folder holds something
-            else than a reward model.
+        SparseRMError: A latent is not one of the model's, a factor is not a number, the model has no ensemble for
+            pessimism, or the folder holds something else than a reward model.
 
     Example:
         ```python
@@ -93,8 +96,10 @@ def edit_model(
     folder = Path(output_dir)
     check_output_dir(folder)
     saved = SavedRewardModel.load(model, "saved", revision)
-    before = saved.model.config.latents
+    before = saved.model.config.latents, saved.model.config.pessimism
     apply_edit(saved, steering or {}, labels or {})
+    if pessimism is not None:
+        _set_pessimism(saved, pessimism)
     effect = _measure_effect(saved, before, saved.tokenize(rows), cache_dir) if rows is not None else None
     if process_state().is_main_process:
         save_edited(saved, model, folder, revision)
@@ -115,19 +120,29 @@ def apply_edit(saved: SavedRewardModel, steering: Mapping[int, float], labels: M
         raise SparseRMError(str(error)) from error
 
 
+def _set_pessimism(saved: SavedRewardModel, pessimism: float) -> None:
+    config = saved.model.config
+    if not FIELDS["pessimism"].holds(pessimism) or (pessimism and not config.ensemble):
+        raise SparseRMError(
+            f"pessimism is {pessimism} and the reward model's ensemble has {config.ensemble} heads, but pessimism is "
+            "a number from 0 and needs an ensemble: train the reward model with --ensemble 20."
+        )
+    config.pessimism = float(pessimism)
+
+
 def _measure_effect(
-    saved: SavedRewardModel, before: list[Latent], pairs: TokenizedPreferences, cache_dir: Path | None
+    saved: SavedRewardModel, before: tuple[list[Latent], float], pairs: TokenizedPreferences, cache_dir: Path | None
 ) -> EditEffect:
-    """Compare the rewards under the steering before with the rewards under the model's steering."""
+    """Compare the rewards under the latents and the pessimism before with those of the edited model."""
     config, representations = saved.model.config, saved.represent(pairs.texts, cache_dir)
 
-    def summarise(latents: list[Latent]) -> RewardSummary:
-        config.latents = latents
+    def summarise(edit: tuple[list[Latent], float]) -> RewardSummary:
+        config.latents, config.pessimism = edit
         rewards = reward_represented(saved.model, representations)
         sides = rewards[pairs.chosen], rewards[pairs.rejected]
         return RewardSummary(pair_metrics(sides[0] - sides[1]), float(np.mean(sides)), float(np.std(sides)))
 
-    after = config.latents
+    after = config.latents, config.pessimism
     return EditEffect(summarise(before), summarise(after))
 
 
@@ -148,7 +163,8 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
         saved.model.save_pretrained(temporary)
         save_tokenizer(saved.tokenizer, temporary)
         copied = [CONTROLS_FILE, REFERENCE_FILE, PLOT_FILE]
-        if not saved.model.config.steering:  # steering changes the rewards that an evaluation holds, labels do not
+        changed = saved.model.config.steering or saved.model.config.pessimism
+        if not changed:  # labels do not change the rewards that an evaluation holds
             copied.append(EVALUATION_FILE)
         for beside in copied:
             if file := find_file(name, beside, revision):
@@ -156,7 +172,7 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
         if card_file := find_file(name, "README.md", revision):
             card = ModelCard.load(card_file)
             card.data.model_name = folder.name
-            if saved.model.config.steering:  # the accuracies of the metadata were measured before the edit
+            if changed:  # the accuracies of the metadata were measured before the edit
                 card.data.eval_results = None
             card.text = _edit_card(card.text, folder.name, _steering_section(saved))
             card.save(temporary / "README.md")

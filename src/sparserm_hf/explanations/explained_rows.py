@@ -43,8 +43,8 @@ class ExplainedRow:
             latents = [_latent_as_json(effect) for effect in explanation.latents[:top]]
             output[name] = explanation.reward
             described = asdict(explanation) | {"latents": latents}
-            if not explanation.objectives:
-                del described["objectives"]
+            absent = [of for of in ("objectives", "deviation", "penalty") if not described[of]]
+            described = {of: value for of, value in described.items() if of not in absent}
             output[name.removesuffix("reward") + "explanation"] = described
         if len(self.explanations) == 2:
             difference = list(contrast(*self.explanations.values()).items())

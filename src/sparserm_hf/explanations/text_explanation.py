@@ -94,7 +94,7 @@ class OtherLatents:
 
 @dataclass(frozen=True, repr=False)
 class TextExplanation:
-    """Why a text got its reward: `reward = base + sum of contributions + unexplained`.
+    """Why a text got its reward: `reward = base + sum of contributions - penalty + unexplained`.
 
     A notebook shows it as the response with coloured tokens above a bar for each of the top latents.
 
@@ -106,6 +106,8 @@ class TextExplanation:
         unexplained: Rest of the sum: a rounding error with a linear head; the error of integrated gradients with an
             MLP head.
         objectives: Split of the reward by objective, which is its sum; empty unless the model is a combined one.
+        deviation: Standard deviation of the reward over the ensemble; None without one.
+        penalty: Amount that pessimism takes: `config.pessimism * deviation`.
 
     Example:
         >>> effect = LatentEffect(8, "chosen", "politeness", 0.9, 0.98, 1.5, 0.5, 0.4, 0.4, [0.1, 0.3], None)
@@ -120,11 +122,13 @@ class TextExplanation:
     tokens: list[TokenEffect]
     unexplained: float
     objectives: list[ObjectiveEffect] = field(default_factory=list)
+    deviation: float | None = None
+    penalty: float = 0.0
 
     @property
     def added(self) -> float:
         """Sum of the contributions of all latents."""
-        return self.reward - self.base - self.unexplained
+        return self.reward - self.base + self.penalty - self.unexplained
 
     def __repr__(self) -> str:
         shown = self.latents[: SHOWN_LATENTS // 2]
@@ -142,8 +146,11 @@ class TextExplanation:
     @property
     def summary(self) -> str:
         """The sum in one line: the reward, the average response's reward, and what the latents add to it."""
-        rest = f" {self.unexplained:+.3f} unexplained" if round(self.unexplained, 3) else ""
-        return f"Reward {self.reward:.3f} = {self.base:.3f} of the average response {self.added:+.3f} of latents{rest}"
+        rest = f" {-self.penalty:+.3f} for uncertainty" if self.penalty else ""
+        rest += f" {self.unexplained:+.3f} unexplained" if round(self.unexplained, 3) else ""
+        spread = "" if self.deviation is None else f" (± {self.deviation:.3f})"
+        terms = f"{self.base:.3f} of the average response {self.added:+.3f} of latents{rest}"
+        return f"Reward {self.reward:.3f}{spread} = {terms}"
 
     @property
     def by_objective(self) -> str:

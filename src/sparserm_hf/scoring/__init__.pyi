@@ -15,9 +15,9 @@ from .scored_rows import ADDED as ADDED
 from .scored_rows import CHUNK_ROWS as CHUNK_ROWS
 from .scored_rows import ROW_ERROR as ROW_ERROR
 from .scored_rows import add_rewards as add_rewards
-from .scored_rows import objective_fields as objective_fields
+from .scored_rows import further_fields as further_fields
 from .scored_rows import score_rows as score_rows
 from .scored_texts import Scores as Scores
 from .scored_texts import check_rewards as check_rewards
-from .scored_texts import rewards_by_objective as rewards_by_objective
+from .scored_texts import further_scores as further_scores
 from .scored_texts import score_texts as score_texts

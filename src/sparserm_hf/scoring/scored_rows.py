@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from scipy.special import expit
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..conversations import ChatEncoder, TokenizedText, check_row, row_name, texts_of_row
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
 from .reward_models import encoder_of
-from .scored_texts import check_rewards, rewards_by_objective, score_texts
+from .scored_texts import check_rewards, further_scores, preference_probability, score_texts
 
 PROBABILITY = "chosen_probability"  # field of a pair
 ROW_ERROR = "reward_error"  # field of a row that cannot be scored
 REWARDS = ("reward", "chosen_reward", "rejected_reward")
-ADDED = (*REWARDS, *(f"{reward}_by_objective" for reward in REWARDS), PROBABILITY, ROW_ERROR)
+FURTHER = ("by_objective", "deviation")  # see `further_scores`
+ADDED = (*REWARDS, *(f"{reward}_{name}" for reward in REWARDS for name in FURTHER), PROBABILITY, ROW_ERROR)
 CHUNK_ROWS = 512  # number of rows that are batched by length and written together
 
 
@@ -52,8 +53,8 @@ def score_rows(
     """Score rows one chunk at a time, and yield them in order with their rewards added.
 
     A row with one text gets `reward`; a pair gets `chosen_reward` and `rejected_reward`. A combined reward model also
-    adds `reward_by_objective` and the like. A row that cannot be scored gets `reward_error` instead: a sentence that
-    says why.
+    adds `reward_by_objective` and the like, an ensemble `reward_deviation`. A row that cannot be scored gets
+    `reward_error` instead: a sentence that says why.
 
     Args:
         model: The reward model.
@@ -101,19 +102,20 @@ def add_rewards(
     Yields:
         The rows with their rewards. Rewards of an earlier run are replaced.
     """
-    temperature = model.config.reward_temperature if probabilities else None
     for chunk in chunks(rows):
         names = [row_name(number, source) for number, _ in enumerate(chunk, first_number)]
         encoded = [_encode_row(encoder, row, where) for row, where in zip(chunk, names, strict=True)]
         texts = [text for found in encoded if isinstance(found, dict) for text in found.values()]
         scores = score_texts(model, texts)
-        scored = iter(zip(scores.rewards.tolist(), rewards_by_objective(model, scores.features), strict=True))
+        further = further_scores(model, scores.features)
+        scored = iter(map(_Scored, scores.rewards.tolist(), scores.features, further))
         for row, found, where in zip(chunk, encoded, names, strict=True):
             kept = {name: value for name, value in row.items() if name not in ADDED}
             if isinstance(found, str):
                 yield kept | {ROW_ERROR: found}
             else:
-                yield kept | _added({name: next(scored) for name in found}, where, temperature)
+                of_row = {name: next(scored) for name in found}
+                yield kept | _added(of_row, where, model if probabilities else None)
         first_number += len(chunk)
 
 
@@ -126,25 +128,34 @@ def _encode_row(encoder: ChatEncoder, row: dict[str, Any], where: str) -> dict[s
         return str(error)
 
 
-def objective_fields(by_objective: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Name the fields that hold the rewards of a row by objective; without objectives there are none.
+class _Scored(NamedTuple):
+    """A text's reward, its (K,) features, and what `further_scores` says of it."""
+
+    reward: float
+    features: np.ndarray
+    further: dict[str, Any]
+
+
+def further_fields(further: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Name the fields of a row that hold what `further_scores` says of its texts.
 
     Example:
-        >>> objective_fields({"chosen_reward": {"safety": 0.5}, "rejected_reward": {"safety": -1.0}})
-        {'chosen_reward_by_objective': {'safety': 0.5}, 'rejected_reward_by_objective': {'safety': -1.0}}
+        >>> further_fields({"chosen_reward": {"deviation": 0.5}, "rejected_reward": {"deviation": 0.25}})
+        {'chosen_reward_deviation': 0.5, 'rejected_reward_deviation': 0.25}
     """
-    return {f"{name}_by_objective": rewards for name, rewards in by_objective.items() if rewards}
+    return {f"{reward}_{name}": value for reward, of in further.items() for name, value in of.items()}
 
 
-def _added(scored: dict[str, tuple[float, dict[str, float]]], where: str, temperature: float | None) -> dict[str, Any]:
-    """Return the fields to add to a row; with a temperature, a pair also gets its probability."""
-    rewards = {name: reward for name, (reward, _) in scored.items()}
-    objectives = objective_fields({name: of for name, (_, of) in scored.items()})
+def _added(scored: dict[str, _Scored], where: str, model: SparseRMForSequenceClassification | None) -> dict[str, Any]:
+    """Return the fields to add to a row; given the model, a pair also gets its probability."""
+    added: dict[str, Any] = {name: of.reward for name, of in scored.items()}
     try:
-        check_rewards(rewards.values(), where)
+        check_rewards(added.values(), where)
     except SparseRMError as error:
         return {ROW_ERROR: str(error)}
-    if temperature is None or len(rewards) != 2:
-        return rewards | objectives
-    chosen, rejected = rewards.values()
-    return rewards | objectives | {PROBABILITY: float(expit((chosen - rejected) / temperature))}
+    added |= further_fields({name: of.further for name, of in scored.items()})
+    if model is not None and len(scored) == 2:
+        chosen, rejected = scored.values()
+        difference = chosen.features - rejected.features
+        added[PROBABILITY] = preference_probability(model, chosen.reward - rejected.reward, difference)
+    return added

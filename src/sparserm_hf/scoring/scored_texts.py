@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from ..conversations import TokenizedText
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
@@ -54,20 +55,41 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
     return Scores(features, rewards)
 
 
-def rewards_by_objective(model: SparseRMForSequenceClassification, features: np.ndarray) -> list[dict[str, float]]:
-    """Compute the rewards of N texts by objective, with a combined reward model.
+def further_scores(model: SparseRMForSequenceClassification, features: np.ndarray) -> list[dict[str, Any]]:
+    """Compute what a reward model says of N texts beside their rewards.
 
     Args:
         model: The reward model.
         features: (N, K) features that the head reads.
 
     Returns:
-        For each text, a reward by the name of the objective; empty for a model that is not a combined one.
+        For each text: with a combined model, `by_objective`, a reward by the name of the objective; with an ensemble,
+        `deviation`, the standard deviation of the reward.
     """
-    if model.objectives is None:
-        return [{} for _ in features]
-    rewards = features @ as_numpy(model.objectives.weight).T + as_numpy(model.objectives.bias)  # (N, objectives)
-    return [dict(zip(model.config.objective_names, row, strict=True)) for row in rewards.tolist()]
+    found: list[dict[str, Any]] = [{} for _ in features]
+    if model.objectives is not None:
+        rewards = features @ as_numpy(model.objectives.weight).T + as_numpy(model.objectives.bias)  # (N, objectives)
+        for of_text, row in zip(found, rewards.tolist(), strict=True):
+            of_text["by_objective"] = dict(zip(model.config.objective_names, row, strict=True))
+    if model.config.ensemble:
+        rewards = features @ as_numpy(model.score.ensemble.weight).T + as_numpy(model.score.ensemble.bias)  # (N, E)
+        for of_text, deviation in zip(found, rewards.std(1, ddof=1).tolist(), strict=True):
+            of_text["deviation"] = deviation
+    return found
+
+
+def preference_probability(model: SparseRMForSequenceClassification, margin: float, difference: np.ndarray) -> float:
+    """Compute the probability that one response is preferred to another.
+
+    Args:
+        model: The reward model.
+        margin: Difference of the two rewards.
+        difference: (K,) difference of the two responses' features; an ensemble's heads vote on it.
+    """
+    if not model.config.ensemble:
+        return float(expit(margin / model.config.reward_temperature))
+    votes = as_numpy(model.score.ensemble.weight) @ difference
+    return float(expit(votes / model.config.ensemble_temperature).mean())
 
 
 def check_rewards(rewards: Iterable[float], where: str) -> None:

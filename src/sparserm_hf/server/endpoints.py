@@ -16,7 +16,7 @@ from ..conversations import ChatEncoder, TokenizedText, check_fields, list_names
 from ..explanations import explain_row, group_contributions
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
-from ..scoring import ADDED, Scores, check_rewards, objective_fields, rewards_by_objective
+from ..scoring import ADDED, Scores, check_rewards, further_fields, further_scores
 from .batching import Batcher, QueueFullError
 from .forms import Classification, Classified, Classify, Explain, GetReward, Health, Rewards, Row, Rows, Score
 from .tokenizing import NamedRow, Tokenizing
@@ -131,14 +131,14 @@ class Endpoints:
     async def score(self, body: Score) -> Rows:
         """Return the rows with their rewards."""
         names, scores = await self._score(named_rows(body.rows), "rows: ")
-        objectives = rewards_by_objective(self.model, scores.features)
-        scored = iter(zip(scores.rewards.tolist(), objectives, strict=True))
+        further = further_scores(self.model, scores.features)
+        scored = iter(zip(scores.rewards.tolist(), further, strict=True))
         kept = [{name: value for name, value in row.items() if name not in ADDED} for row in body.rows]
         rows = []
         for row, of_row in zip(kept, names, strict=True):
             found = {name: next(scored) for name in of_row}
-            by_objective = objective_fields({name: of for name, (_, of) in found.items()})
-            rows.append(row | {name: reward for name, (reward, _) in found.items()} | by_objective)
+            fields = further_fields({name: of for name, (_, of) in found.items()})
+            rows.append(row | {name: reward for name, (reward, _) in found.items()} | fields)
         return Rows(rows=rows)
 
     async def explain(self, body: Explain) -> Rows:

@@ -41,11 +41,14 @@ def assemble_model(
     model.feature_mean = torch.from_numpy(features.mean(0)).float()
     # No token is pooled in an empty response: it gets the features of the worst training response.
     model.empty_features = torch.from_numpy(features[rewards.argmin()]).float()
-    affine = [module for module in model.score.modules() if isinstance(module, Affine)]
+    affine = [module for module in model.score.modules() if isinstance(module, Affine)][: len(fitted.head.layers)]
     with torch.no_grad():
         for module, (weight, bias) in zip(affine, fitted.head.layers, strict=True):
             module.weight.copy_(torch.from_numpy(weight))
             module.bias.copy_(torch.from_numpy(bias))
+        if fitted.ensemble:
+            model.score.ensemble.weight.copy_(torch.from_numpy(fitted.ensemble.weights))
+            model.score.ensemble.bias.copy_(torch.from_numpy(fitted.ensemble.biases))
     model.freeze()
     return model.eval()
 
@@ -73,7 +76,10 @@ def _make_config(
         run_dtype=str(parts.base_model.dtype).removeprefix("torch."),
         latents=latents,
         adapter_rank=parts.adapter_rank,
+        ensemble=args.ensemble,
     )
+    if fitted.ensemble:
+        config.ensemble_temperature = fitted.ensemble.temperature
     config.name_or_path = args.output_dir  # trainers load the tokenizer from it
     if fitted.head.held_out_margins is not None:
         config.reward_temperature = fit_temperature(fitted.head.held_out_margins)

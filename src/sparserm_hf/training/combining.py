@@ -126,6 +126,7 @@ def assemble(model: SparseRMForSequenceClassification, members: Sequence[Member]
     warn_of_purity(np.array([latent.id for latent in heads.latents]), heads.directions.purities)
     config = copy.deepcopy(model.config)
     config.latents, config.k_accuracies = heads.latents, {}
+    config.ensemble, config.pessimism = 0, 0.0
     config.objectives = [
         {"name": m.name, "weight": 1.0, "reward_mean": m.config.reward_mean, "reward_std": m.config.reward_std or 1.0}
         for m in members

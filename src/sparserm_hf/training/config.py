@@ -21,6 +21,7 @@ WHY_NOT = {
     "slim": "a slim checkpoint loads the base model of the Hub, which has no adapter.",
     "quantization": "an adapter cannot be merged into quantised weights.",
     "debias": "the adapter would bring the styles back.",
+    "ensemble": "the adapter is trained with one head.",
 }
 
 
@@ -38,7 +39,7 @@ class RewardHeadConfig:
     Example:
         >>> RewardHeadConfig(k=8, loss="bradley_terry")
         RewardHeadConfig(k=8, directions='orthogonal', head_type='linear', \
-loss='bradley_terry', gamma=1.0, seed=42)
+loss='bradley_terry', ensemble=0, gamma=1.0, seed=42)
         >>> RewardHeadConfig(k=0)
         Traceback (most recent call last):
         sparserm_hf.runtime.errors.SparseRMError: k is 0, but must be at least 1.
@@ -58,6 +59,11 @@ loss='bradley_terry', gamma=1.0, seed=42)
         "linear", "Type of the reward head: linear, whose rewards are explained exactly, or mlp."
     )
     loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss to fit the head with.")
+    ensemble: int = _option(
+        0,
+        "Number of further heads to fit on bootstrap samples of the prompts, such as 20: each reward then has a "
+        "standard deviation, which tells how much the training pairs leave open.",
+    )
     gamma: float = _option(1.0, "Reward difference that the margin loss demands of every pair.")
     seed: int = _option(42, "Seed of the folds, the random directions and the MLP head.")
 
@@ -71,6 +77,11 @@ loss='bradley_terry', gamma=1.0, seed=42)
                 raise SparseRMError(f"k is {self.k!r}, but must be a number of latents, or auto.") from None
             self._check_least("k", 1)
         self._check_least("seed", 0)
+        if self.ensemble and (self.ensemble < 2 or self.head_type != "linear"):
+            raise SparseRMError(
+                f"ensemble is {self.ensemble} and head_type {self.head_type}, but an ensemble has at least 2 heads, "
+                "all of them linear: change one of them, or leave ensemble out."
+            )
         if self.loss == "margin" and not self.gamma > 0:
             raise SparseRMError(
                 f"gamma is {self.gamma}, but must be above 0: with 0, a head of zero weights already has no loss."
@@ -159,11 +170,9 @@ class SparseRMTrainingConfig(RewardHeadConfig):
             self._check_choice(name, known)
         self._check_least("max_length", MIN_LENGTH)
         self._check_least("adapter_rank", 0)
-        for name, value in (("slim", self.slim), ("quantization", self.quantization), ("debias", self.debias)):
-            if self.adapter_rank and value not in (False, "none"):
-                raise SparseRMError(
-                    f"adapter_rank and {name} exclude each other: {WHY_NOT[name]} Leave one of them out."
-                )
+        for name, why in WHY_NOT.items():
+            if self.adapter_rank and getattr(self, name) not in (False, "none"):
+                raise SparseRMError(f"adapter_rank and {name} exclude each other: {why} Leave one of them out.")
         tracker_names(self.report_to)
         unknown = set(self.debias_names) - set(STYLES)
         if unknown:

@@ -16,6 +16,7 @@ from ..evaluation import Layers, apply_layers, pair_accuracy
 from ..runtime import SparseRMError, process_state
 from .config import RewardHeadConfig
 from .directions import Directions, make_directions
+from .ensemble import Ensemble, fit_ensemble
 from .folds import FOLDS, group_folds
 from .linear_head import cross_validate, fit_linear_head
 from .mlp_head import fit_mlp_head
@@ -74,11 +75,13 @@ class FittedRewardHead:
         selected: The selected latents.
         projection: The directions, and the features of the training texts.
         head: The head on these features.
+        ensemble: Further heads on these features; None without.
     """
 
     selected: SelectedLatents
     projection: Projection
     head: FittedHead
+    ensemble: Ensemble | None = None
 
     def rewards(self, vectors: np.ndarray) -> np.ndarray:
         """Compute the (T,) rewards of (T, d_model) vectors of the residual stream."""
@@ -203,9 +206,17 @@ def _directions_of(texts: RepresentedTexts, latents: np.ndarray, config: RewardH
 def fit(
     selected: SelectedLatents, projection: Projection, pairs: PairIndices, config: RewardHeadConfig
 ) -> FittedRewardHead:
-    """Fit the reward head to the projections; its cross-validation selects latents anew in each fold."""
-    head = fit_head(projection.features, pairs, config, projection.features_without)
-    return FittedRewardHead(selected, projection, head)
+    """Fit the reward head to the projections; its cross-validation selects latents anew in each fold.
+
+    Raises:
+        SparseRMError: There are too few prompts for an ensemble.
+    """
+    head, ensemble = fit_head(projection.features, pairs, config, projection.features_without), None
+    if config.ensemble:
+        assert head.l2 is not None  # see RewardHeadConfig
+        objective = pairs.objective(config.loss, config.gamma)
+        ensemble = fit_ensemble(projection.features, pairs, objective, head.l2, config.ensemble, config.seed)
+    return FittedRewardHead(selected, projection, head, ensemble)
 
 
 def carry_over(

@@ -1,4 +1,8 @@
-"""The objectives of a combined reward model: a linear head each, whose standardised rewards are summed by weights."""
+"""Further linear heads of a reward model: those of the objectives that it combines, and an ensemble.
+
+The reward of a combined model is the sum of its objectives' standardised rewards, by weights. The ensemble tells how
+far a reward is determined by the training pairs.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +24,15 @@ class RewardOutput(SequenceClassifierOutput):
         logits: (B, 1) rewards.
         rewards: (B, objectives) rewards by objective, in the order of `config.objectives`; None unless the reward
             model is a combined one.
+        standard_deviation: (B,) standard deviations of the rewards over an ensemble of heads; None without one.
     """
 
     rewards: torch.Tensor | None = None
+    standard_deviation: torch.Tensor | None = None
 
 
-class CombinesObjectives:
-    """The part of a reward model that knows its objectives.
+class HasFurtherHeads:
+    """The part of a reward model that knows its objectives and its ensemble.
 
     The reward is `sum of weight * (reward of the objective - reward_mean) / reward_std`. Every objective is linear in
     the same features, so the reward is too: `score` holds its weights.
@@ -49,6 +55,16 @@ class CombinesObjectives:
             return None
         with torch.autocast(features.device.type, enabled=False):
             return self.objectives(features.to(self.objectives.weight.dtype)).float()
+
+    def reward_deviation(self, features: torch.Tensor) -> torch.Tensor | None:
+        """Compute the (B,) standard deviations of the rewards of (B, K) features over the ensemble.
+
+        Without an ensemble it returns None.
+        """
+        if getattr(self.score, "ensemble", None) is None:
+            return None
+        with torch.autocast(features.device.type, enabled=False):
+            return self.score.ensemble(features.to(self.score.dtype)).float().std(-1)
 
     def objective_shares(self) -> torch.Tensor:
         """Return the (objectives,) factors of the objectives' rewards in the reward: `weight / reward_std`."""

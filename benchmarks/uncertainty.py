@@ -1,0 +1,145 @@
+"""What an ensemble knows: does its deviation rise away from the training pairs, and are its probabilities right?
+
+    python benchmarks/uncertainty.py DATA_DIR WORK_DIR [--pairs 1000] [--texts 400]
+
+Trains a reward model with an ensemble of 20 heads for each task. For each model, the test responses of its own task
+stand against those of the other tasks and against responses made of the chat template's marks, as text. The area
+under the ROC curve (AUROC) tells how often a foreign response has the larger value than one of its own: 0.5 is chance.
+Beside the deviation stand what `sparserm monitor` looks at, for a single response: the share of the features outside
+their range in training, and the disagreement of the dense twin; and the number of tokens. Writes
+`results/uncertainty.md`.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from layers import RESULTS, TASKS, machine
+from scipy.special import expit, logit
+from sklearn.metrics import roc_auc_score
+
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
+from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf.conversations import ChatFormat, TokenizedText
+from sparserm_hf.evaluation import find_twin, reward_represented, shard_features
+from sparserm_hf.evaluation.attacks import attacks_on
+from sparserm_hf.evaluation.calibration_error import calibration_error
+from sparserm_hf.runtime import as_numpy
+
+HEADS = 20
+PROMPTS = 20  # on which each attack is tried
+
+
+def train(args: argparse.Namespace, task: str) -> SparseRMTrainer:
+    settings = SparseRMTrainingConfig(
+        str(args.work / task), ensemble=HEADS, cache_dir=str(args.work / "cache"), check_sae=False
+    )
+    pairs, test = (args.data / task / f"{split}.jsonl.gz" for split in ("train", "test"))
+    trainer = SparseRMTrainer(
+        find_base_model(),
+        args=settings,
+        train_dataset=load_preferences(str(pairs), f"train[:{args.pairs}]"),
+        eval_dataset=load_preferences(str(test), f"train[:{args.texts // 2}]"),
+    )
+    trainer.eval_pairs, kept = None, trainer.eval_pairs  # no evaluation of its own
+    trainer.train()
+    trainer.eval_pairs = kept
+    return trainer
+
+
+def attacks(args: argparse.Namespace, task: str, trainer: SparseRMTrainer) -> list[TokenizedText]:
+    tokenizer = trainer.processing_class
+    written = attacks_on(ChatFormat.of(tokenizer), tokenizer.bos_token, tokenizer.eos_token)
+    rows = load_preferences(str(args.data / task / "test.jsonl.gz"), f"train[:{PROMPTS}]")
+    responses = [{"role": "assistant", "content": text} for text in written.values()]
+    return [trainer.encoder([*row["prompt"], response]) for row in rows for response in responses]
+
+
+def measure(trainer: SparseRMTrainer, texts: list[TokenizedText]) -> dict[str, np.ndarray]:
+    """(N,) values of texts by what they measure; the larger, the more foreign a text should be."""
+    model, reference, cached = trainer.model, trainer.reference, trainer.represent(texts)
+    assert model is not None and reference is not None
+    features = cached.read(lambda shard: as_numpy(shard_features(model, shard)))
+    ensemble = model.score.ensemble
+    rewards = features @ as_numpy(ensemble.weight).T + as_numpy(ensemble.bias)  # (N, heads)
+    lengths = np.array([len(text.ids) for text in texts])
+    twin = find_twin(trainer.controls)
+    ours, theirs = (
+        (of - mean) / std
+        for of, (mean, std) in (
+            (reward_represented(model, cached), reference.rewards),
+            (twin.rewards(cached, lengths, []), reference.twin[:2]),
+        )
+    )
+    return {
+        "deviation": rewards.std(1, ddof=1),
+        "outside": ((features < reference.low) | (features > reference.high)).mean(1),
+        "twin": np.abs(ours - theirs),
+        "tokens": np.array([len(text.response) for text in texts], dtype=float),
+    }
+
+
+def auroc(own: dict[str, np.ndarray], foreign: dict[str, np.ndarray]) -> list[float]:
+    labels = lambda name: np.repeat([0, 1], [len(own[name]), len(foreign[name])])  # noqa: E731
+    return [float(roc_auc_score(labels(name), np.concatenate([own[name], foreign[name]]))) for name in own]
+
+
+def calibration(trainer: SparseRMTrainer) -> str:
+    """The cells of the two kinds of probabilities: mean negative log-likelihood, and calibration error in points."""
+    pairs, model = trainer.eval_pairs, trainer.model
+    cached = trainer.represent(pairs.texts)
+    features = cached.read(lambda shard: as_numpy(shard_features(model, shard)))
+    rewards, difference = reward_represented(model, cached), features[pairs.chosen] - features[pairs.rejected]
+    votes = expit(difference @ as_numpy(model.score.ensemble.weight).T / model.config.ensemble_temperature)
+    one = (rewards[pairs.chosen] - rewards[pairs.rejected]) / model.config.reward_temperature
+    many = logit(votes.mean(1))
+    cells = [f"{np.logaddexp(0, -x).mean():.3f} | {100 * calibration_error(x, 1.0):.1f}" for x in (one, many)]
+    accuracies = " | ".join(f"{100 * (x > 0).mean():.1f}" for x in (one, many))
+    return f"{accuracies} | {' | '.join(cells)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--texts", type=int, default=400, help="test responses of each task")
+    args = parser.parse_args()
+    trainers = {task: train(args, task) for task in TASKS}
+    rising, right = [], []
+    for task, trainer in trainers.items():
+        own = measure(trainer, trainer.eval_pairs.texts)
+        others: dict[str, Callable[[], list[TokenizedText]]] = {
+            other: lambda other=other: trainers[other].eval_pairs.texts for other in TASKS if other != task
+        }
+        others["template's marks"] = lambda task=task, trainer=trainer: attacks(args, task, trainer)
+        for name, texts in others.items():
+            cells = " | ".join(f"{value:.2f}" for value in auroc(own, measure(trainer, texts())))
+            rising.append(f"| {task} | {name} | {cells} |")
+            print(rising[-1], flush=True)
+        right.append(f"| {task} | {calibration(trainer)} |")
+        print(right[-1], flush=True)
+    text = "\n".join(
+        [
+            f"Reward models with an ensemble of {HEADS} heads, SmolLM2-135M-Instruct, {args.pairs} training pairs, "
+            f"{args.texts} test responses of each task. {machine()}. Made by `python benchmarks/uncertainty.py "
+            f"DATA_DIR WORK_DIR --pairs {args.pairs} --texts {args.texts}`.\n",
+            "AUROC of telling foreign responses from test responses of the model's own task; 0.5 is chance:\n",
+            "| trained on | foreign responses | deviation | features outside | twin | tokens |",
+            "|---" * 6 + "|",
+            *rising,
+            "\nProbabilities on the test pairs, of the one head with its temperature and of the ensemble: accuracy in "
+            "%, negative log-likelihood (a coin has 0.693), expected calibration error in points:\n",
+            "| | accuracy, one | ensemble | likelihood, one | error, one | likelihood, ensemble | error, ensemble |",
+            "|---" * 7 + "|",
+            *right,
+            "",
+        ]
+    )
+    (RESULTS / "uncertainty.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
