@@ -15,11 +15,15 @@ from sparserm_hf import (
     SparseRMReward,
     combine,
     fit_reward_head,
+    load_preferences,
     load_reward_model,
     score_rows,
 )
 from sparserm_hf.cli.main import main
+from sparserm_hf.evaluation.saved_models import SavedRewardModel
+from sparserm_hf.explanations.explained_pairs import explain_pair
 from sparserm_hf.explanations.explained_rows import explain_rows
+from sparserm_hf.integrations.stock import check_exact
 from sparserm_hf.training.calibration import fit_temperature
 from sparserm_hf.training.ensemble import fit_ensemble, fit_mean_temperature
 
@@ -152,6 +156,17 @@ def test_pessimism_takes_the_deviation_everywhere(uncertain, world, tmp_path, ca
     undone = tmp_path / "undone"
     assert main(["edit", str(careful), "--pessimism", "0", "--output_dir", str(undone)]) == 0
     assert SparseRMConfig.from_pretrained(undone).pessimism == 0
+
+
+def test_a_report_and_a_list_give_a_pair_one_probability_and_the_stock_form_refuses_pessimism(uncertain, world):
+    saved = SavedRewardModel.load(uncertain, "float32")
+    pairs = saved.tokenize(load_preferences(str(world / "test.jsonl")))
+    rows = score_rows(saved.model, saved.tokenizer, make_rows(3, seed=1), probabilities=True)
+    for number, row in enumerate(rows):
+        assert explain_pair(saved, pairs, number).probability == pytest.approx(row["chosen_probability"], abs=1e-5)
+    saved.model.config.pessimism = 1.0
+    with pytest.raises(SparseRMError, match="its pessimism is no linear function"):
+        check_exact(saved.model.config)
 
 
 def test_a_trainer_logs_the_deviation_and_a_server_sends_it(uncertain):

@@ -41,10 +41,11 @@ class SparseJudge:
 
     @property
     def fingerprint(self) -> list[Any]:
-        """Fingerprint of the head, and the steering: they differ if the folder now holds another reward model."""
+        """Fingerprint of head, steering and pessimism: they differ if the folder now holds another reward model."""
         config = self.saved.model.config
         steering = {str(latent): factor for latent, factor in config.steering.items()}
-        return [fingerprint_module(self.saved.model.score), steering]
+        pessimism = [config.pessimism] if config.pessimism else []  # a run of version 0.5 can go on
+        return [fingerprint_module(self.saved.model.score), steering, *pessimism]
 
     def score(self, texts: Sequence[Messages]) -> ScoredResponses:
         """Score conversations by the reward model and its dense control; the last result is cached."""
