@@ -29,10 +29,26 @@ LOWEST = ray.py::test_a_folder_of_files_keeps_its_order_and_the_columns sae_hub.
 	transformers.py weights.py trl.py align.py
 NOT_ON_LOWEST = FSDP or SmolLM2 or killed or learns or memory or processes
 
-test: $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed $(ENVIRONMENTS) $(QUANTIZED) \
-		.venv-schemathesis/installed .venv-lowest/installed lint
-	.venv-lowest/bin/python -m pytest $(LOWEST:%=tests/test_%) -k "not ($(NOT_ON_LOWEST))"
-	$(VENV)/bin/python -m pytest
+# Two environments at a time, but one step at a time in what the package itself is installed into: two pips in one environment, or
+# two builds in one folder, get in each other's way.
+OURS = $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed .venv-lowest/installed
+
+.PHONY: environments ours others
+environments:
+	@$(MAKE) --no-print-directory --jobs 2 ours others
+ours:
+	@set -e; for step in $(OURS); do $(MAKE) --no-print-directory $$step; done
+others: $(ENVIRONMENTS) $(QUANTIZED) .venv-schemathesis/installed
+
+# Two files at a time, in two processes of a thread each, in the order that is given: the longest first, or one process waits for them.
+PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+FILES = $(LONGEST:%=tests/test_%.py)
+LONGEST = training align documents
+
+test: environments
+	@$(MAKE) --no-print-directory lint
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(LOWEST:%=tests/test_%) -k "not ($(NOT_ON_LOWEST))"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) $(FILES) $(filter-out $(FILES),$(wildcard tests/test_*.py))
 
 lint: $(VENV)/test.installed
 	$(VENV)/bin/ruff check .

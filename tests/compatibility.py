@@ -56,6 +56,14 @@ class Claims:
                 if report.nodeid in tests:
                     tests[report.nodeid] = True
 
+    def add(self, held, complete):
+        """Add what a worker of pytest-xdist collected and ran: each collects all tests, and runs some."""
+        self.complete |= complete
+        for claim, tests in held.items():
+            mine = self.held.setdefault(claim, {})
+            for test, passed in tests.items():
+                mine[test] = mine.get(test, False) or passed
+
     def rows(self):
         """(library, versions, claim) where all tests of a claim passed, by library."""
         whole = [claim for claim, tests in self.held.items() if all(tests.values())]
@@ -81,8 +89,13 @@ class Equalities:
         assert ours.shape == theirs.shape and ours.size
         difference = np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
         assert difference.max() <= tolerance, f"{what}: {ours} and {theirs}"
-        count, largest = self.found.get(what, (0, 0.0))
-        self.found[what] = count + ours.size, max(largest, float(difference.max()))
+        self.add({what: (ours.size, float(difference.max()))})
+
+    def add(self, found):
+        """Add values and largest differences, of a comparison or of a worker of pytest-xdist."""
+        for what, (more, difference) in found.items():
+            count, largest = self.found.get(what, (0, 0.0))
+            self.found[what] = count + more, max(largest, difference)
 
     def lines(self):
         """The table."""

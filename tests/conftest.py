@@ -21,6 +21,7 @@ def quiet():
 
 
 CLAIMS, EQUALITIES = Claims(), Equalities()
+PARITY = []  # lines of the SAE parity table, from the worker that made it
 
 
 def pytest_addoption(parser):
@@ -38,6 +39,27 @@ def pytest_collection_finish(session):
 
 def pytest_runtest_logreport(report):
     CLAIMS.note(report)
+
+
+def sae_parity():
+    """The lines of the SAE parity table, if its tests ran here."""
+    parity = sys.modules.get("test_sae_parity")
+    return parity.table() if parity and any(row.errors for row in parity.ROWS) else []
+
+
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist hands over what its tests noted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["noted"] = CLAIMS.held, CLAIMS.complete, EQUALITIES.found, sae_parity()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """The process that prints takes it over; a worker that died says nothing, and its claims are not held."""
+    held, complete, found, lines = getattr(node, "workeroutput", {}).get("noted", ({}, False, {}, []))
+    CLAIMS.add(held, complete)
+    EQUALITIES.add(found)
+    PARITY.extend(lines)
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +88,10 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("equality")
         for line in EQUALITIES.lines():
             terminalreporter.write_line(line)
-    parity = sys.modules.get("test_sae_parity")
-    if parity and any(row.errors for row in parity.ROWS):
+    parity = PARITY or sae_parity()
+    if parity:
         terminalreporter.section("SAE parity")
-        for line in parity.table():
+        for line in parity:
             terminalreporter.write_line(line)
 
 

@@ -12,7 +12,9 @@ from sparserm_hf.evaluation.benchmark_scores import Prompt
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 
 HOOK = "blocks.1.hook_resid_post"
-TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]  # as accelerate starts them
+# As accelerate starts them; on a free port, for another test may do the same.
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+TWO_PROCESSES += ["--standalone", "--local_addr", "127.0.0.1"]
 
 
 def make_rows(count, seed=0):
