@@ -110,12 +110,13 @@ $(QUANTIZED): %/quantized.installed: %/installed
 
 # Every lower bound of setup.cfg, as it is written there; tests/test_lowest_versions.py holds them against it. torch comes
 # first and by pip, for uv gives up where torch's own index does not answer. No Python that came after these versions.
+# uv compiles nothing by itself, and where Python may not write either, each process of a test would compile all that it imports.
 .venv-lowest/installed: $(VENV)/torch.installed setup.cfg pyproject.toml
 	$(PIP) uv
 	$(VENV)/bin/uv venv --quiet --clear --seed --python ">=3.10,<3.13" $(@D)
 	$(call install_torch,$(@D),torch==$$(sed -n 's/^ *torch>=//p' setup.cfg),--no-deps)
-	$(VENV)/bin/uv pip install --quiet --python $(@D) --resolution lowest-direct --editable ".[test]"
-	$(VENV)/bin/uv pip install --quiet --python $(@D) --resolution lowest --no-deps $(DICTIONARY_LEARNING)
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(@D) --resolution lowest-direct --editable ".[test]"
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(@D) --resolution lowest --no-deps $(DICTIONARY_LEARNING)
 	touch $@
 
 # The manual, in build/manual; what is wrong in it is an error. The package is unpacked for mkdocstrings: only once it is
