@@ -21,8 +21,8 @@ DEPTH_NAMES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decode
 SIZES = {
     32: "hidden_size n_embd d_model embed_dim hidden_dim word_embed_proj_dim embedding_size attention_hidden_size "
     "lru_width num_hidden out_hidden_size text_hidden_size projector_hidden_size embedding_dim mamba_d_ssm",
-    4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads linear_num_value_heads linear_num_heads num_experts "
-    "num_local_experts n_routed_experts moe_num_experts qk_nope_head_dim qk_rope_head_dim depth "
+    4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads linear_num_value_heads num_experts "
+    "linear_num_heads num_local_experts n_routed_experts moe_num_experts qk_nope_head_dim qk_rope_head_dim depth "
     "hidden_size_per_layer_input",
     2: "num_key_value_heads num_kv_heads linear_num_key_heads num_experts_per_tok moe_k",
     8: "head_dim v_head_dim qk_head_dim q_lora_rank kv_lora_rank rotary_dim sliding_window attention_window d_head "
