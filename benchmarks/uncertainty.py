@@ -1,4 +1,4 @@
-"""What an ensemble knows: does its deviation rise away from the training pairs, and are its probabilities right?
+"""What an ensemble knows: does its deviation rise away from the training pairs?
 
     python benchmarks/uncertainty.py DATA_DIR WORK_DIR [--pairs 1000] [--texts 400]
 
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from layers import RESULTS, TASKS, machine
-from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
@@ -24,7 +23,6 @@ from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations import ChatFormat, TokenizedText
 from sparserm_hf.evaluation import find_twin, reward_represented, shard_features
 from sparserm_hf.evaluation.attacks import attacks_on
-from sparserm_hf.evaluation.calibration_error import calibration_error
 from sparserm_hf.runtime import as_numpy
 
 HEADS = 20
@@ -85,20 +83,6 @@ def auroc(own: dict[str, np.ndarray], foreign: dict[str, np.ndarray]) -> list[fl
     return [float(roc_auc_score(labels(name), np.concatenate([own[name], foreign[name]]))) for name in own]
 
 
-def calibration(trainer: SparseRMTrainer) -> str:
-    """The cells of the two kinds of probabilities: mean negative log-likelihood, and calibration error in points."""
-    pairs, model = trainer.eval_pairs, trainer.model
-    cached = trainer.represent(pairs.texts)
-    features = cached.read(lambda shard: as_numpy(shard_features(model, shard)))
-    rewards, difference = reward_represented(model, cached), features[pairs.chosen] - features[pairs.rejected]
-    votes = expit(difference @ as_numpy(model.score.ensemble.weight).T / model.config.ensemble_temperature)
-    one = (rewards[pairs.chosen] - rewards[pairs.rejected]) / model.config.reward_temperature
-    many = logit(votes.mean(1))
-    cells = [f"{np.logaddexp(0, -x).mean():.3f} | {100 * calibration_error(x, 1.0):.1f}" for x in (one, many)]
-    accuracies = " | ".join(f"{100 * (x > 0).mean():.1f}" for x in (one, many))
-    return f"{accuracies} | {' | '.join(cells)}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
@@ -107,7 +91,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=400, help="test responses of each task")
     args = parser.parse_args()
     trainers = {task: train(args, task) for task in TASKS}
-    rising, right = [], []
+    lines = []
     for task, trainer in trainers.items():
         own = measure(trainer, trainer.eval_pairs.texts)
         others: dict[str, Callable[[], list[TokenizedText]]] = {
@@ -116,10 +100,8 @@ def main() -> None:
         others["template's marks"] = lambda task=task, trainer=trainer: attacks(args, task, trainer)
         for name, texts in others.items():
             cells = " | ".join(f"{value:.2f}" for value in auroc(own, measure(trainer, texts())))
-            rising.append(f"| {task} | {name} | {cells} |")
-            print(rising[-1], flush=True)
-        right.append(f"| {task} | {calibration(trainer)} |")
-        print(right[-1], flush=True)
+            lines.append(f"| {task} | {name} | {cells} |")
+            print(lines[-1], flush=True)
     text = "\n".join(
         [
             f"Reward models with an ensemble of {HEADS} heads, SmolLM2-135M-Instruct, {args.pairs} training pairs, "
@@ -128,12 +110,7 @@ def main() -> None:
             "AUROC of telling foreign responses from test responses of the model's own task; 0.5 is chance:\n",
             "| trained on | foreign responses | deviation | features outside | twin | tokens |",
             "|---" * 6 + "|",
-            *rising,
-            "\nProbabilities on the test pairs, of the one head with its temperature and of the ensemble: accuracy in "
-            "%, negative log-likelihood (a coin has 0.693), expected calibration error in points:\n",
-            "| | accuracy, one | ensemble | likelihood, one | error, one | likelihood, ensemble | error, ensemble |",
-            "|---" * 7 + "|",
-            *right,
+            *lines,
             "",
         ]
     )

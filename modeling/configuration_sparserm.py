@@ -35,7 +35,6 @@ DEFAULTS: dict[str, Any] = {
     "reward_temperature": 1.0,
     "adapter_rank": 0,
     "ensemble": 0,
-    "ensemble_temperature": 1.0,
     "pessimism": 0.0,
     "objectives": [],
     "slim": False,
@@ -164,9 +163,7 @@ class SparseRMConfig(PretrainedConfig):
         reward_temperature: sigmoid((reward difference) / reward_temperature) is the probability that a response is
             preferred. Not named `temperature`, which transformers takes for a setting of generation.
         adapter_rank: Rank of the LoRA adapter that was trained and merged into the base model; 0 without one.
-        ensemble: Number of further heads, fitted on bootstrap samples of the prompts; 0 without.
-        ensemble_temperature: The mean over these heads of sigmoid((reward difference) / ensemble_temperature) is the
-            probability that a response is preferred.
+        ensemble: Number of heads in the ensemble, which are fitted on bootstrap samples of the prompts; 0 for none.
         pessimism: Number of standard deviations over these heads that are taken from each reward.
         objectives: In a combined reward model, a record for each objective: its `name`, its `weight` in the reward,
             and `reward_mean` and `reward_std` of the objective's own rewards. Empty in any other reward model.

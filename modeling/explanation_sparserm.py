@@ -130,7 +130,7 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
 
 @torch.no_grad()
 def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTexts) -> torch.Tensor:
-    """Compute rewards (B, len(latents)) with each latent set to its training average in the residual stream.
+    """Compute rewards (B, len(latents)), without pessimism, with each latent set to its training average.
 
     With u the unit vector along the latent's direction, the component h . u of every pooled token h is replaced by the
     average of the latent's feature; with `representation_norm="rms"`, times the token's root mean square. Then the
@@ -154,5 +154,5 @@ def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTex
             direction = nn.functional.normalize(direction, dim=0)
             change = average * size - hidden @ direction  # (B, T)
             at_average = hidden + change.unsqueeze(-1) * direction
-            rewards.append(model.reward(model.features_of(at_average, texts.pooled))[:, 0])
+            rewards.append(model.reward(model.features_of(at_average, texts.pooled), pessimistic=False)[:, 0])
     return torch.stack(rewards, 1)

@@ -53,7 +53,9 @@ class LinearHead(Affine):
 
 
 class MLPHead(nn.Sequential):
-    """The reward head with a hidden layer, (B, K) to (B, 1)."""
+    """The reward head with a hidden layer, (B, K) to (B, 1). It has no further heads beside it."""
+
+    objectives = ensemble = None
 
     def __init__(self, config: SparseRMConfig):
         width = config.head_hidden_size
@@ -66,3 +68,9 @@ class MLPHead(nn.Sequential):
 
 
 HEADS = {"linear": LinearHead, "mlp": MLPHead}
+
+
+def further_heads(config: SparseRMConfig) -> list[type[nn.Module]]:
+    """List the classes of the further heads that a reward model of this configuration has."""
+    given = {ObjectiveHeads: config.objectives, EnsembleHeads: config.ensemble}
+    return [kind for kind, present in given.items() if present]

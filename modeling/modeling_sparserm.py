@@ -189,11 +189,16 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
         """
         self.config.change_latents(steering={int(latent): factor for latent, factor in factors.items()})
 
-    def reward(self, features: torch.Tensor) -> torch.Tensor:
-        """Turn (B, K) features into (B, 1) rewards, in float32 under any autocast."""
+    def reward(self, features: torch.Tensor, pessimistic: bool = True) -> torch.Tensor:
+        """Turn (B, K) features into (B, 1) rewards, in float32 under any autocast.
+
+        Args:
+            features: (B, K) features.
+            pessimistic: Whether to apply the pessimism of the configuration.
+        """
         with torch.autocast(features.device.type, enabled=False):
             reward = self.score(features.to(self.score.dtype)).float()
-        if self.config.pessimism:
+        if pessimistic and self.config.pessimism:
             reward = reward - self.config.pessimism * self.reward_deviation(features)[:, None]
         return reward
 

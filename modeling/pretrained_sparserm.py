@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from .backbone_sparserm import check_layers
 from .configuration_sparserm import SparseRMConfig
-from .head_sparserm import HEADS
+from .head_sparserm import HEADS, further_heads
 from .quantized_sparserm import adopt_quantizer, drop_quantizer, keep_packing
 from .slim_sparserm import BASE_LOADING_ARGUMENTS, has_adapter, head_weights, load_base_of_slim, sample_weights
 from .weights_sparserm import check_index, check_loaded, digest_of
@@ -33,7 +33,9 @@ class SparseRMPreTrainedModel(PreTrainedModel):
     def _attach(self, base_model: PreTrainedModel) -> None:
         self.model = base_model
         self.base_model_prefix = type(self).base_model_prefix
-        self._no_split_modules = [*(base_model._no_split_modules or []), HEADS[self.config.head_type].__name__]
+        # FSDP wraps each of these by itself, and refuses a name that is not in the model.
+        heads = (HEADS[self.config.head_type], *further_heads(self.config))
+        self._no_split_modules = [*(base_model._no_split_modules or []), *(head.__name__ for head in heads)]
         if self.config.slim:
             self._base_samples = sample_weights(base_model)
         else:
@@ -47,8 +49,8 @@ class SparseRMPreTrainedModel(PreTrainedModel):
         """Make only the head trainable. `from_pretrained` makes everything trainable that it loads."""
         self.requires_grad_(False)
         self.score.requires_grad_(True)
-        for others in ("objectives", "ensemble"):
-            if (heads := getattr(self.score, others, None)) is not None:
+        for heads in (self.score.objectives, self.score.ensemble):
+            if heads is not None:
                 heads.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SparseRMPreTrainedModel":

@@ -6,7 +6,7 @@ import subprocess
 from functools import cache
 
 import pytest
-from tiny import tiny_reward_model
+from tiny import OBJECTIVES, tiny_reward_model
 from world import TWO_PROCESSES
 
 SETUP = """
@@ -63,7 +63,8 @@ if dist.get_rank() == 0:
 def started(tmp_path_factory):
     """Starts two processes once for both versions of FSDP, and once for ZeRO-3: most of the time is importing."""
     folder = tmp_path_factory.mktemp("sharded")
-    tiny_reward_model().save_pretrained(folder)
+    # With every kind of head, each of which FSDP must gather before it is called.
+    tiny_reward_model(objectives=OBJECTIVES, ensemble=4).save_pretrained(folder)
     (folder / "script.py").write_text(SETUP)
 
     @cache

@@ -65,6 +65,8 @@ def test_each_objective_keeps_the_rewards_of_its_own_model(members, kind, tmp_pa
     for folder, weight in zip(members[kind], (2, -1), strict=True):
         rewards = np.array([row["reward"] for row in score(folder)])
         name, config = folder.rpartition("/")[2], SparseRMConfig.from_pretrained(folder)
+        if weight < 0:  # an empty response must not gain by a negative weight
+            rewards[-1] = 2 * config.reward_mean - rewards[-1]
         equal("`sparserm combine`, each objective", rewards, [row["reward_by_objective"][name] for row in found], 1e-5)
         expected += weight * (rewards - config.reward_mean) / config.reward_std
     np.testing.assert_allclose([row["reward"] for row in found], expected, atol=1e-4)
@@ -99,6 +101,12 @@ def test_the_weights_of_the_objectives_can_be_changed_later(combined, tmp_path):
         model.weigh({"sense": 1.0})
     with pytest.raises(ValueError, match="words has the weight nan"):
         model.weigh({"words": float("nan")})
+    with pytest.raises(ValueError, match="All objectives have the weight 0"):
+        model.weigh({"words": 0.0, "steered": 0.0})
+    scale, spread = model.config.reward_temperature, model.config.reward_std
+    model.weigh({"steered": -10.0})  # ten times as much: the probabilities stay
+    assert model.config.reward_temperature == pytest.approx(10 * scale)
+    assert model.config.reward_std == pytest.approx(10 * spread)
     ordinary = tiny_reward_model()
     with pytest.raises(ValueError, match="nothing to weigh"):
         ordinary.weigh({"words": 1.0})
@@ -118,6 +126,15 @@ def test_weights_are_fitted_to_pairs_that_are_labelled_on_the_whole(members, wor
     card = (out / "README.md").read_text()
     assert f"| words | {words['weight']:.3g} |" in card and "objective steered alone" in card
     assert not (out / "model.safetensors").stat().st_size > 2**20
+
+
+def test_an_empty_response_has_the_lowest_reward_under_any_weights(combined):
+    model, tokenizer = load_reward_model(combined, CPU)
+    training = [{"messages": row["prompt"] + row[side]} for row in make_rows(120) for side in ("chosen", "rejected")]
+    for weights in ((1, 1), (2, -1), (1, -2), (-1, -1), (0, 1)):
+        model.weigh(dict(zip(("words", "steered"), map(float, weights), strict=True)))
+        *others, empty = (row["reward"] for row in score_rows(model, tokenizer, [*training, ROWS[-1]]))
+        assert empty < np.quantile(others, 0.02), weights
 
 
 def test_weights_of_a_planted_world_are_found_again():
@@ -174,6 +191,25 @@ def test_the_server_gives_each_objective(combined):
         assert logs.keys() == {"chosen", "rejected", "words", "steered"}
 
 
+def test_a_parquet_file_keeps_the_objectives_too(combined, tmp_path):
+    pytest.importorskip("ray")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from sparserm_hf.integrations.ray_data import PartScorer, plan_parts
+
+    rows = [{"prompt": row["prompt"][0]["content"], "completion": row["chosen"][0]["content"]} for row in make_rows(3)]
+    pq.write_table(pa.Table.from_pylist([*rows, {"prompt": "", "completion": ""}]), tmp_path / "in.parquet")
+    scorer = PartScorer(tmp_path / "out", "source", combined, "auto", None, None, False)
+    (part,) = plan_parts([tmp_path / "in.parquet"])
+    answer = scorer(part)
+    assert not answer["error"]
+    (written,) = scorer.folder.glob("*.parquet")
+    *scored, failed = pq.read_table(written).to_pylist()
+    assert all(row["reward_by_objective"].keys() == {"words", "steered"} for row in scored)
+    assert failed["reward_by_objective"] is None and failed["reward_error"]
+
+
 def changed(field, value):
     """Change a field of the configuration of the second of two models."""
 
@@ -197,6 +233,14 @@ def other_weights(folders, tmp_path):
     return [folders[0], str(tmp_path / "adapted")]
 
 
+def shorter(folders, tmp_path):
+    model, tokenizer = load_reward_model(folders[1], CPU)
+    tokenizer.model_max_length = 16
+    model.save_pretrained(tmp_path / "shorter")
+    tokenizer.save_pretrained(tmp_path / "shorter")
+    return [folders[0], str(tmp_path / "shorter")]
+
+
 def slim(folders, tmp_path):
     model, tokenizer = load_reward_model(folders[1], CPU)
     model.config.base_model_name_or_path = str(tmp_path / "base")
@@ -213,6 +257,8 @@ def slim(folders, tmp_path):
         (lambda folders, _: [folders[0], folders[0]], None, "named words, words"),
         (lambda folders, _: folders, [1.0], "The weights are 1.0 for 2 reward models"),
         (lambda folders, _: folders, [0.0, 0.0], "not all of them zero"),
+        (lambda folders, _: folders, [float("nan"), 1.0], "give a number for each"),
+        (lambda folders, _: folders, [1e200, 1.0], "give a number for each"),
         (
             changed("pooling", "mean"),
             None,
@@ -220,6 +266,7 @@ def slim(folders, tmp_path):
         ),
         (changed("run_dtype", "bfloat16"), None, "differ in their run dtype"),
         (other_weights, None, "differ in their base model, which an adapter has changed"),
+        (shorter, None, "differ in their maximum length"),
         (slim, None, "'slim' cannot be combined, as it is slim"),
     ],
 )
@@ -240,6 +287,8 @@ def test_so_are_combined_models_mlp_heads_and_pairs_that_no_objective_agrees_wit
     model.save_pretrained(copy)
     tokenizer.save_pretrained(copy)
     worse = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in make_rows(30, seed=1)]
+    with pytest.raises(SparseRMError, match="would replace"):
+        combine([good, str(copy)], copy)
     with pytest.raises(SparseRMError, match="No objective agrees with the pairs"):
         combine([good, str(copy)], tmp_path / "out", rows=worse, cache_dir=tmp_path / "cache")
     assert not (tmp_path / "out").exists()

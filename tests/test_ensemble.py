@@ -14,18 +14,20 @@ from sparserm_hf import (
     SparseRMError,
     SparseRMReward,
     combine,
+    edit_model,
     fit_reward_head,
     load_preferences,
     load_reward_model,
     score_rows,
 )
 from sparserm_hf.cli.main import main
+from sparserm_hf.evaluation.claims import check_claims
 from sparserm_hf.evaluation.saved_models import SavedRewardModel
 from sparserm_hf.explanations.explained_pairs import explain_pair
 from sparserm_hf.explanations.explained_rows import explain_rows
 from sparserm_hf.integrations.stock import check_exact
-from sparserm_hf.training.calibration import fit_temperature
-from sparserm_hf.training.ensemble import fit_ensemble, fit_mean_temperature
+from sparserm_hf.monitoring.scored_responses import score_for_drift
+from sparserm_hf.training.ensemble import fit_ensemble
 
 CPU = torch.device("cpu")
 PAIRS = make_rows(6, seed=9)
@@ -76,22 +78,6 @@ def test_fewer_pairs_leave_more_open_and_so_does_a_text_unlike_those_of_training
     assert deviation(few, far) > 5 * deviation(few, here)
 
 
-def test_probabilities_out_of_the_bag_are_calibrated():
-    vectors, pairs = planted(3000, noise=2.0)
-    fitted = ensemble_of(vectors, pairs, heads=20)
-    fresh, others = planted(3000, noise=2.0, seed=1)
-    differences = fresh[others.chosen] - fresh[others.rejected]
-    # The likelier of the two, whichever was preferred.
-    p = (1 / (1 + np.exp(-differences @ fitted.weights.T / fitted.temperature))).mean(1)
-    assert np.maximum(p, 1 - p).mean() == pytest.approx((p > 0.5).mean(), abs=0.03)
-
-
-def test_one_head_has_the_temperature_of_today():
-    margins = np.random.default_rng(0).normal(0.7, 2.0, 300)
-    assert fit_mean_temperature(margins[:, None]) == pytest.approx(fit_temperature(margins), rel=1e-4)
-    assert fit_mean_temperature(np.full((3, 2), np.nan)) == 1.0
-
-
 def test_pairs_of_one_prompt_are_drawn_together_and_the_draw_is_repeatable():
     vectors, pairs = planted(40, noise=1.0)
     doubled = PairIndices(*(np.tile(x, 2) for x in (pairs.chosen, pairs.rejected, pairs.groups)))
@@ -117,12 +103,8 @@ def test_vectors_of_your_own_get_an_ensemble_too():
 
 def test_score_and_a_forward_pass_show_the_deviation(uncertain):
     model, tokenizer = load_reward_model(uncertain, CPU)
-    rows = list(score_rows(model, tokenizer, PAIRS, probabilities=True))
-    for row in rows:
-        assert row["chosen_reward_deviation"] > 0 and row["rejected_reward_deviation"] > 0
-        assert (row["chosen_probability"] > 0.5) == (row["chosen_reward"] > row["rejected_reward"]) or (
-            abs(row["chosen_reward"] - row["rejected_reward"]) < row["chosen_reward_deviation"]
-        )
+    rows = list(score_rows(model, tokenizer, PAIRS))
+    assert all(row["chosen_reward_deviation"] > 0 and row["rejected_reward_deviation"] > 0 for row in rows)
     text = tokenizer.apply_chat_template(PAIRS[0]["prompt"] + PAIRS[0]["chosen"], tokenize=False)
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     output = model(ids)
@@ -158,15 +140,34 @@ def test_pessimism_takes_the_deviation_everywhere(uncertain, world, tmp_path, ca
     assert SparseRMConfig.from_pretrained(undone).pessimism == 0
 
 
-def test_a_report_and_a_list_give_a_pair_one_probability_and_the_stock_form_refuses_pessimism(uncertain, world):
+def test_claims_and_drift_are_those_without_pessimism(uncertain, world):
     saved = SavedRewardModel.load(uncertain, "float32")
     pairs = saved.tokenize(load_preferences(str(world / "test.jsonl")))
-    rows = score_rows(saved.model, saved.tokenizer, make_rows(3, seed=1), probabilities=True)
-    for number, row in enumerate(rows):
-        assert explain_pair(saved, pairs, number).probability == pytest.approx(row["chosen_probability"], abs=1e-5)
-    saved.model.config.pessimism = 1.0
+
+    def figures():
+        return check_claims(saved.model, saved.model.model, pairs), score_for_drift(saved.model, [], pairs.texts[:9])
+
+    claims, drift = figures()
+    saved.model.config.pessimism = 3.0
+    careful, also = figures()
+    assert careful == claims
+    np.testing.assert_array_equal(also.rewards, drift.rewards)
+    explained = explain_pair(saved, pairs, 0)
+    saved.model.config.pessimism = 0.0
+    plain = explain_pair(saved, pairs, 0)
+    for ours, theirs in zip(explained.sides, plain.sides, strict=True):
+        added = [[part.value for part in side.bar if part.number == 0] for side in (ours, theirs)]
+        assert added[0] == pytest.approx(added[1], abs=1e-6)  # by all other latents
+
+
+def test_what_is_linear_refuses_pessimism(uncertain, tmp_path):
+    careful = tmp_path / "careful"
+    edit_model(uncertain, careful, pessimism=1.0)
+    assert "1 standard deviations over the ensemble of 20 heads" in (careful / "README.md").read_text()
     with pytest.raises(SparseRMError, match="its pessimism is no linear function"):
-        check_exact(saved.model.config)
+        check_exact(SparseRMConfig.from_pretrained(careful))
+    with pytest.raises(SparseRMError, match="'careful' cannot be combined, as its pessimism is no sum over latents"):
+        combine([str(careful), uncertain], tmp_path / "both")
 
 
 def test_a_trainer_logs_the_deviation_and_a_server_sends_it(uncertain):
@@ -211,6 +212,6 @@ def test_so_are_an_adapter_and_pessimism_without_an_ensemble(world, trained, tmp
         edit = ["edit", str(trained), "--pessimism", pessimism, "--output_dir", str(tmp_path / "out")]
         assert main(edit) == 2 and "needs an ensemble" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    for broken in ({"pessimism": 1.0}, {"ensemble": 2, "head_type": "mlp"}, {"ensemble": -1}, {"pessimism": -1.0}):
+    for broken in ({"pessimism": 1.0}, {"ensemble": 2, "head_type": "mlp"}, {"ensemble": 1}, {"pessimism": -1.0}):
         with pytest.raises(ValueError, match=r"pessimism is|ensemble is|head_type is"):
             SparseRMConfig(**broken)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_causal_lm, tiny_encoder, tiny_reward_model, tiny_texts, tiny_tokenizer
+from tiny import ARCHITECTURES, OBJECTIVES, tiny_causal_lm, tiny_encoder, tiny_reward_model, tiny_texts, tiny_tokenizer
 from world import make_rows
 
 from sparserm_hf.integrations.stock_export import write_stock
@@ -93,12 +93,6 @@ def score_elsewhere(
     version, results = json.loads(result.stdout.splitlines()[-1])
     assert version.startswith(f"{environment}.")
     return results
-
-
-OBJECTIVES = [
-    {"name": name, "weight": weight, "reward_mean": 0.5, "reward_std": 2.0}
-    for name, weight in (("a", 1.0), ("b", -3.0))
-]
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,12 @@ ARCHITECTURES: dict[str, dict] = {
 }
 
 
+OBJECTIVES = [
+    {"name": name, "weight": weight, "reward_mean": 0.5, "reward_std": 2.0}
+    for name, weight in (("a", 1.0), ("b", -3.0))
+]
+
+
 def tiny_settings(architecture: str) -> dict:
     """The fields of a tiny configuration, by the names that the installed transformers reads."""
     settings = ARCHITECTURES[architecture]

@@ -56,9 +56,9 @@ class SparseJudge:
         return self._last[1]
 
     def __call__(self, texts: Sequence[Messages]) -> np.ndarray:
-        """Compute the rewards of conversations, (N,), with the model's steering."""
+        """Compute the rewards of conversations, (N,), with the model's steering and pessimism."""
         scored, model = self.score(texts), self.saved.model
-        if not model.config.steering:
+        if not model.config.steering and not model.config.pessimism:
             return scored.rewards
         mean, factors = exact(model.feature_mean), exact(model.steering_factors())
         steered = mean + factors * (torch.from_numpy(scored.features) - mean)
@@ -75,7 +75,8 @@ class SparseJudge:
         """Raise a `SparseRMError` unless the dense control was saved beside the reward model."""
         if find_twin(self.saved.controls) is None:
             raise SparseRMError(
-                f"{name!r} has no dense control: train it anew, without --no_controls and without --adapter_rank."
+                f"{name!r} has no dense control: train it anew, without --no_controls and without --adapter_rank. A "
+                "combined model has none."
             )
 
     def drift(self, texts: Sequence[Messages]) -> Drift:

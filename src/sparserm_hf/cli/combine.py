@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models",
         nargs="+",
-        help="Reward models with linear heads that share base model, layer, SAE and pooling: folders or Hub ids. The "
-        "last part of its name is the name of each objective.",
+        help="Reward models with linear heads that share base model, layer, SAE and pooling: folders or Hub ids. Each "
+        "objective is named after the last part of its model's name.",
     )
     data = parser.add_argument_group("data")
     data.add_argument(

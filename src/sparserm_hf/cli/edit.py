@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     edits.add_argument(
         "--pessimism",
         type=float,
-        help="Standard deviations over the ensemble to take from each reward; 0 takes none. Needs `train --ensemble`.",
+        help="Standard deviations over the ensemble to subtract from each reward. Needs `train --ensemble`.",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="Preference pairs to measure the effect on: a file or a Hub id.")
@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
         return
     if effect:
         _print_effect(effect, f"{args.model} on {args.dataset}")
-    unmeasured = "" if effect or not factors else " Its effect was not measured: name pairs with --dataset."
+    changed = factors or args.pessimism is not None
+    unmeasured = "" if effect or not changed else " Its effect was not measured: name pairs with --dataset."
     say(f"Wrote {args.output_dir}.{unmeasured}")
 
 

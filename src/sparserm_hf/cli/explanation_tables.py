@@ -52,13 +52,14 @@ def print_legend() -> None:
 
 
 def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig) -> None:
+    if explanation.objectives:  # whose sum has no training responses of its own
+        console.print(f"{explanation.summary}\n= {escape(explanation.by_objective)}")
+        return
     deviation = (explanation.reward - config.reward_mean) / config.reward_std if config.reward_std else 0.0
     console.print(
         f"{explanation.summary}; {abs(deviation):.1f} standard deviations {'above' if deviation > 0 else 'below'} the "
         "mean of the training responses"
     )
-    if explanation.objectives:
-        console.print(f"= {escape(explanation.by_objective)}")
 
 
 def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:

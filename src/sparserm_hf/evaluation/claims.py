@@ -83,15 +83,20 @@ def _check(model: SparseRMForSequenceClassification, base_model: PreTrainedModel
     found = explain_rewards(model, run)
     contributions = found.contributions[0]
     largest = contributions.abs().argsort(descending=True)[:INTERVENTIONS].tolist()
-    removed = measure_removals(model, run, largest, found.reward[0])
+    removed = measure_removals(model, run, largest)
     return [holds(float(contributions[i]), change) for i, change in removed.items()]
 
 
 def measure_removals(
-    model: SparseRMForSequenceClassification, texts: RunTexts, columns: list[int], reward: torch.Tensor
+    model: SparseRMForSequenceClassification, texts: RunTexts, columns: list[int]
 ) -> dict[int, float]:
-    """Set a latent's part of the tokens to its average, and measure the change of the reward, for each column."""
+    """Set a latent's part of a text's tokens to its average, and measure the change of the reward, for each column.
+
+    The rewards are those without pessimism, as are the contributions of latents.
+    """
     if not texts.pooled.any():  # an empty response has no token to change
         return {}
+    with torch.no_grad():
+        reward = model.reward(model.features_of(texts.hidden, texts.pooled), pessimistic=False)[0, 0]
     changed = rewards_at_average(model, [model.config.latents[i].id for i in columns], texts)[0]
     return {i: float(of_latent - reward) for i, of_latent in zip(columns, changed, strict=True)}

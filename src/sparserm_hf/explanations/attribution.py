@@ -63,7 +63,7 @@ def explain_tokens(
     found = explain_rewards(model, texts, weight)
     config, contributions = model.config, found.contributions[0]
     largest = contributions.abs().argsort(descending=True).tolist()
-    removed = measure_removals(model, texts, largest[:INTERVENTIONS], found.reward[0])
+    removed = measure_removals(model, texts, largest[:INTERVENTIONS])
     by_latent, objectives = _by_objective(model, found.features[0])
     response = found.response[0].nonzero()[:, 0]
     parts = found.token_contributions[0, response]  # (tokens, K)
@@ -130,8 +130,8 @@ def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts)
 def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
     """Sum the contributions of the latents that were selected for each side, for a linear head.
 
-    The two groups add up to the reward minus the reward of the average training response. A combined reward model's
-    rewards by objective stand beside them, and an ensemble's standard deviations.
+    The two groups add up to the reward, without pessimism, minus the reward of the average training response. A
+    combined reward model's rewards by objective stand beside them, and an ensemble's standard deviations.
 
     Args:
         model: The reward model.

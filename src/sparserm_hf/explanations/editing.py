@@ -189,20 +189,24 @@ def _edit_card(text: str, name: str, section: str) -> str:
 
 def _steering_section(saved: SavedRewardModel) -> str:
     config = saved.model.config
-    if not config.steering:
-        return ""
-    rows = [
-        f"| {latent.id} | {as_text(latent.label or '')} | {latent.steering:g} |"
-        for latent in config.latents
-        if latent.steering != 1.0
-    ]
-    return "\n".join(
-        [
-            f"\n{SECTION}\n",
-            "Corrected by hand after training: the contribution of each of these latents is multiplied by its factor. "
-            "The accuracies, probabilities and rewards above were measured before the correction.\n",
-            "| latent | label | factor |\n|---|---|---|",
-            *rows,
-            "",
+    lines = []
+    if config.steering:
+        lines += ["The contribution of each of these latents is multiplied by its factor:\n"]
+        lines += ["| latent | label | factor |\n|---|---|---|"]
+        lines += [
+            f"| {latent.id} | {as_text(latent.label or '')} | {latent.steering:g} |"
+            for latent in config.latents
+            if latent.steering != 1.0
         ]
+        lines += [""]
+    if config.pessimism:
+        lines += [
+            f"{config.pessimism:g} standard deviations over the ensemble of {config.ensemble} heads are subtracted "
+            "from each reward.\n"
+        ]
+    if not lines:
+        return ""
+    before = (
+        "Corrected by hand after training. The accuracies, probabilities and rewards above were measured before.\n"
     )
+    return "\n".join([f"\n{SECTION}\n", before, *lines])

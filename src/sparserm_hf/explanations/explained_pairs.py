@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 from tqdm.auto import tqdm
 
 from ..conversations import TokenizedPreferences, Turn, find_turns
 from ..evaluation import SavedRewardModel
-from ..scoring import preference_probability
 from .attribution import explain_tokens
 from .text_explanation import SHOWN_TOKENS, LatentEffect, TextExplanation, contrast
 
@@ -119,11 +119,10 @@ def explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: i
     high = max(sum(max(part, 0.0) for part in of_side) for of_side in parts)
     effects = [{effect.latent: effect for effect in side.latents} for side in (chosen, rejected)]
     margin = chosen.reward - rejected.reward
-    features = np.array([[side[latent].value for latent in model.config.latent_ids] for side in effects])  # (2, K)
     return ExplainedPair(
         turns=find_turns(texts[0].ids[: texts[0].turn or texts[0].start], tokenizer, model.config.response_marks),
         margin=margin,
-        probability=preference_probability(model, margin, features[0] - features[1]),
+        probability=float(expit(margin / model.config.reward_temperature)),
         sides=(
             _side("chosen", chosen, shown, parts[0], low, high),
             _side("rejected", rejected, shown, parts[1], low, high),
@@ -136,7 +135,7 @@ def _parts(explanation: TextExplanation, latents: list[int]) -> list[float]:
     """List the contributions of some latents, and last the sum of all other contributions."""
     added = {effect.latent: effect.contribution for effect in explanation.latents}
     parts = [added[latent] for latent in latents]
-    return [*parts, explanation.reward - explanation.base - sum(parts)]
+    return [*parts, explanation.reward + explanation.penalty - explanation.base - sum(parts)]
 
 
 def _side(

@@ -154,6 +154,8 @@ class PartScorer:
             if name != ROW_ERROR and not any(name in row for row in scored):
                 continue
             kind = pa.string() if name == ROW_ERROR else pa.float64()
+            if name.endswith("by_objective"):
+                kind = pa.struct([(objective, pa.float64()) for objective in self.model.config.objective_names])
             table = table.append_column(name, pa.array([row.get(name) for row in scored], kind))
         table = table.replace_schema_metadata((table.schema.metadata or {}) | {ROWS: fingerprint_rows(rows)})
         self.folder.mkdir(parents=True, exist_ok=True)

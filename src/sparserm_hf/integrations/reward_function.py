@@ -21,8 +21,8 @@ class SparseRMReward:
     The rewards are those of `sparserm score`. With a linear head, the logs also show the contributions of the features
     by group: the mean contribution of a group is a metric (`<name>/chosen`, `<name>/rejected`), and its contribution
     to each completion is a column of the table of completions. So are the rewards by objective of a combined reward
-    model (`<name>/<objective>`). The function can be pickled; a copy loads the model at
-    its first call.
+    model (`<name>/<objective>`), and the standard deviations of an ensemble (`<name>/deviation`). The function can be
+    pickled; a copy loads the model at its first call.
 
     Args:
         model: Folder or Hub id of the reward model.

@@ -55,7 +55,7 @@ class ScoredResponses:
 def score_for_drift(
     model: SparseRMForSequenceClassification, controls: Sequence[Control], texts: list[TokenizedText]
 ) -> ScoredResponses:
-    """Score responses by a reward model and its dense twin, without steering; nothing is cached.
+    """Score responses by a reward model and its dense twin, without steering and pessimism; nothing is cached.
 
     Args:
         model: The reward model.
@@ -74,7 +74,7 @@ def score_for_drift(
             mean = pool_representations(hidden, where, config.representation_norm)
             projected = model.project(mean, where.any(-1, keepdim=True), steered=False)
             features[batch] = as_numpy(projected)
-            rewards[batch] = as_numpy(model.reward(projected)[:, 0])
+            rewards[batch] = as_numpy(model.reward(projected, pessimistic=False)[:, 0])
             if twin and of_twin is not None:
                 of_twin[batch] = apply_layers(twin.layers, as_numpy(mean))
             bar.update(len(batch))

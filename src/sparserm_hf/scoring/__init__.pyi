@@ -20,5 +20,4 @@ from .scored_rows import score_rows as score_rows
 from .scored_texts import Scores as Scores
 from .scored_texts import check_rewards as check_rewards
 from .scored_texts import further_scores as further_scores
-from .scored_texts import preference_probability as preference_probability
 from .scored_texts import score_texts as score_texts

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+from scipy.special import expit
 from transformers import PreTrainedTokenizerBase
 
 from ..conversations import ChatEncoder, TokenizedText, check_row, row_name, texts_of_row
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
 from .reward_models import encoder_of
-from .scored_texts import check_rewards, further_scores, preference_probability, score_texts
+from .scored_texts import check_rewards, further_scores, score_texts
 
 PROBABILITY = "chosen_probability"  # field of a pair
 ROW_ERROR = "reward_error"  # field of a row that cannot be scored
@@ -102,20 +102,21 @@ def add_rewards(
     Yields:
         The rows with their rewards. Rewards of an earlier run are replaced.
     """
+    temperature = model.config.reward_temperature if probabilities else None
     for chunk in chunks(rows):
         names = [row_name(number, source) for number, _ in enumerate(chunk, first_number)]
         encoded = [_encode_row(encoder, row, where) for row, where in zip(chunk, names, strict=True)]
         texts = [text for found in encoded if isinstance(found, dict) for text in found.values()]
         scores = score_texts(model, texts)
         further = further_scores(model, scores.features)
-        scored = iter(map(_Scored, scores.rewards.tolist(), scores.features, further))
+        scored = iter(zip(scores.rewards.tolist(), further, strict=True))
         for row, found, where in zip(chunk, encoded, names, strict=True):
             kept = {name: value for name, value in row.items() if name not in ADDED}
             if isinstance(found, str):
                 yield kept | {ROW_ERROR: found}
             else:
                 of_row = {name: next(scored) for name in found}
-                yield kept | _added(of_row, where, model if probabilities else None)
+                yield kept | _added(of_row, where, temperature)
         first_number += len(chunk)
 
 
@@ -128,14 +129,6 @@ def _encode_row(encoder: ChatEncoder, row: dict[str, Any], where: str) -> dict[s
         return str(error)
 
 
-class _Scored(NamedTuple):
-    """A text's reward, its (K,) features, and what `further_scores` says of it."""
-
-    reward: float
-    features: np.ndarray
-    further: dict[str, Any]
-
-
 def further_fields(further: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Name the fields of a row that hold what `further_scores` says of its texts.
 
@@ -146,16 +139,15 @@ def further_fields(further: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {f"{reward}_{name}": value for reward, of in further.items() for name, value in of.items()}
 
 
-def _added(scored: dict[str, _Scored], where: str, model: SparseRMForSequenceClassification | None) -> dict[str, Any]:
-    """Return the fields to add to a row; given the model, a pair also gets its probability."""
-    added: dict[str, Any] = {name: of.reward for name, of in scored.items()}
+def _added(scored: dict[str, tuple[float, dict[str, Any]]], where: str, temperature: float | None) -> dict[str, Any]:
+    """Return the fields to add to a row; with a temperature, a pair also gets its probability."""
+    rewards = {name: reward for name, (reward, _) in scored.items()}
     try:
-        check_rewards(added.values(), where)
+        check_rewards(rewards.values(), where)
     except SparseRMError as error:
         return {ROW_ERROR: str(error)}
-    added |= further_fields({name: of.further for name, of in scored.items()})
-    if model is not None and len(scored) == 2:
-        chosen, rejected = scored.values()
-        difference = chosen.features - rejected.features
-        added[PROBABILITY] = preference_probability(model, chosen.reward - rejected.reward, difference)
+    added = rewards | further_fields({name: further for name, (_, further) in scored.items()})
+    if temperature is not None and len(rewards) == 2:
+        chosen, rejected = rewards.values()
+        added[PROBABILITY] = float(expit((chosen - rejected) / temperature))
     return added

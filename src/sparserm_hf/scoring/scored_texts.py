@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import expit
 
 from ..conversations import TokenizedText
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
@@ -67,29 +66,15 @@ def further_scores(model: SparseRMForSequenceClassification, features: np.ndarra
         `deviation`, the standard deviation of the reward.
     """
     found: list[dict[str, Any]] = [{} for _ in features]
-    if model.objectives is not None:
+    if model.score.objectives is not None:
         rewards = features @ as_numpy(model.objectives.weight).T + as_numpy(model.objectives.bias)  # (N, objectives)
         for of_text, row in zip(found, rewards.tolist(), strict=True):
             of_text["by_objective"] = dict(zip(model.config.objective_names, row, strict=True))
-    if model.config.ensemble:
+    if model.score.ensemble is not None:
         rewards = features @ as_numpy(model.score.ensemble.weight).T + as_numpy(model.score.ensemble.bias)  # (N, E)
         for of_text, deviation in zip(found, rewards.std(1, ddof=1).tolist(), strict=True):
             of_text["deviation"] = deviation
     return found
-
-
-def preference_probability(model: SparseRMForSequenceClassification, margin: float, difference: np.ndarray) -> float:
-    """Compute the probability that one response is preferred to another.
-
-    Args:
-        model: The reward model.
-        margin: Difference of the two rewards.
-        difference: (K,) difference of the two responses' features; an ensemble's heads vote on it.
-    """
-    if not model.config.ensemble:
-        return float(expit(margin / model.config.reward_temperature))
-    votes = as_numpy(model.score.ensemble.weight) @ difference
-    return float(expit(votes / model.config.ensemble_temperature).mean())
 
 
 def check_rewards(rewards: Iterable[float], where: str) -> None:

@@ -36,7 +36,7 @@ class Rewards(BaseModel):
     """OpenRLHF's answer.
 
     With a linear head, `extra_logs` holds what each group of features adds to each reward. Of a combined reward model
-    it also holds the rewards by objective.
+    it also holds the rewards by objective, of an ensemble `deviation`.
     """
 
     rewards: list[float]

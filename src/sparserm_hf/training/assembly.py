@@ -78,8 +78,6 @@ def _make_config(
         adapter_rank=parts.adapter_rank,
         ensemble=args.ensemble,
     )
-    if fitted.ensemble:
-        config.ensemble_temperature = fitted.ensemble.temperature
     config.name_or_path = args.output_dir  # trainers load the tokenizer from it
     if fitted.head.held_out_margins is not None:
         config.reward_temperature = fit_temperature(fitted.head.held_out_margins)

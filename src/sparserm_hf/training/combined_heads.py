@@ -9,20 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..base_models import fingerprint_module
+from ..evaluation import SavedRewardModel
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.latents_sparserm import Latent
-from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError, as_numpy
 from .directions import Directions, directions_through
 
-SHARED = (
-    "layer",
-    "pooling",
-    "representation_norm",
-    "directions",
-    "response_marks",
-    "run_dtype",
-)  # fields of the config
+# Fields of the configuration that all members must have in common.
+SHARED = ("layer", "pooling", "representation_norm", "directions", "response_marks", "run_dtype")
 
 
 @dataclass(frozen=True)
@@ -52,17 +46,19 @@ class Member:
     shared: dict[str, Any]
 
     @classmethod
-    def of(cls, name: str, model: SparseRMForSequenceClassification) -> Member:
+    def of(cls, name: str, saved: SavedRewardModel) -> Member:
         """Take the head of a loaded reward model.
 
         Raises:
-            SparseRMError: The model is slim or combined already, its head is an MLP, or it was saved by version 0.1.
+            SparseRMError: The model is slim, combined already or pessimistic, its head is an MLP, or it was saved by
+                version 0.1.
         """
-        config = model.config
+        model, config, tokenizer = saved.model, saved.model.config, saved.tokenizer
         for reason, holds in (
             ("it is slim, without its SAE: train it without --slim", model.sae is None),
             ("its reward is no sum over latents: train it with --head_type linear", config.head_type != "linear"),
             ("it is a combined one: combine the models that it was made of", bool(config.objectives)),
+            ("its pessimism is no sum over latents: edit it with --pessimism 0", config.pessimism != 0),
             ("it was saved by version 0.1: train it anew", config.response_marks is None),
         ):
             if holds:
@@ -80,7 +76,8 @@ class Member:
             average=average,
             decoder=as_numpy(model.sae.W_dec[config.latent_ids]),
             shared={field: getattr(config, field) for field in SHARED}
-            | {"base model": fingerprint_module(model.model), "SAE": fingerprint_module(model.sae)},
+            | {"base model": fingerprint_module(model.model), "SAE": fingerprint_module(model.sae)}
+            | {"chat template": tokenizer.chat_template, "maximum length": tokenizer.model_max_length},
         )
 
 
@@ -109,7 +106,8 @@ def combine_heads(members: Sequence[Member]) -> CombinedHeads:
     """Put the heads of several reward models on shared directions; their rewards stay the same.
 
     Raises:
-        SparseRMError: The models have more latents together than the base model has dimensions.
+        SparseRMError: The models have more latents together than the base model has dimensions, or two of them are
+            hardly different.
     """
     latents = _merge_latents(members)
     position = {latent.id: i for i, latent in enumerate(latents)}
@@ -133,7 +131,13 @@ def combine_heads(members: Sequence[Member]) -> CombinedHeads:
     all_rows, averages = (np.concatenate([getattr(m, of) for m in members]) for of in ("rows", "average"))
     average = directions.rows @ np.linalg.lstsq(all_rows, averages)[0]
     biases = np.array([member.bias for member in members])
-    empty = np.linalg.lstsq(weights, np.array([member.empty for member in members]) - biases)[0]
+    wanted = np.array([member.empty for member in members]) - biases
+    empty = np.linalg.lstsq(weights, wanted)[0]
+    if not np.allclose(weights @ empty, wanted, rtol=1e-4, atol=1e-6):
+        raise SparseRMError(
+            f"The rewards of {', '.join(member.name for member in members)} are multiples of each other, but not "
+            "those of an empty response: leave one of the models out."
+        )
     latents = [replace(x, purity=round(float(y), 6)) for x, y in zip(latents, directions.purities, strict=True)]
     return CombinedHeads(latents, directions, weights, biases, average, empty)
 

@@ -34,6 +34,7 @@ from .combined_heads import Member, check_shared, combine_heads
 from .latent_records import warn_of_purity
 from .trained_model import TrainedModel
 
+MOST_WEIGHT = 1e6
 RESERVED = ("chosen", "rejected")  # names under which a trainer logs the two groups of latents
 
 
@@ -52,8 +53,8 @@ def combine(
     multiplied by the weights.
 
     Args:
-        models: Folders or Hub ids of self-contained reward models with linear heads. The last part of its name is the
-            name of each objective.
+        models: Folders or Hub ids of self-contained reward models with linear heads. Each
+            objective is named after the last part of its model's name.
         output_dir: Folder to write.
         weights: A weight for each model. By default they are fitted to `rows`, or 1 each without rows.
         rows: Preference pairs that are labelled on the whole, in any of TRL's formats.
@@ -88,25 +89,35 @@ def combine(
 
 def _check_arguments(models: Sequence[str], weights: Sequence[float] | None, folder: Path) -> None:
     check_output_dir(folder)
-    names = [Path(model).name for model in models]
+    names = list(map(_name, models))
+    if any(Path(model).resolve() == folder.resolve() for model in models):
+        raise SparseRMError(
+            f"The combined model would replace {str(folder)!r}, one of its models: name another folder."
+        )
     if len(names) < 2 or len({*names, *RESERVED}) < len(names) + len(RESERVED):
         raise SparseRMError(
             f"The objectives are named {', '.join(names)}, but there must be several, with names of their own other "
             f"than {' and '.join(RESERVED)}: name the folders of several reward models."
         )
-    if weights is not None and (len(weights) != len(names) or not any(weights)):
+    usable = weights is None or (any(weights) and all(abs(weight) < MOST_WEIGHT for weight in weights))
+    if weights is not None and not (usable and len(weights) == len(names)):
         raise SparseRMError(
-            f"The weights are {', '.join(map(str, weights))} for {len(names)} reward models: give one for each, not "
-            "all of them zero."
+            f"The weights are {', '.join(map(str, weights))} for {len(names)} reward models: give a number for each, "
+            "not all of them zero."
         )
+
+
+def _name(model: str) -> str:
+    """Name an objective after its reward model's folder, or after its repository on the Hub."""
+    return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
 
 
 def _load(models: Sequence[str]) -> tuple[SavedRewardModel, list[Member]]:
     """Load reward models one after the other, and assemble them on the base model of the first."""
     first = SavedRewardModel.load(models[0])
-    members = [Member.of(Path(models[0]).name, first.model)]
+    members = [Member.of(_name(models[0]), first)]
     for model in models[1:]:
-        members.append(Member.of(Path(model).name, SavedRewardModel.load(model).model))
+        members.append(Member.of(_name(model), SavedRewardModel.load(model)))
         check_shared(members[0], members[-1])
     return replace(first, model=assemble(first.model, members), controls=[]), members
 
