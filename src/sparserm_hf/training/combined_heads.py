@@ -129,10 +129,10 @@ def combine_heads(members: Sequence[Member]) -> CombinedHeads:
             row[[position[latent] for latent in member.config.latent_ids]] = member.weight
     # The smallest vectors that have the features, or give the rewards, that each member knows of.
     all_rows, averages = (np.concatenate([getattr(m, of) for m in members]) for of in ("rows", "average"))
-    average = directions.rows @ np.linalg.lstsq(all_rows, averages)[0]
+    average = directions.rows @ np.linalg.lstsq(all_rows, averages, rcond=None)[0]
     biases = np.array([member.bias for member in members])
     wanted = np.array([member.empty for member in members]) - biases
-    empty = np.linalg.lstsq(weights, wanted)[0]
+    empty = np.linalg.lstsq(weights, wanted, rcond=None)[0]
     if not np.allclose(weights @ empty, wanted, rtol=1e-4, atol=1e-6):
         raise SparseRMError(
             f"The rewards of {', '.join(member.name for member in members)} are multiples of each other, but not "
