@@ -57,7 +57,7 @@ def test_monitoring_in_python_names_the_latents(trained):
 
 
 def test_the_exit_code_is_1_for_other_texts_only(world, trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "300")  # the path of a temporary folder must not break a line
     alike = write_jsonl(tmp_path / "alike.jsonl", make_rows(120, seed=4))
     assert main(["monitor", str(trained), alike, "--alarm", "0.1"]) == 0
     printed = capsys.readouterr().out
