@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from ..runtime import SparseRMError
+from ..runtime import SparseRMError, process_state
 from .linear_head import fit_linear_path
 from .objective import Objective
 from .represented_texts import PairIndices
@@ -55,7 +56,8 @@ def fit_ensemble(
         )
     of_pairs, rng = pairs.features(features), np.random.default_rng(seed)
     weights = np.zeros((heads, features.shape[1]))
-    for head in range(heads):
+    hidden = not process_state().is_main_process
+    for head in tqdm(range(heads), "Ensemble", unit="head", delay=2, leave=False, disable=hidden):
         times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[prompt]  # (N,)
         drawn = np.repeat(np.arange(len(pairs)), times)
         (fitted,) = fit_linear_path(of_pairs.rows(drawn), objective.rows(drawn), (l2,))
