@@ -24,6 +24,7 @@ from sparserm_hf.conversations import ChatFormat, TokenizedText
 from sparserm_hf.evaluation import find_twin, reward_represented, shard_features
 from sparserm_hf.evaluation.attacks import attacks_on
 from sparserm_hf.runtime import as_numpy
+from sparserm_hf.scoring import further_scores
 
 HEADS = 20
 PROMPTS = 20  # on which each attack is tried
@@ -59,8 +60,6 @@ def measure(trainer: SparseRMTrainer, texts: list[TokenizedText]) -> dict[str, n
     model, reference, cached = trainer.model, trainer.reference, trainer.represent(texts)
     assert model is not None and reference is not None
     features = cached.read(lambda shard: as_numpy(shard_features(model, shard)))
-    ensemble = model.score.ensemble
-    rewards = features @ as_numpy(ensemble.weight).T + as_numpy(ensemble.bias)  # (N, heads)
     lengths = np.array([len(text.ids) for text in texts])
     twin = find_twin(trainer.controls)
     ours, theirs = (
@@ -71,7 +70,7 @@ def measure(trainer: SparseRMTrainer, texts: list[TokenizedText]) -> dict[str, n
         )
     )
     return {
-        "deviation": rewards.std(1, ddof=1),
+        "deviation": np.array([of["deviation"] for of in further_scores(model, features)]),
         "outside": ((features < reference.low) | (features > reference.high)).mean(1),
         "twin": np.abs(ours - theirs),
         "tokens": np.array([len(text.response) for text in texts], dtype=float),

@@ -35,37 +35,21 @@ def render_model_card(name: str, config: Any, facts: Any, metrics: Mapping[str, 
         metrics: Metrics that `SparseRMTrainer.train` returned.
         evaluation: An `Evaluation` on the held-out pairs of `facts`, whose plot lies beside the card.
     """
-    on_hub = config.base_model_revision is not None
-    base, tested = config.base_model_name_or_path, [x.title_f1 for x in config.latents if x.title_f1 is not None]
-    data = ModelCardData(
-        base_model=base if on_hub else None,
-        datasets=sorted({of.source.name for of in facts.data.values() if of.source.on_hub}) or None,
-        library_name="transformers",
-        pipeline_tag="text-classification",
-        tags=TAGS,
-        model_name=name.rpartition("/")[2],
-        eval_results=_eval_results(evaluation, facts.data["held-out"].source) if evaluation else None,
-        **LICENSE,
-        license_link=f"https://huggingface.co/{base}" if on_hub else None,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        name=name,
-        config=config,
-        base_name=base if on_hub else Path(base).name,
-        sae_name=config.sae_source.get("source", "unknown"),
-        facts=facts,
-        metrics=metrics,
-        adapter_rows=ADAPTER_ROWS,
-        evaluation=evaluation,
-        plot=PLOT_FILE,
-        latents=config.latents,
-        tested=tested,
-        text=as_text,
-        code=as_code,
-    )
-    return str(card)
+    card_data = {
+        "datasets": sorted({of.source.name for of in facts.data.values() if of.source.on_hub}) or None,
+        "tags": TAGS,
+        "model_name": name.rpartition("/")[2],
+        "eval_results": _eval_results(evaluation, facts.data["held-out"].source) if evaluation else None,
+    }
+    tested = [x.title_f1 for x in config.latents if x.title_f1 is not None]
+    further = {
+        "facts": facts,
+        "metrics": metrics,
+        "adapter_rows": ADAPTER_ROWS,
+        "latents": config.latents,
+        "tested": tested,
+    }
+    return _render(TEMPLATE, name, config, evaluation, card_data, **further)
 
 
 def render_combined_card(name: str, config: Any, evaluation: Any = None) -> str:
@@ -76,19 +60,27 @@ def render_combined_card(name: str, config: Any, evaluation: Any = None) -> str:
         config: The model's `SparseRMConfig`.
         evaluation: An `Evaluation` on preference pairs, whose plot lies beside the card.
     """
+    return _render(
+        COMBINED_TEMPLATE, name, config, evaluation, {"tags": [*TAGS, "multi-objective"], "model_name": name}
+    )
+
+
+def _render(
+    template: Path, name: str, config: Any, evaluation: Any, card_data: Mapping[str, Any], **further: Any
+) -> str:
+    """Render a reward model's card: what the cards have in common, and further metadata and names of the template."""
     on_hub, base = config.base_model_revision is not None, config.base_model_name_or_path
     data = ModelCardData(
         base_model=base if on_hub else None,
         library_name="transformers",
         pipeline_tag="text-classification",
-        tags=[*TAGS, "multi-objective"],
-        model_name=name,
+        **card_data,
         **LICENSE,
         license_link=f"https://huggingface.co/{base}" if on_hub else None,
     )
     card = ModelCard.from_template(
         data,
-        template_path=str(COMBINED_TEMPLATE),
+        template_path=str(template),
         name=name,
         config=config,
         base_name=base if on_hub else Path(base).name,
@@ -97,6 +89,7 @@ def render_combined_card(name: str, config: Any, evaluation: Any = None) -> str:
         plot=PLOT_FILE,
         text=as_text,
         code=as_code,
+        **further,
     )
     return str(card)
 

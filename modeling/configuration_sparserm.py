@@ -184,7 +184,8 @@ class SparseRMConfig(PretrainedConfig):
 
     model_type = "sparserm"
     sub_configs = {"base_config": AutoConfig}  # noqa: RUF012
-    keys_to_ignore_at_inference = ["rewards", "standard_deviation"]  # noqa: RUF012  # else a trainer's predictions are no longer `logits`
+    # Otherwise a trainer's predictions would no longer be `logits` alone.
+    keys_to_ignore_at_inference = ["rewards", "standard_deviation"]  # noqa: RUF012
     _auto_class = "AutoConfig"
 
     def __init__(

@@ -47,6 +47,11 @@ class LinearHead(Affine):
         self.ensemble = EnsembleHeads(config) if config.ensemble else None
 
     @property
+    def layers(self) -> list[Affine]:
+        """The affine layers from the features to the reward."""
+        return [self]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights; `parameters()` cannot tell it, as it is empty in the replicas of DataParallel."""
         return self.weight.dtype
@@ -60,6 +65,11 @@ class MLPHead(nn.Sequential):
     def __init__(self, config: SparseRMConfig):
         width = config.head_hidden_size
         super().__init__(Affine(len(config.latents), width), nn.ReLU(), Affine(width, 1))
+
+    @property
+    def layers(self) -> list[Affine]:
+        """The affine layers from the features to the reward, see `LinearHead.layers`."""
+        return [self[0], self[2]]
 
     @property
     def dtype(self) -> torch.dtype:

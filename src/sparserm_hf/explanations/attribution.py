@@ -104,13 +104,13 @@ def _by_objective(
     config = model.config
     if model.objectives is None:
         return [{} for _ in config.latents], []
-    added = model.objective_shares()[:, None] * model.objectives.weight * (features - model.feature_mean)  # (n, K)
+    shares = model.objective_shares()
+    added = shares[:, None] * model.objectives.weight * (features - model.feature_mean)  # (n, K)
     rewards = model.objective_rewards(features[None])[0].tolist()
-    shares, means = model.objective_shares().tolist(), [of["reward_mean"] for of in config.objectives]
-    names = config.objective_names
+    names, means = config.objective_names, [of["reward_mean"] for of in config.objectives]
     objectives = [
         ObjectiveEffect(name, reward, share * (reward - mean))
-        for name, reward, share, mean in zip(names, rewards, shares, means, strict=True)
+        for name, reward, share, mean in zip(names, rewards, shares.tolist(), means, strict=True)
     ]
     return [dict(zip(names, column, strict=True)) for column in added.T.tolist()], objectives
 

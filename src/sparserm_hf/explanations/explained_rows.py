@@ -43,9 +43,10 @@ class ExplainedRow:
             latents = [_latent_as_json(effect) for effect in explanation.latents[:top]]
             output[name] = explanation.reward
             described = asdict(explanation) | {"latents": latents}
-            absent = [of for of in ("objectives", "deviation", "penalty") if not described[of]]
-            described = {of: value for of, value in described.items() if of not in absent}
-            output[name.removesuffix("reward") + "explanation"] = described
+            optional = ("objectives", "deviation", "penalty")
+            output[name.removesuffix("reward") + "explanation"] = {
+                of: value for of, value in described.items() if value or of not in optional
+            }
         if len(self.explanations) == 2:
             difference = list(contrast(*self.explanations.values()).items())
             output["difference"] = {str(latent): x for latent, x in difference[:top]}

@@ -66,13 +66,14 @@ def further_scores(model: SparseRMForSequenceClassification, features: np.ndarra
         `deviation`, the standard deviation of the reward.
     """
     found: list[dict[str, Any]] = [{} for _ in features]
-    if model.score.objectives is not None:
-        rewards = features @ as_numpy(model.objectives.weight).T + as_numpy(model.objectives.bias)  # (N, objectives)
+    given = torch.from_numpy(features).to(model.directions.device)
+    with torch.inference_mode():
+        rewards, deviations = model.objective_rewards(given), model.reward_deviation(given)
+    if rewards is not None:
         for of_text, row in zip(found, rewards.tolist(), strict=True):
             of_text["by_objective"] = dict(zip(model.config.objective_names, row, strict=True))
-    if model.score.ensemble is not None:
-        rewards = features @ as_numpy(model.score.ensemble.weight).T + as_numpy(model.score.ensemble.bias)  # (N, E)
-        for of_text, deviation in zip(found, rewards.std(1, ddof=1).tolist(), strict=True):
+    if deviations is not None:
+        for of_text, deviation in zip(found, deviations.tolist(), strict=True):
             of_text["deviation"] = deviation
     return found
 

@@ -8,7 +8,6 @@ import torch
 
 from ..base_models import cast_weights
 from ..modeling.configuration_sparserm import SparseRMConfig
-from ..modeling.head_sparserm import Affine
 from ..modeling.latents_sparserm import Latent
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from .calibration import fit_temperature
@@ -41,9 +40,8 @@ def assemble_model(
     model.feature_mean = torch.from_numpy(features.mean(0)).float()
     # No token is pooled in an empty response: it gets the features of the worst training response.
     model.empty_features = torch.from_numpy(features[rewards.argmin()]).float()
-    affine = [module for module in model.score.modules() if isinstance(module, Affine)][: len(fitted.head.layers)]
     with torch.no_grad():
-        for module, (weight, bias) in zip(affine, fitted.head.layers, strict=True):
+        for module, (weight, bias) in zip(model.score.layers, fitted.head.layers, strict=True):
             module.weight.copy_(torch.from_numpy(weight))
             module.bias.copy_(torch.from_numpy(bias))
         if fitted.ensemble:

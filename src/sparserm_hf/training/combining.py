@@ -99,8 +99,9 @@ def _check_arguments(models: Sequence[str], weights: Sequence[float] | None, fol
             f"The objectives are named {', '.join(names)}, but there must be several, with names of their own other "
             f"than {' and '.join(RESERVED)}: name the folders of several reward models."
         )
-    usable = weights is None or (any(weights) and all(abs(weight) < MOST_WEIGHT for weight in weights))
-    if weights is not None and not (usable and len(weights) == len(names)):
+    if weights is None:
+        return
+    if len(weights) != len(names) or not any(weights) or not all(abs(weight) < MOST_WEIGHT for weight in weights):
         raise SparseRMError(
             f"The weights are {', '.join(map(str, weights))} for {len(names)} reward models: give a number for each, "
             "not all of them zero."
