@@ -83,6 +83,8 @@ class AppleGPU(TorchFunctionMode):
             devices = [CPU]
         if func is torch._C._nn.pad_sequence:  # it makes its tensor in C++, where `device` is not asked
             devices = [args[0][0].device]
+        if func is torch.Tensor.new_tensor:
+            devices = [args[0].device]
         if not devices or func is torch._C._nn._parse_to:  # which makes no tensor, and is how `Module.to` begins
             return func(*args, **kwargs)
         args, kwargs = tree_map_only(OnGPU, lambda tensor: tensor.inner, (args, kwargs))

@@ -36,7 +36,7 @@ def test_the_emulation_raises_where_the_gpu_does():
 def trained(world, tmp_path_factory):
     """Checkpoints that were trained on the GPU and on the CPU."""
     root = tmp_path_factory.mktemp("apple")
-    changes = {"eval_dataset": world / "test.jsonl", "dtype": "float32", "debias": "length"}
+    changes = {"eval_dataset": world / "test.jsonl", "dtype": "float32", "debias": "length", "ensemble": 3}
     run_on_gpu(*train_arguments(world, root / "gpu", cache_dir=root / "cache", **changes))
     assert main(train_arguments(world, root / "cpu", cache_dir=root / "cache-of-cpu", **changes)) == 0
     return root
@@ -66,6 +66,9 @@ def test_every_command_runs_there_and_scores_as_on_the_cpu(trained, tmp_path):
     run_on_gpu("report", trained / "gpu", "--dataset", rows, "--output", tmp_path / "report.html")
     edited = ("--dataset", rows, "--output_dir", tmp_path / "edited")
     run_on_gpu("edit", trained / "gpu", "--steer", f"{latent}=0", *edited)
+    run_on_gpu("combine", trained / "gpu", tmp_path / "edited", "--dataset", rows, "--output_dir", tmp_path / "both")
+    run_on_gpu("score", tmp_path / "both", rows, "--output", tmp_path / "both.jsonl")
+    run_on_gpu("explain", tmp_path / "both", rows)
 
 
 def test_what_once_failed_there_fails_here(trained, tmp_path, monkeypatch):

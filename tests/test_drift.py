@@ -56,11 +56,10 @@ def test_monitoring_in_python_names_the_latents(trained):
         monitor(str(trained), [])
 
 
-def test_the_exit_code_is_1_for_other_texts_only(world, trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")  # the path of a temporary folder must not break a line
+def test_the_exit_code_is_1_for_other_texts_only(world, trained, tmp_path, capsys):
     alike = write_jsonl(tmp_path / "alike.jsonl", make_rows(120, seed=4))
     assert main(["monitor", str(trained), alike, "--alarm", "0.1"]) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # a table's title breaks where its path is long
     assert "No alarm" in printed and "dense twin" in printed and "240 responses" in printed
     # A policy that has found the one good word.
     found = [{"role": "assistant", "content": "w5 " * 30}]

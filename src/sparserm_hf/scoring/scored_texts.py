@@ -66,7 +66,7 @@ def further_scores(model: SparseRMForSequenceClassification, features: np.ndarra
         `deviation`, the standard deviation of the reward.
     """
     found: list[dict[str, Any]] = [{} for _ in features]
-    given = torch.from_numpy(features).to(model.directions.device)
+    given = torch.from_numpy(features).float().to(model.directions.device)
     with torch.inference_mode():
         rewards, deviations = model.objective_rewards(given), model.reward_deviation(given)
     if rewards is not None:
