@@ -19,9 +19,10 @@ FLOORS = [
     {"evaluation"},
     {"training", "explanations", "monitoring"},
     {"integrations", "server", "align"},
+    {"labelling"},
     {"cli"},
 ]
-LEAVES = {"explanations", "monitoring", "integrations", "server", "align", "cli"}
+LEAVES = {"explanations", "monitoring", "integrations", "server", "align", "labelling", "cli"}
 
 
 def imported_modules(path: Path) -> set[str]:

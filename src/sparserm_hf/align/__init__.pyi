@@ -2,5 +2,11 @@ from .aligner import IterativeAligner as IterativeAligner
 from .alignment_report import outcome_table as outcome_table
 from .alignment_report import write_alignment_report as write_alignment_report
 from .arms import Outcome as Outcome
+from .policy import Policy as Policy
+from .questions import read_questions as read_questions
+from .responses import write_responses as write_responses
+from .round_files import read_rows as read_rows
+from .round_files import write_json as write_json
+from .round_files import write_rows as write_rows
 from .settings import AlignmentConfig as AlignmentConfig
 from .truthfulqa import load_truthfulqa as load_truthfulqa

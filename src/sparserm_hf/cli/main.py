@@ -29,6 +29,7 @@ COMMANDS = {
     "edit": "Copy a reward model and steer or name latents of the copy.",
     "export": "Write a reward model as a sequence classifier that transformers loads without remote code.",
     "serve": "Score over HTTP.",
+    "label": "Label pairs of responses on a page that picks the next pair, and train a reward model on the labels.",
     "sae check": "Check that an SAE fits a base model, a layer and texts; exit with 1 if it does not.",
     "sae find": "List the SAEs that sae-lens' registry has for the residual stream of a base model.",
     "sae train": "Train an SAE on a layer of a base model.",

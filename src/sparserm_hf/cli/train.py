@@ -24,6 +24,7 @@ SETTING_GROUPS = {
         "pooling",
         "representation_norm",
         "k",
+        "exclude_latents",
         "directions",
         "head_type",
         "loss",

@@ -71,6 +71,13 @@ async def failed(_: Request, error: Exception) -> JSONResponse:
     return refusal(500, f"The server failed on this request: {reason(error).rstrip('.')}.")
 
 
+def answer_errors(app: FastAPI) -> None:
+    """Make an application answer every error with one sentence, in one form."""
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(StarletteHTTPException, refused)
+    app.add_exception_handler(Exception, failed)
+
+
 def _make_scorer(model: SparseRMForSequenceClassification, exact: bool) -> Callable[[list[TokenizedText]], Scores]:
     def score(texts: list[TokenizedText]) -> Scores:
         if not exact:
@@ -108,9 +115,7 @@ def _add_endpoints(app: FastAPI, endpoints: Endpoints, token: str | None) -> Non
     errors = refusals(entrance, 408, 413, 500)
     app.get("/metrics", responses=errors, response_class=PlainTextResponse)(show_metrics)
     app.get("/health", responses=refusals(*([] if token else [421]), 408, 413, 500))(endpoints.health)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(StarletteHTTPException, refused)
-    app.add_exception_handler(Exception, failed)
+    answer_errors(app)
 
 
 def _add_guards(app: FastAPI, metrics: Metrics, token: str | None, max_body: int, body_seconds: float) -> None:

@@ -53,9 +53,10 @@ class Server(uvicorn.Server):
     Args:
         app: The application.
         grace: Seconds after a stop in which accepted requests are still answered.
+        end: End of the address, such as the token for a page.
     """
 
-    def __init__(self, app: FastAPI, grace: int = GRACE):
+    def __init__(self, app: FastAPI, grace: int = GRACE, end: str = ""):
         # No logging set up by uvicorn: that closes every handler there is, and some take the stream with them.
         config = uvicorn.Config(
             app,
@@ -67,21 +68,21 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=grace,
         )
         super().__init__(config)
-        self.title = app.title
+        self.title, self.end = app.title, end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and print the address."""
         await super().startup(sockets=sockets)
         for listening in sockets or []:
             host, port = listening.getsockname()[:2]
-            say(f"Serving {self.title} on http://{f'[{host}]' if ':' in host else host}:{port}")
+            say(f"Serving {self.title} on http://{f'[{host}]' if ':' in host else host}:{port}{self.end}")
 
 
-def run_app(app: FastAPI, host: str, port: int) -> None:
-    """Run a server until a signal stops it; requests that it has accepted are still answered for `GRACE` seconds.
+def run_app(app: FastAPI, host: str, port: int, grace: int = GRACE, end: str = "") -> None:
+    """Run a server until a signal stops it; see `Server`.
 
     Raises:
         SparseRMError: The port is taken, or is none.
     """
     with suppress(KeyboardInterrupt):  # uvicorn passes the signal on that has stopped it
-        Server(app).run(sockets=[open_socket(host, port)])
+        Server(app, grace, end).run(sockets=[open_socket(host, port)])

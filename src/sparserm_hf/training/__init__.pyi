@@ -1,6 +1,7 @@
 from .combining import combine as combine
 from .config import RewardHeadConfig as RewardHeadConfig
 from .config import SparseRMTrainingConfig as SparseRMTrainingConfig
+from .latent_records import name_selected as name_selected
 from .represented_texts import PairIndices as PairIndices
 from .represented_texts import RepresentedTexts as RepresentedTexts
 from .steps import FittedRewardHead as FittedRewardHead

@@ -39,7 +39,7 @@ class RewardHeadConfig:
     Example:
         >>> RewardHeadConfig(k=8, loss="bradley_terry")
         RewardHeadConfig(k=8, directions='orthogonal', head_type='linear', \
-loss='bradley_terry', ensemble=0, gamma=1.0, seed=42)
+loss='bradley_terry', ensemble=0, exclude_latents='', gamma=1.0, seed=42)
         >>> RewardHeadConfig(k=0)
         Traceback (most recent call last):
         sparserm_hf.runtime.errors.SparseRMError: k is 0, but must be at least 1.
@@ -64,6 +64,10 @@ loss='bradley_terry', ensemble=0, gamma=1.0, seed=42)
         "Number of further heads to fit on bootstrap samples of the prompts, such as 20: each reward then has a "
         "standard deviation, which tells how much the training pairs leave open.",
     )
+    exclude_latents: str = _option(
+        "",
+        "Ids of latents that must not be selected, separated by commas, such as those that a reward must not follow.",
+    )
     gamma: float = _option(1.0, "Reward difference that the margin loss demands of every pair.")
     seed: int = _option(42, "Seed of the folds, the random directions and the MLP head.")
 
@@ -77,6 +81,10 @@ loss='bradley_terry', ensemble=0, gamma=1.0, seed=42)
                 raise SparseRMError(f"k is {self.k!r}, but must be a number of latents, or auto.") from None
             self._check_least("k", 1)
         self._check_least("seed", 0)
+        if not all(name.isdecimal() for name in self._excluded_names):
+            raise SparseRMError(
+                f"exclude_latents is {self.exclude_latents!r}, but must be ids of latents, separated by commas."
+            )
         if self.ensemble and (self.ensemble < 2 or self.head_type != "linear"):
             raise SparseRMError(
                 f"ensemble is {self.ensemble} and head_type {self.head_type}, but an ensemble has at least 2 heads, "
@@ -86,6 +94,15 @@ loss='bradley_terry', ensemble=0, gamma=1.0, seed=42)
             raise SparseRMError(
                 f"gamma is {self.gamma}, but must be above 0: with 0, a head of zero weights already has no loss."
             )
+
+    @property
+    def _excluded_names(self) -> list[str]:
+        return [name.strip() for name in self.exclude_latents.split(",") if name.strip()]
+
+    @property
+    def excluded(self) -> list[int]:
+        """Ids of the latents that must not be selected."""
+        return [int(name) for name in self._excluded_names]
 
     def _check_choice(self, name: str, known: Sequence[str]) -> None:
         if getattr(self, name) not in known:

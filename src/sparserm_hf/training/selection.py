@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,20 @@ class FiringCounts:
         sides = [side[fold_of == fold] for side in (pairs.chosen, pairs.rejected) for fold in range(len(sizes))]
         counts = texts.count_firing(sides)
         return cls(counts[: len(sizes)], counts[len(sizes) :], sizes)
+
+    def leave_out(self, latents: Sequence[int]) -> FiringCounts:
+        """Count as if some latents never fired, so that none of them is selected.
+
+        Raises:
+            SparseRMError: The SAE has no such latent.
+        """
+        d_sae = self.chosen.shape[1]
+        if latents and max(latents) >= d_sae:
+            raise SparseRMError(
+                f"Latent {max(latents)} cannot be left out, as the SAE has {d_sae}: see exclude_latents."
+            )
+        keeps = ~np.isin(np.arange(d_sae), latents)
+        return FiringCounts(self.chosen * keeps, self.rejected * keeps, self.pairs)
 
     def select(self, k: int, without: int | None = None) -> Selection:
         """Select K latents on each side by all pairs, or by the pairs outside one fold; see `select_latents`."""

@@ -156,7 +156,7 @@ def select(texts: RepresentedTexts, pairs: PairIndices, config: RewardHeadConfig
         SparseRMError: Too few latents fire on the pairs.
     """
     fold_of = group_folds(pairs.groups, FOLDS, config.seed)
-    firing = FiringCounts.of(texts, pairs, fold_of)
+    firing = FiringCounts.of(texts, pairs, fold_of).leave_out(config.excluded)
     if isinstance(config.k, int):
         return SelectedLatents(firing.select(config.k), firing, config.k, {})
     accuracies = _try_k(texts, pairs, firing, fold_of, config)

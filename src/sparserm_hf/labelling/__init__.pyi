@@ -1,0 +1,2 @@
+from .labelling import LabellingConfig as LabellingConfig
+from .labelling import label as label

@@ -1,0 +1,206 @@
+"""`sparserm label`: responses are written, represented and shown on a page; the labels make a reward model."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..align import AlignmentConfig, read_questions, read_rows
+from ..conversations import Messages, load_preferences
+from ..evaluation import RowName
+from ..runtime import SparseRMError, process_state, without_extra
+from ..sae import LoadedSAE
+from ..server import run_app
+from ..training import SparseRMTrainer, SparseRMTrainingConfig
+from .label_files import HELD_OUT_FILE, TRAINING_FILE, LabelFiles, pair_key
+from .page import create_page
+from .pool import Pool, pairs_of
+from .session import EXCLUDED_FILE, Session
+
+RESPONSES_FILE = "responses.jsonl"
+MODEL_FOLDER = "reward-model"
+STOP_SECONDS = 2  # in which a page that polls is answered after a stop
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class LabellingConfig:
+    """Settings of `label` and `sparserm label`; each field's `help` describes it.
+
+    Raises:
+        SparseRMError: A setting is out of its range.
+
+    Example:
+        >>> LabellingConfig("my-labels", num_responses=2).port
+        8001
+    """
+
+    output_dir: str = field(
+        metadata={"help": "Folder of labels, responses and reward model; an earlier session in it goes on."}
+    )
+    num_responses: int = _option(4, "Number of responses that the policy writes to each question.")
+    max_new_tokens: int = _option(128, "Maximum number of tokens of a response.")
+    temperature: float = _option(0.7, "Sampling temperature.")
+    layer: int | None = _option(
+        None, "Number of decoder layers of the base model to keep; by default, the layers before the SAE's hook."
+    )
+    max_length: int = _option(1024, "Maximum number of tokens of a text; a longer pair loses the start of its prompt.")
+    dtype: Literal["auto", "bfloat16", "float32"] = _option("auto", "Data type to run the base model in.")
+    check_sae: bool = field(
+        default=True,
+        metadata={
+            "help": "Check first that the SAE fits the base model and the layer.",
+            "off": "Do not check that the SAE fits the base model and the layer.",
+        },
+    )
+    cache_dir: str | None = _option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
+    port: int = _option(8001, "Port of the page; 0 takes a free port.")
+    seed: int = _option(42, "Random seed.")
+
+    def __post_init__(self) -> None:
+        self.writing()
+        self.training()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the session."""
+        return Path(self.output_dir)
+
+    def training(self, exclude_latents: str = "") -> SparseRMTrainingConfig:
+        """Make the settings of the reward model's training."""
+        return SparseRMTrainingConfig(
+            str(self.folder / MODEL_FOLDER),
+            layer=self.layer,
+            max_length=self.max_length,
+            dtype=self.dtype,
+            check_sae=self.check_sae,
+            cache_dir=self.cache_dir,
+            seed=self.seed,
+            exclude_latents=exclude_latents,
+        )
+
+    def writing(self) -> AlignmentConfig:
+        """Make the settings by which a policy writes responses."""
+        return AlignmentConfig(
+            self.output_dir,
+            pairs="best-of-n",
+            num_samples=self.num_responses,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
+
+def label(
+    questions: Iterable[Mapping[str, Any]],
+    config: LabellingConfig,
+    model: str,
+    sae: str | LoadedSAE | None = None,
+    policy: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Serve a page on which pairs of responses are labelled, until the process is stopped.
+
+    Each answer is written at once into `labels.jsonl` or, for a fifth of the prompts, `held-out.jsonl`. The page's
+    button trains a reward model on the first file, measures it on the second, and saves it in `reward-model`.
+
+    Args:
+        questions: Rows with a `prompt` or a `question`, a string or messages; without a policy they have `responses`
+            too, a list of strings.
+        config: Settings.
+        model: Base model: a Hub id, a folder or a GGUF file.
+        sae: SAE: anything that `load_sae` takes; None and `auto` choose one that was published for the base model.
+        policy: Language model that writes the responses: a Hub id, a folder or a GGUF file.
+        revision: Revision of the base model on the Hub.
+
+    Raises:
+        SparseRMError: A model cannot be loaded, a row has another form, or the folder holds something else.
+    """
+    folder = config.folder
+    files = LabelFiles(folder)
+    excluded = _read_excluded(folder / EXCLUDED_FILE)
+    rows = pairs_of(questions if policy is None else _responses(questions, policy, config))
+    known = {pair_key(row) for row in rows}
+    rows += [row for row in files.rows if pair_key(row) not in known]  # labels on other responses count too
+    pool = Pool.represent(rows, SparseRMTrainer(model, sae, config.training(), rows, revision=revision))
+
+    def finish(excluded: list[int]) -> str:
+        return train_on_labels(config, model, sae, revision, excluded)
+
+    token = secrets.token_urlsafe(16)
+    page = create_page(Session(pool, folder, finish, excluded, config.seed), token)
+    run_app(page, "127.0.0.1", config.port, STOP_SECONDS, end=f"/#{token}")
+
+
+def _responses(questions: Iterable[Mapping[str, Any]], policy: str, config: LabellingConfig) -> list[dict[str, Any]]:
+    """Have the policy write responses, or take those that it wrote in an earlier session."""
+    asked, path = read_questions(questions), config.folder / RESPONSES_FILE
+    rows = read_rows(path) or _write_responses(asked, policy, config, path)
+    if [row["prompt"] for row in rows] != asked or any(len(r["responses"]) != config.num_responses for r in rows):
+        raise SparseRMError(
+            f"{path} holds responses to other questions, or another number of them: name another output_dir, or "
+            "remove that file."
+        )
+    return [{"prompt": row["prompt"], "responses": [of["text"] for of in row["responses"]]} for row in rows]
+
+
+def _write_responses(asked: list[Messages], policy: str, config: LabellingConfig, path: Path) -> list[dict[str, Any]]:
+    try:
+        from ..align import Policy, write_responses
+    except ModuleNotFoundError as error:
+        raise without_extra("A policy", error, "align") from None
+    writer = Policy.load(policy, process_state().device)
+    writer.check_lengths(asked, None, config.max_new_tokens)
+    return write_responses(writer, asked, config.writing(), config.seed, path)
+
+
+def _read_excluded(path: Path) -> list[int]:
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(type(latent) is int and latent >= 0 for latent in found):
+        raise SparseRMError(f"{path} must hold a list of ids of latents: mend or remove it.")
+    return found
+
+
+def train_on_labels(
+    config: LabellingConfig, model: str, sae: str | LoadedSAE | None, revision: str | None, excluded: list[int]
+) -> str:
+    """Train a reward model on the labels of a folder, as `sparserm train` does, and save it.
+
+    Returns:
+        A sentence on the model and its accuracy.
+
+    Raises:
+        SparseRMError: There are too few labels.
+    """
+    training, held_out = (config.folder / name for name in (TRAINING_FILE, HELD_OUT_FILE))
+    if not training.is_file():
+        raise SparseRMError("There are no labels to train on yet: answer some pairs first.")
+    files = LabelFiles(config.folder)
+    settings = config.training(",".join(map(str, excluded)))
+    trainer = SparseRMTrainer(
+        model,
+        sae,
+        settings,
+        load_preferences(str(training)),
+        load_preferences(str(held_out)) if files.held_out else None,
+        revision=revision,
+    )
+    trainer.train()
+    trainer.save_model()
+    saved = f"Saved {settings.output_dir}, trained on {len(files.training)} labels"
+    if trainer.evaluation is None:
+        return f"{saved}."
+    found = trainer.evaluation.metrics[RowName.REWARD_MODEL]
+    return f"{saved}: {found} right on {found.pairs} held-out labels."
