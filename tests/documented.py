@@ -28,6 +28,9 @@ def write_documented(root):
     for seed, name in enumerate(ROWS):
         rows = [{"messages": [*row["prompt"], *row["chosen"]]} for row in make_rows(40, seed + 10)]
         write_jsonl(root / f"{name}.jsonl", rows)
+    (root / "my-labels").mkdir()
+    write_jsonl(root / "my-labels" / "labels.jsonl", make_rows(40, seed=30))
+    write_jsonl(root / "my-labels" / "held-out.jsonl", make_rows(10, seed=31))
     prompts = [{"prompt": row["prompt"]} for row in make_rows(8, seed=20)]
     write_jsonl(root / "questions.jsonl", prompts)
     names = {"base": root / "my-base-model", "sae": root / "my-sae", "train.jsonl": root / "my-pairs.jsonl"}

@@ -31,7 +31,8 @@ TOUR = ROOT / "examples" / "tour.ipynb"
 CELLS = [cell for cell in json.loads(TOUR.read_text())["cells"] if cell["cell_type"] == "code"]
 BLOCK = re.compile(r"^( *)```(python|bash)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 # Tested elsewhere: these install something, run for ever, or take minutes.
-ELSEWHERE = ("pip ", "make ", "rewardbench ", "python -m scripts", "sparserm serve", "sparserm align", "sparserm demo")
+ELSEWHERE = ("pip ", "make ", "rewardbench ", "python -m scripts")
+ELSEWHERE += ("sparserm serve", "sparserm align", "sparserm label", "sparserm demo")
 FILES = sorted(path for folder in ("src", "modeling", "hub_cards") for path in (ROOT / folder).rglob("*.py"))
 MODULES = [
     ".".join(path.relative_to(ROOT / "src" if path.is_relative_to(ROOT / "src") else ROOT).with_suffix("").parts)

@@ -292,10 +292,11 @@ def test_the_page_in_a_browser(browser, served, tmp_path):
     second = browser.new_page()
     second.goto(address)
     wait(second, "state && state.number === 14")
+    stale = json.dumps({"pair": page.evaluate("state.pair.id"), "number": 14, "side": "right"})
     second.click("#left-button")
     wait(second, "state.number === 15")
-    page.click("#right-button")  # of the pair that the other tab has answered
-    wait(page, "state.number === 15")
+    page.evaluate(f"act('answer', {stale})")  # of the pair that the other tab has answered
+    wait(page, "state.number === 15 && problem")
     assert "answered elsewhere" in page.inner_text("#message") and len(session.files.rows) == 15
     wait(page, "!state.fitting")
     page.uncheck("#list label:first-child input")

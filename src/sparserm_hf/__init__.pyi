@@ -19,6 +19,8 @@ from .integrations import DriftCallback as DriftCallback
 from .integrations import SparseRMReward as SparseRMReward
 from .integrations import export_stock as export_stock
 from .integrations import score_parquet as score_parquet
+from .labelling import LabellingConfig as LabellingConfig
+from .labelling import label as label
 from .modeling.configuration_sparserm import SparseRMConfig as SparseRMConfig
 from .modeling.modeling_sparserm import SparseRMForSequenceClassification as SparseRMForSequenceClassification
 from .monitoring import Drift as Drift

@@ -10,8 +10,10 @@ from ..labelling import LabellingConfig, label
 from ..sae import model_and_sae
 from .arguments import ModelAndSAE, add_settings, given
 
-EXAMPLE = """sparserm label questions.jsonl --policy google/gemma-2-2b-it --preset gemma-2-2b --output_dir my-labels"""
-NEXT = ""  # it runs until it is stopped
+EXAMPLE = (
+    """sparserm label questions.jsonl --policy google/gemma-2-2b-it --preset gemma-2-2b-it --output_dir my-labels"""
+)
+NEXT = "To look inside a model that the page has trained: sparserm report {output_dir}/reward-model"
 DATA_GROUPS = {
     "base model": ("model", "sae", "preset", "revision"),
     "responses": ("questions_split", "policy"),
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "questions", help="Rows with a `prompt` or a `question`, and `responses` without a policy: a file or a Hub id."
     )
+    parser.usage = "%(prog)s [options] questions"
     add_settings(parser, LabellingData, DATA_GROUPS)
     add_settings(parser, LabellingConfig, SETTING_GROUPS)
 

@@ -122,21 +122,31 @@ def label(
 
     Raises:
         SparseRMError: A model cannot be loaded, a row has another form, or the folder holds something else.
+
+    Example:
+        ```python
+        from threading import Thread
+
+        from sparserm_hf import LabellingConfig, label
+
+        asked = [{"question": "What is the capital of Italy?", "responses": ["Rome.", "Milan.", "Rome, of course."]}]
+        settings = LabellingConfig("my-new-labels", port=0)
+        page = Thread(target=label, args=(asked, settings, "my-base-model", "my-sae"), daemon=True)
+        page.start()
+        page.join(5)  # seconds; by then the address of the page is printed
+        ```
     """
-    folder = config.folder
-    files = LabelFiles(folder)
-    excluded = _read_excluded(folder / EXCLUDED_FILE)
+    labels, excluded = LabelFiles(config.folder).rows, _read_excluded(config.folder / EXCLUDED_FILE)
     rows = pairs_of(questions if policy is None else _responses(questions, policy, config))
     known = {pair_key(row) for row in rows}
-    rows += [row for row in files.rows if pair_key(row) not in known]  # labels on other responses count too
+    rows += [row for row in labels if pair_key(row) not in known]  # labels on other responses count too
     pool = Pool.represent(rows, SparseRMTrainer(model, sae, config.training(), rows, revision=revision))
 
     def finish(excluded: list[int]) -> str:
         return train_on_labels(config, model, sae, revision, excluded)
 
-    token = secrets.token_urlsafe(16)
-    page = create_page(Session(pool, folder, finish, excluded, config.seed), token)
-    run_app(page, "127.0.0.1", config.port, STOP_SECONDS, end=f"/#{token}")
+    token, session = secrets.token_urlsafe(16), Session(pool, config.folder, finish, excluded, config.seed)
+    run_app(create_page(session, token), "127.0.0.1", config.port, STOP_SECONDS, end=f"/#{token}")
 
 
 def _responses(questions: Iterable[Mapping[str, Any]], policy: str, config: LabellingConfig) -> list[dict[str, Any]]:

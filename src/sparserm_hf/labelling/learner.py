@@ -1,4 +1,4 @@
-"""What the labels so far determine: a reward head with an ensemble, and the pair that it is least sure of."""
+"""Learn from the labels so far: fit a reward head with an ensemble, and pick the pair that it doubts most."""
 
 from __future__ import annotations
 
