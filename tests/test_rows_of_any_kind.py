@@ -162,7 +162,8 @@ def test_the_server_answers_200_or_422(client, rows, texts):
         "/score": {"rows": rows},
         "/explain": {"rows": rows},
         "/get_reward": {"query": texts},
-        "/classify": {"input": texts},
+        "/classify": {"messages": rows},
+        "/v1/embeddings": {"input": texts},
     }
     for path, body in bodies.items():
         answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})

@@ -81,6 +81,13 @@ def test_each_protocol_gives_the_rewards_of_score(loaded, trained, expected, equ
         equal("`sparserm serve`, /classify", rewards, given, 1e-6)
         alone = client.post("/classify", json={"input": texts[0]}).json()["data"]
         assert len(alone) == 1 and alone[0]["probs"] == [pytest.approx(expected[0]["chosen_reward"], abs=1e-5)]
+        asked = [{"messages": row["prompt"] + row["chosen"], "model": "model"} for row in expected]
+        given = [client.post("/classify", json=body).json()["data"][-1]["probs"][-1] for body in asked]
+        equal("`sparserm serve`, /classify with messages", rewards, given, 1e-6)
+        # As verl asks SGLang: one text at a time, without the token that begins a text.
+        bare = [{"input": text.removeprefix(tokenizer.bos_token or ""), "model": "model"} for text in texts]
+        given = [client.post("/v1/embeddings", json=body).json()["data"][-1]["embedding"][-1] for body in bare]
+        equal("`sparserm serve`, /v1/embeddings", rewards, given, 1e-6)
 
 
 IMAGE = [{"role": "user", "content": [{"type": "image", "image": "x"}]}, {"role": "assistant", "content": "w1"}]
@@ -94,6 +101,10 @@ def test_bad_requests_are_told_which_field(loaded):
         ("/get_reward", {"query": ["w1", ""]}, 422, "Text 2 has an empty text"),
         ("/classify", {"input": []}, 422, "input: "),
         ("/classify", {"input": {"text": "w1"}}, 422, "input"),
+        ("/classify", {"input": "w1", "messages": IMAGE}, 422, "body: Give either `input` or `messages`."),
+        ("/classify", {"messages": IMAGE}, 422, "with a part of the type 'image', but SparseRM scores text"),
+        ("/classify", {"messages": []}, 422, "messages: "),
+        ("/v1/embeddings", {"input": ["w1", ""]}, 422, "Text 2 has an empty text"),
         ("/score", {"rows": [{"text": "w1"}, {"words": "w1"}]}, 422, "rows: Row 2 has the columns words"),
         ("/score", {"rows": [{"messages": IMAGE}]}, 422, "with a part of the type 'image', but SparseRM scores text"),
         ("/score", {"rows": [{"text": "w1 " * 2000}]}, 413, "larger than 1000 bytes"),

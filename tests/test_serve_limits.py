@@ -206,6 +206,7 @@ def test_a_reward_that_is_no_number_is_an_error_that_names_the_text(loaded, monk
     for path, body in (
         ("/get_reward", {"query": texts}),
         ("/classify", {"input": texts}),
+        ("/v1/embeddings", {"input": texts}),
         ("/score", {"rows": [{"text": text} for text in texts]}),
     ):
         answer = post(loaded, path, body)

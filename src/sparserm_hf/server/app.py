@@ -50,7 +50,7 @@ async def invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return refusal(422, f"{field}: {first['msg']}.")
+    return refusal(422, f"{field}: {first['msg'].removeprefix('Value error, ')}.")
 
 
 async def refused(request: Request, error: Exception) -> JSONResponse:
@@ -111,6 +111,7 @@ def _add_endpoints(app: FastAPI, endpoints: Endpoints, token: str | None) -> Non
     errors = refusals(entrance, 408, 413, 422, 429, 500)
     for endpoint in (endpoints.get_reward, endpoints.classify, endpoints.score):
         app.post(f"/{endpoint.__name__}", responses=errors)(endpoint)
+    app.post("/v1/embeddings", responses=errors)(endpoints.embed)
     app.post("/explain", responses=errors | refusals(501))(endpoints.explain)
     errors = refusals(entrance, 408, 413, 500)
     app.get("/metrics", responses=errors, response_class=PlainTextResponse)(show_metrics)
@@ -120,7 +121,7 @@ def _add_endpoints(app: FastAPI, endpoints: Endpoints, token: str | None) -> Non
 
 def _add_guards(app: FastAPI, metrics: Metrics, token: str | None, max_body: int, body_seconds: float) -> None:
     """Add the guards. Starlette runs the guard that is added last first."""
-    paths = {"/get_reward", "/classify", "/score", "/explain", "/metrics", "/health", "/openapi.json"}
+    paths = {"/get_reward", "/classify", "/v1/embeddings", "/score", "/explain", "/metrics", "/health", "/openapi.json"}
     app.add_middleware(ReceiveBody, limit=max_body, seconds=body_seconds)
     if token:
         app.add_middleware(RequireToken, token=token, free=("/health",))

@@ -1,4 +1,4 @@
-"""The endpoints: OpenRLHF's `/get_reward`, vLLM's `/classify`, and `/score` and `/explain` for rows."""
+"""The endpoints: OpenRLHF's `/get_reward`, vLLM's `/classify`, SGLang's `/v1/embeddings`, and `/score` and `/explain` for rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
 from ..scoring import ADDED, Scores, check_rewards, further_fields, further_scores
 from .batching import Batcher, QueueFullError
-from .forms import Classification, Classified, Classify, Explain, GetReward, Health, Rewards, Row, Rows, Score
+from .forms import Classification, Classified, Classify, Embed, Embedding, Embeddings, Explain, GetReward, Health, Rewards, Row, Rows, Score
 from .tokenizing import NamedRow, Tokenizing
 
 
@@ -124,9 +124,16 @@ class Endpoints:
 
     async def classify(self, body: Classify) -> Classification:
         """Return raw rewards in place of probabilities, as vLLM does for reward models."""
-        _, scores = await self._score(named_texts(body.input))
+        rows = named_texts(body.input or []) or [("The conversation", {"messages": body.messages})]
+        _, scores = await self._score(rows)
         data = [Classified(index=i, probs=[reward]) for i, reward in enumerate(scores.rewards.tolist())]
         return Classification(model=self.name, data=data)
+
+    async def embed(self, body: Embed) -> Embeddings:
+        """Return each reward as an embedding of one number, as SGLang does for reward models."""
+        _, scores = await self._score(named_texts(body.input))
+        data = [Embedding(index=i, embedding=[reward]) for i, reward in enumerate(scores.rewards.tolist())]
+        return Embeddings(model=self.name, data=data)
 
     async def score(self, body: Score) -> Rows:
         """Return the rows with their rewards."""

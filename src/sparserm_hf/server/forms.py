@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from .limits import MAX_EXPLAINED, MAX_TEXTS
 
@@ -44,16 +44,50 @@ class Rewards(BaseModel):
     extra_logs: dict[str, list[float]]
 
 
-class Classify(BaseModel):
-    """vLLM's request, as verl's reward loop sends it."""
+Texts = Annotated[
+    list[str],
+    Field(min_length=1, max_length=MAX_TEXTS),
+    BeforeValidator(listed),
+    WithJsonSchema(ONE_OR_MORE, mode="validation"),
+]
 
-    input: Annotated[
-        list[str],
-        Field(min_length=1, max_length=MAX_TEXTS),
-        BeforeValidator(listed),
-        WithJsonSchema(ONE_OR_MORE, mode="validation"),
-    ]
+
+class Classify(BaseModel):
+    """vLLM's request, as verl's reward loop sends it: whole texts, or the messages of one conversation."""
+
+    input: Texts | None = None
+    messages: list[Row] | None = Field(default=None, min_length=1)
     model: str | None = None
+
+    @model_validator(mode="after")
+    def check_one_of(self) -> Classify:
+        """Refuse a request with both forms or with none."""
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("Give either `input` or `messages`")
+        return self
+
+
+class Embed(BaseModel):
+    """SGLang's request for rewards, as verl's reward loop sends it, in the form of OpenAI's embeddings."""
+
+    input: Texts
+    model: str | None = None
+
+
+class Embedding(BaseModel):
+    """The reward of one text, as an embedding of one number."""
+
+    object: str = "embedding"
+    index: int
+    embedding: list[float]
+
+
+class Embeddings(BaseModel):
+    """SGLang's answer."""
+
+    object: str = "list"
+    model: str
+    data: list[Embedding]
 
 
 class Classified(BaseModel):
