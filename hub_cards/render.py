@@ -52,17 +52,22 @@ def render_model_card(name: str, config: Any, facts: Any, metrics: Mapping[str, 
     return _render(TEMPLATE, name, config, evaluation, card_data, **further)
 
 
-def render_combined_card(name: str, config: Any, evaluation: Any = None) -> str:
+def render_combined_card(name: str, config: Any, evaluation: Any = None, facts: Any = None) -> str:
     """Markdown of the card of a combined reward model, metadata included.
 
     Args:
         name: Name of the model.
         config: The model's `SparseRMConfig`.
         evaluation: An `Evaluation` on preference pairs, whose plot lies beside the card.
+        facts: The `RunFacts` of a joint training; None if separately trained models were combined.
     """
-    return _render(
-        COMBINED_TEMPLATE, name, config, evaluation, {"tags": [*TAGS, "multi-objective"], "model_name": name}
-    )
+    sources = [of.source for of in facts.data.values()] if facts else []
+    card_data = {
+        "datasets": sorted({source.name for source in sources if source.on_hub}) or None,
+        "tags": [*TAGS, "multi-objective"],
+        "model_name": name.rpartition("/")[2],
+    }
+    return _render(COMBINED_TEMPLATE, name, config, evaluation, card_data, facts=facts)
 
 
 def _render(

@@ -11,7 +11,7 @@ from sparserm_hf.runtime.checkpoints import save_tokenizer
 BASE_MODELS = ("my-base-model", "my-policy", "google/gemma-2-2b-it", "HuggingFaceTB/SmolLM2-135M-Instruct")
 SAES = ("my-sae", "gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical")
 REWARD_MODELS = ("my-reward-model", "another-reward-model", "demo-output/model")
-PAIRS = ("my-pairs", "my-test-pairs", "demo-output/train", "demo-output/test")
+PAIRS = ("my-pairs", "my-test-pairs", "demo-output/train", "demo-output/test", "helpful", "safe")
 ROWS = ("answers", "policy-responses", "my-texts")
 
 

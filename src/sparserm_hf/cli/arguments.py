@@ -42,8 +42,9 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: Mappin
     """Add an option for each field of a dataclass.
 
     The usage names the required options only. A field's metadata holds its `help`, and its `choices` if its type does
-    not name them. A field of the type bool takes `--<name>`, with or without true or false behind it. If it is true by
-    default there is `--no_<name>` too, and the metadata holds the help of that option as `off`.
+    not name them. The option of a list may be given several times. A field of the type bool takes `--<name>`, with or
+    without true or false behind it. If it is true by default there is `--no_<name>` too, and the metadata holds the
+    help of that option as `off`.
 
     Args:
         parser: Parser of a command.
@@ -92,6 +93,8 @@ def _add_setting(group: Any, setting: Field[Any], annotation: Any) -> None:
         options["help"] += "" if setting.default is None else " (default: %(default)s)"
     if get_origin(annotation) is Literal:
         options["choices"] = get_args(annotation)
+    elif get_origin(annotation) is list:
+        options["action"] = "append"
     else:
         types = [kind for kind in get_args(annotation) or [annotation] if kind is not NoneType]
         options["type"] = str if str in types else types[0]

@@ -52,6 +52,8 @@ def print_accuracies(evaluation: Evaluation, title: str) -> None:
     table = accuracy_table(f"{title}, {evaluation.pairs} pairs")
     for name, row in metrics.items():
         add_accuracy(table, name, row, bold=name == RowName.REWARD_MODEL)
+    for name, row in evaluation.by_objective.items():
+        add_accuracy(table, f"{RowName.own(name)}, {row.pairs}", row)
     Console().print(table)
 
 

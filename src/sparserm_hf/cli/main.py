@@ -120,7 +120,8 @@ def _say_next(args: argparse.Namespace) -> None:
     """Say on standard error what to do next, in one process, unless that needs an argument that was not given."""
     from ..runtime import process_state  # imports torch, which `--help` does without
 
-    values = {name: value if value is None else shlex.quote(str(value)) for name, value in vars(args).items()}
+    given = {name: value[0] if isinstance(value, list) and value else value for name, value in vars(args).items()}
+    values = {name: value if value is None else shlex.quote(str(value)) for name, value in given.items()}
     needed = [name for _, name, _, _ in string.Formatter().parse(args.next) if name]
     if args.next and all(values[name] is not None for name in needed) and process_state().is_main_process:
         say_hint(args.next.format_map(values))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..conversations import load_preferences
 from ..runtime import process_state, say
 from ..sae import model_and_sae
-from ..training import SparseRMTrainer, SparseRMTrainingConfig
+from ..training import SparseRMTrainer, SparseRMTrainingConfig, load_objectives
 from .arguments import ModelAndSAE, add_settings, given
 from .evaluation_tables import print_adapter, print_evaluation
 
@@ -46,8 +46,11 @@ SETTING_GROUPS = {
 class TrainingData(ModelAndSAE):
     """Base model, SAE and preference pairs of `sparserm train`."""
 
-    dataset: str = field(
-        metadata={"help": "Preference pairs: a .json, .jsonl, .jsonl.gz, .csv or .parquet file, or a Hub id."}
+    dataset: list[str] = field(
+        metadata={
+            "help": "Preference pairs: a .json, .jsonl, .jsonl.gz, .csv or .parquet file, or a Hub id. Several "
+            "values in its column `objective`, or this option several times, train several objectives together."
+        }
     )
     dataset_split: str = field(
         default="train", metadata={"help": "Split of the dataset; slices such as train[:1000] work."}
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         model,
         sae,
         config,
-        load_preferences(args.dataset, args.dataset_split),
+        load_objectives(args.dataset, args.dataset_split),
         evaluation_pairs,
         revision=args.revision,
     )

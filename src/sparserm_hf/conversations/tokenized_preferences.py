@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +84,9 @@ def _shorten(pair: Preference, texts: list[TokenizedText], encoder: ChatEncoder)
     return [text.keep_end(limit, bos) for text in texts]
 
 
-def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder) -> TokenizedPreferences:
+def tokenize_preferences(
+    rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder, numbers: Iterable[int] | None = None
+) -> TokenizedPreferences:
     """Check and tokenise preference pairs in any of TRL's formats.
 
     Pairs with an empty response, with two equal texts, or with a response longer than `encoder.max_length` are left
@@ -92,6 +95,7 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
     Args:
         rows: A `datasets.Dataset` or any iterable of rows.
         encoder: Encoder of the reward model.
+        numbers: Number of each row in the data; by default they are counted from 1.
 
     Raises:
         SparseRMError: A row has another form, or no pair is usable.
@@ -102,10 +106,10 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
     pairs: list[tuple[Hashable, tuple[int, int], float]] = []
     indices: list[int] = []
     left_out: Counter[str] = Counter()
-    truncated = number = 0
-    for number, row in enumerate(tqdm(rows, desc="Tokenising", unit="pair", delay=2), 1):
+    truncated = 0
+    for row, number in zip(tqdm(rows, desc="Tokenising", unit="pair", delay=2), numbers or count(1), strict=False):
         check_row(row, where := row_name(number, source))
-        if number == 1:
+        if not indices and not left_out:
             check_columns(list(row))
         pair = parse_preference(row, where)
         found = _tokenize_pair(pair, encoder, where)
@@ -117,8 +121,7 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
         pairs.append((found.prompt, (chosen, rejected), pair.margin))
         indices.append(number - 1)
     if not pairs:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise SparseRMError(f"No usable pair in {number} rows{f' ({reasons})' if reasons else ''}. {FORMATS}")
+        raise _no_usable_pair(left_out)
     sides = [both for _, both, _ in pairs]
     return TokenizedPreferences(
         texts=list(index),
@@ -131,6 +134,12 @@ def tokenize_preferences(rows: Iterable[Mapping[str, Any]], encoder: ChatEncoder
         rows=indices,
         source=DataSource.of(rows),
     )
+
+
+def _no_usable_pair(left_out: Counter[str]) -> SparseRMError:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    rows = f"{left_out.total()} rows{f' ({reasons})' if reasons else ''}"
+    return SparseRMError(f"No usable pair in {rows}. {FORMATS}")
 
 
 class _TokenizedPair(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Evaluation:
             response is preferred.
         attacks: Responses made of the chat template's own tokens, measured in training.
         claims: Claims of explanations, checked in training; None with an MLP head.
+        own: Numbers of the pairs that belong to each objective, by its name; empty unless the pairs say so.
 
     Example:
         >>> margins = {"SparseRM": np.array([0.5, 1.5, -0.2]), "length alone": np.array([0.1, 0.0, -0.1])}
@@ -49,10 +50,12 @@ class Evaluation:
     temperature: float
     attacks: tuple[Attack, ...] = ()
     claims: CheckedClaims | None = None
+    own: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        width = max(len(visible(name)) for name in self.margins)
-        rows = [f"  {visible(name):{width}}  {metrics}" for name, metrics in self.metrics.items()]
+        measured = self.metrics | {RowName.own(name): metrics for name, metrics in self.by_objective.items()}
+        width = max(len(visible(name)) for name in measured)
+        rows = [f"  {visible(name):{width}}  {metrics}" for name, metrics in measured.items()]
         return "\n".join([f"Evaluation of {self.pairs} pairs, accuracy (95% interval):", *rows])
 
     @property
@@ -75,6 +78,11 @@ class Evaluation:
         """Accuracy, interval and mean margin of each control, by row name."""
         ours = (RowName.REWARD_MODEL, RowName.FROZEN)
         return {name: metrics for name, metrics in self.metrics.items() if name not in ours}
+
+    @property
+    def by_objective(self) -> dict[str, PairMetrics]:
+        """Accuracy, interval and mean margin of each objective alone on the pairs that belong to it."""
+        return {name: pair_metrics(self.margins[RowName.alone(name)][of]) for name, of in self.own.items()}
 
     @property
     def by_length(self) -> dict[str, np.ndarray]:
@@ -110,6 +118,8 @@ class Evaluation:
                 f"{prefix}_accuracy_high": metrics.high,
                 f"{prefix}_margin": metrics.margin,
             }
+        for name, metrics in self.by_objective.items():
+            flat[f"eval_{RowName.own(name).replace(' ', '_')}_accuracy"] = metrics.accuracy
         for kind, metrics in self.metrics_by_length().items():
             flat[f"eval_{kind.replace(' ', '_')}_accuracy"] = metrics.accuracy
         if self.claims:
@@ -120,7 +130,7 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Write the evaluation to a file beside the checkpoint; the file holds no text."""
-        parts = {"margins": self.margins, "styles": self.styles}
+        parts = {"margins": self.margins, "styles": self.styles, "own": self.own}
         tensors = {f"{part}/{name}": np.ascontiguousarray(x) for part, of in parts.items() for name, x in of.items()}
         described: dict[str, Any] = {part: list(of) for part, of in parts.items()}
         described |= {"temperature": self.temperature, "attacks": [asdict(attack) for attack in self.attacks]}
@@ -144,6 +154,10 @@ class Evaluation:
             checked = CheckedClaims(**claims) if claims else None
             evaluation = cls(**parts, temperature=float(temperature), attacks=attacks, claims=checked)
             check_arrays(evaluation.margins, dict.fromkeys(evaluation.margins, (evaluation.pairs,)))
+            for name, of in evaluation.own.items():
+                is_among = of.ndim == 1 and of.dtype.kind in "iu" and set(of.tolist()) <= set(range(evaluation.pairs))
+                if not is_among or not of.size or RowName.alone(name) not in evaluation.margins:
+                    raise ValueError(f"the pairs of the objective {shown(name)} are not among its pairs")
             check_arrays(evaluation.styles, dict.fromkeys(("tokens", *evaluation.styles), (evaluation.pairs, 2)))
             if not evaluation.pairs or not FINITE.holds(temperature) or temperature <= 0:
                 raise ValueError(f"it has {evaluation.pairs} pairs and the temperature {shown(temperature)}")

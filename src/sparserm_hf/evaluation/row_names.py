@@ -20,3 +20,8 @@ class RowName:
     def alone(objective: str) -> str:
         """Name the row of one objective of a combined reward model."""
         return f"objective {objective} alone"
+
+    @staticmethod
+    def own(objective: str) -> str:
+        """Name the row of one objective alone on the pairs that belong to it."""
+        return f"objective {objective} on its own pairs"

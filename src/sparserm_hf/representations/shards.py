@@ -47,6 +47,42 @@ class Shard(Protocol):
 
 
 @dataclass(frozen=True)
+class ShardRows:
+    """Some texts of a shard, as a shard of their own.
+
+    Attributes:
+        shard: The shard of n texts.
+        rows: (m,) rows of these texts in the shard.
+        numbers: New number of each text by its old number; -1 for a text that is left out.
+    """
+
+    shard: Shard
+    rows: np.ndarray
+    numbers: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:  # noqa: D102
+        return self.shard.mean[self.rows]
+
+    @property
+    def mean_activation(self) -> sparse.csr_matrix:  # noqa: D102
+        return self.shard.mean_activation[self.rows]
+
+    @property
+    def max_activation(self) -> sparse.csr_matrix:  # noqa: D102
+        return self.shard.max_activation[self.rows]
+
+    @property
+    def token_activation(self) -> sparse.csr_matrix:  # noqa: D102
+        return self.shard.token_activation[self.numbers[self.shard.token_texts] >= 0]
+
+    @property
+    def token_texts(self) -> np.ndarray:  # noqa: D102
+        numbers = self.numbers[self.shard.token_texts]
+        return numbers[numbers >= 0]
+
+
+@dataclass(frozen=True)
 class Representations:
     """Representations of N texts in shards.
 
@@ -65,6 +101,25 @@ class Representations:
 
     shards: Sequence[Shard]
     order: np.ndarray
+
+    def take(self, texts: np.ndarray) -> Representations:
+        """Take the representations of some of the texts, in another order; nothing is copied.
+
+        Args:
+            texts: (M,) numbers of the texts, each once.
+        """
+        numbers = np.full(len(self.order), -1)
+        numbers[texts] = np.arange(len(texts))
+        shards, orders, start = [], [], 0
+        for shard in self.shards:
+            stop = start + len(shard.mean)
+            renumbered = numbers[self.order[start:stop]]  # (n,)
+            rows = np.flatnonzero(renumbered >= 0)
+            if len(rows):
+                shards.append(ShardRows(shard, rows, numbers))
+                orders.append(renumbered[rows])
+            start = stop
+        return Representations(shards, np.concatenate(orders))
 
     def read(self, what: Callable[[Shard], np.ndarray]) -> np.ndarray:
         """Apply a function to each shard, and join the results in the order of the texts.

@@ -2,6 +2,7 @@ from .combining import combine as combine
 from .config import RewardHeadConfig as RewardHeadConfig
 from .config import SparseRMTrainingConfig as SparseRMTrainingConfig
 from .latent_records import name_selected as name_selected
+from .objective_rows import load_objectives as load_objectives
 from .represented_texts import PairIndices as PairIndices
 from .represented_texts import RepresentedTexts as RepresentedTexts
 from .steps import FittedRewardHead as FittedRewardHead

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ..base_models import fingerprint_module
 from ..evaluation import SavedRewardModel
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.latents_sparserm import Latent
+from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError, as_numpy
 from .directions import Directions, directions_through
 
@@ -32,7 +33,7 @@ class Member:
         rows: (K, d_model) directions.
         average: (K,) features of the average training response.
         decoder: (K, d_model) decoder directions of its latents.
-        shared: What all members must have in common, by the words for it in an error.
+        shared: What all members must have in common; see `shared_traits`.
     """
 
     name: str
@@ -43,17 +44,17 @@ class Member:
     rows: np.ndarray
     average: np.ndarray
     decoder: np.ndarray
-    shared: dict[str, Any]
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, saved: SavedRewardModel) -> Member:
+    def load(cls, name: str, saved: SavedRewardModel) -> Member:
         """Take the head of a loaded reward model.
 
         Raises:
             SparseRMError: The model is slim, combined already or pessimistic, its head is an MLP, or it was saved by
                 version 0.1.
         """
-        model, config, tokenizer = saved.model, saved.model.config, saved.tokenizer
+        model, config = saved.model, saved.model.config
         for reason, holds in (
             ("it is slim, without its SAE: train it without --slim", model.sae is None),
             ("its reward is no sum over latents: train it with --head_type linear", config.head_type != "linear"),
@@ -63,21 +64,23 @@ class Member:
         ):
             if holds:
                 raise SparseRMError(f"The reward model {name!r} cannot be combined, as {reason}.")
+        return replace(cls.of(name, model), shared=shared_traits(saved))
+
+    @classmethod
+    def of(cls, name: str, model: SparseRMForSequenceClassification) -> Member:
+        """Take the head of a reward model with a linear head and its SAE."""
         assert model.sae is not None
         weight, average = as_numpy(model.score.weight[0]), as_numpy(model.feature_mean)
         factors, bias = as_numpy(model.steering_factors()), float(as_numpy(model.score.bias)[0])
         return cls(
             name=name,
-            config=config,
+            config=model.config,
             weight=weight * factors,
             bias=bias + float(weight @ ((1 - factors) * average)),
             empty=bias + float(weight @ as_numpy(model.empty_features)),
             rows=as_numpy(model.directions),
             average=average,
-            decoder=as_numpy(model.sae.W_dec[config.latent_ids]),
-            shared={field: getattr(config, field) for field in SHARED}
-            | {"base model": fingerprint_module(model.model), "SAE": fingerprint_module(model.sae)}
-            | {"chat template": tokenizer.chat_template, "maximum length": tokenizer.model_max_length},
+            decoder=as_numpy(model.sae.W_dec[model.config.latent_ids]),
         )
 
 
@@ -149,6 +152,18 @@ def _merge_latents(members: Sequence[Member]) -> list[Latent]:
         for latent in member.config.latents:
             merged.setdefault(latent.id, replace(latent, steering=1.0))
     return sorted(merged.values(), key=lambda latent: latent.side != "chosen")
+
+
+def shared_traits(saved: SavedRewardModel) -> dict[str, Any]:
+    """Collect what a loaded reward model must have in common with others, by the words for it in an error."""
+    model, tokenizer = saved.model, saved.tokenizer
+    assert model.sae is not None
+    return {name: getattr(model.config, name) for name in SHARED} | {
+        "base model": fingerprint_module(model.model),
+        "SAE": fingerprint_module(model.sae),
+        "chat template": tokenizer.chat_template,
+        "maximum length": tokenizer.model_max_length,
+    }
 
 
 def check_shared(first: Member, other: Member) -> None:

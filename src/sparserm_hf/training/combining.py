@@ -32,10 +32,10 @@ from .calibration import fit_temperature, fit_weights
 from .checkpoint import write_checkpoint
 from .combined_heads import Member, check_shared, combine_heads
 from .latent_records import warn_of_purity
+from .objective_rows import RESERVED
 from .trained_model import TrainedModel
 
 MOST_WEIGHT = 1e6
-RESERVED = ("chosen", "rejected")  # names under which a trainer logs the two groups of latents
 
 
 def combine(
@@ -116,9 +116,9 @@ def _name(model: str) -> str:
 def _load(models: Sequence[str]) -> tuple[SavedRewardModel, list[Member]]:
     """Load reward models one after the other, and assemble them on the base model of the first."""
     first = SavedRewardModel.load(models[0])
-    members = [Member.of(_name(models[0]), first)]
+    members = [Member.load(_name(models[0]), first)]
     for model in models[1:]:
-        members.append(Member.of(_name(model), SavedRewardModel.load(model)))
+        members.append(Member.load(_name(model), SavedRewardModel.load(model)))
         check_shared(members[0], members[-1])
     return replace(first, model=assemble(first.model, members), controls=[]), members
 
@@ -167,13 +167,13 @@ def _weigh(
     cache_dir: Path | None,
 ) -> tuple[Evaluation | None, DriftReference | None]:
     if rows is None:
-        _weigh_blindly(saved.model, members, weights)
+        weigh_blindly(saved.model, members, weights)
         return None, None
     return _weigh_by_pairs(saved, weights, rows, cache_dir)
 
 
-def _weigh_blindly(
-    model: SparseRMForSequenceClassification, members: Sequence[Member], weights: Sequence[float] | None
+def weigh_blindly(
+    model: SparseRMForSequenceClassification, members: Sequence[Member], weights: Sequence[float] | None = None
 ) -> None:
     """Weigh the objectives without pairs, in place, and estimate the scale of the combined reward.
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..base_models import count_parameters
 from ..conversations import DataSource, TokenizedPreferences
 from ..runtime import __version__, device_name, process_state
 from .config import SparseRMTrainingConfig
+from .objective import FittedHead
 from .parts import FrozenParts
 
 MAIN = ("k", "directions", "pooling", "representation_norm", "head_type", "loss", "debias", "max_length", "seed")
@@ -65,7 +67,8 @@ class RunFacts:
     """Facts about a training run.
 
     Attributes:
-        data: Numbers about the pairs, by their use: `training`, and `held-out` after an evaluation.
+        data: Numbers about the pairs, by their use: `training`, with the objective if there are several, and
+            `held-out` after an evaluation.
         settings: Values of the main settings, and of each other setting that differs from its default.
         defaults: Default of each setting in `settings` that differs from it.
         max_length: Most tokens of a text, as the settings and the base model permit.
@@ -89,7 +92,7 @@ class RunFacts:
         cls,
         args: SparseRMTrainingConfig,
         parts: FrozenParts,
-        train_pairs: TokenizedPreferences,
+        trained: Mapping[str, TokenizedPreferences],
         evaluated: TokenizedPreferences | None,
     ) -> RunFacts:
         """Collect the facts about a run in this process.
@@ -97,13 +100,14 @@ class RunFacts:
         Args:
             args: Settings.
             parts: Base model, SAE and tokenizer.
-            train_pairs: Pairs of the training.
+            trained: Pairs of the training by objective; an ordinary reward model's are under an empty name.
             evaluated: Pairs of the evaluation; None if there was none.
         """
         given = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in PLACES}
         defaults = {field.name: field.default for field in fields(args) if field.name in given}
         changed = {name: default for name, default in defaults.items() if given[name] != default}
-        pairs = {"training": train_pairs} | ({"held-out": evaluated} if evaluated else {})
+        pairs = {f"training, {name}" if name else "training": used for name, used in trained.items()}
+        pairs |= {"held-out": evaluated} if evaluated else {}
         state, libraries = (
             process_state(),
             ("torch", "transformers", "sae-lens", *(["peft"] * bool(args.adapter_rank))),
@@ -119,3 +123,29 @@ class RunFacts:
             versions={"sparserm-hf": __version__, "Python": platform.python_version()}
             | {name: version(name) for name in libraries},
         )
+
+
+def training_metrics(
+    pairs: TokenizedPreferences, parts: FrozenParts, trainable: int, representation_seconds: float, fit_seconds: float
+) -> dict[str, float]:
+    """Collect the metrics of a training run.
+
+    Args:
+        pairs: Pairs of the training.
+        parts: Base model, SAE and tokenizer.
+        trainable: Number of trained parameters.
+        representation_seconds: Seconds in which the base model ran on the texts.
+        fit_seconds: Seconds in which heads and controls were fitted.
+    """
+    return {
+        "train_pairs": len(pairs),
+        "trainable_parameters": trainable,
+        "base_parameters": count_parameters(parts.base_model.config),
+        "representation_seconds": representation_seconds,
+        "fit_seconds": fit_seconds,
+    }
+
+
+def validation_metrics(head: FittedHead, prefix: str = "") -> dict[str, float]:
+    """Return the accuracy on the pairs that were held out while a head was fitted, as a metric; empty without such."""
+    return {} if head.validation_accuracy is None else {f"{prefix}validation_accuracy": head.validation_accuracy}

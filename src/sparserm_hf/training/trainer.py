@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_models import count_parameters, move
-from ..conversations import TokenizedPreferences, TokenizedText, tokenize_preferences
+from ..base_models import move
+from ..conversations import TokenizedPreferences, TokenizedText
 from ..evaluation import Control, DriftReference, Evaluation, find_twin
-from ..hub_cards.render import render_model_card
+from ..hub_cards.render import render_combined_card, render_model_card
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..representations import Pooling, Representations, collect_representations
 from ..runtime import (
@@ -34,15 +34,15 @@ from .checkpoint import write_checkpoint
 from .config import SparseRMTrainingConfig
 from .control_fitting import fit_controls
 from .debiasing import avoided_styles
+from .joint_training import join_pairs, train_objectives
 from .latent_records import latent_records, warn_of_purity
 from .meaning import compare_meanings
+from .objective_rows import EvaluationPairs, split_objectives, tokenize_objectives
 from .parts import load_parts, name_of
 from .represented_texts import PairIndices, RepresentedTexts
-from .run_facts import RunFacts
+from .run_facts import RunFacts, training_metrics, validation_metrics
 from .steps import FittedRewardHead, carry_over, fit, project, select
 from .trained_model import TrainedModel
-
-logger = logging.getLogger(__name__)
 
 
 class SparseRMTrainer:
@@ -53,8 +53,9 @@ class SparseRMTrainer:
         sae: SAE: anything that `load_sae` takes, or a `LoadedSAE`. None and `auto` choose an SAE that was published
             for the base model.
         args: Settings. By default the reward model goes to a folder named after the base model.
-        train_dataset: Preference pairs in any of TRL's formats.
-        eval_dataset: Preference pairs to evaluate on.
+        train_dataset: Preference pairs in any of TRL's formats. With several values in a column `objective`, or a
+            dataset for each name of an objective, a combined reward model is trained.
+        eval_dataset: Preference pairs to evaluate on; a column `objective` says which objective a pair belongs to.
         processing_class: Tokenizer (copied, not changed); by default the base model's.
         revision: Revision of the base model on the Hub. The checkpoint records its commit in any case.
 
@@ -66,6 +67,7 @@ class SparseRMTrainer:
         reference: Statistics of the training responses for `sparserm monitor`; None before `train`.
         evaluation: Margins of the reward model and its controls on each evaluated pair; None before `evaluate`.
         evaluated: The pairs of that evaluation.
+        objectives: The training pairs of each objective; empty unless there are several.
         metrics: The metrics of training and evaluation.
 
     Raises:
@@ -92,20 +94,21 @@ class SparseRMTrainer:
         model: str | PreTrainedModel,
         sae: str | LoadedSAE | None = None,
         args: SparseRMTrainingConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | Mapping[str, Dataset] | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
     ):
         self.args = args or SparseRMTrainingConfig(f"{Path(name_of(model)).name}-SparseRM")
         check_output_dir(Path(self.args.output_dir))
-        if train_dataset is None:
-            raise SparseRMError("train_dataset is missing: pass preference pairs, see load_preferences.")
+        rows = split_objectives(train_dataset, self.args)
         self.state = process_state()
         parts = load_parts(model, sae, self.args, processing_class, revision)
         self.encoder, self.processing_class = parts.encoder, parts.tokenizer
-        self.train_pairs = self._tokenize(train_dataset, "training")
-        self.eval_pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else None
+        given = tokenize_objectives(rows, self.encoder)
+        self.train_pairs, self.objectives = join_pairs(list(given.values())), given if len(given) > 1 else {}
+        held_out = None if eval_dataset is None else EvaluationPairs.of(eval_dataset, self.encoder, self.objectives)
+        self._held_out, self.eval_pairs = held_out, held_out and held_out.pairs
         self.parts = self._frozen_parts = parts.cut(self.args, self.train_pairs.texts)
         self.sae, self.layer = self.parts.sae, self.parts.layer
         self.model: SparseRMForSequenceClassification | None = None
@@ -120,12 +123,6 @@ class SparseRMTrainer:
     def base_model(self) -> PreTrainedModel:  # noqa: D102
         return self.parts.base_model
 
-    def _tokenize(self, dataset: Dataset, name: str) -> TokenizedPreferences:
-        pairs = tokenize_preferences(dataset, self.encoder)
-        if self.state.is_main_process:
-            logger.info("%s data: %s", name.capitalize(), pairs.summary())
-        return pairs
-
     def train(self) -> dict[str, float]:
         """Run the recipe: represent, select, project, fit, fit controls, adapt, assemble, measure reference, evaluate.
 
@@ -136,8 +133,22 @@ class SparseRMTrainer:
         Raises:
             SparseRMError: There are too few pairs, or too few latents fire.
         """
-        args, started, self.metrics = self.args, time.perf_counter(), {}
-        self.parts, self.frozen = self._frozen_parts, None
+        args, pairs = self.args, self.train_pairs
+        self.parts, self.frozen, self.metrics = self._frozen_parts, None, {}
+        if self.objectives:
+            joint = train_objectives(self.parts, self.objectives, pairs, self.represent, args, self.cache_dir)
+            self.model, self.reference, self.metrics = joint.model, joint.reference, joint.metrics
+        else:
+            self._train()
+        if self.eval_pairs is not None:
+            self.evaluate()
+        else:
+            self.metrics |= compare_meanings(*self._trained(), self.sae, self.train_pairs)
+        report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
+        return self.metrics
+
+    def _train(self) -> None:
+        args, started = self.args, time.perf_counter()
         styles = avoided_styles(self.train_pairs, self.processing_class, args.debias_names)
         pairs = PairIndices.of(self.train_pairs, styles)
         cached = self.represent(self.train_pairs.texts)
@@ -153,27 +164,9 @@ class SparseRMTrainer:
             fitted, cached = self.adapt(fitted, pairs)
         self.model = self.assemble(fitted, cached)
         self.reference = self.measure_reference(fitted, cached)
-        self.metrics = self._count(fitted, represented - started, fit_seconds) | self.metrics
-        if self.eval_pairs is not None:
-            self.evaluate()
-        else:
-            self.metrics |= compare_meanings(*self._trained(), self.sae, self.train_pairs)
-        report_metrics(args.report_to, args.output_dir, asdict(args), self.metrics)
-        return self.metrics
-
-    def _count(self, fitted: FittedRewardHead, representation_seconds: float, fit_seconds: float) -> dict[str, float]:
-        """Collect the metrics of the training itself."""
-        assert self.model is not None
-        metrics: dict[str, float] = {
-            "train_pairs": len(self.train_pairs),
-            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            "base_parameters": count_parameters(self.base_model.config),
-            "representation_seconds": representation_seconds,
-            "fit_seconds": fit_seconds,
-        }
-        if fitted.head.validation_accuracy is not None:
-            metrics["validation_accuracy"] = fitted.head.validation_accuracy
-        return metrics
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        counted = training_metrics(self.train_pairs, self.parts, trainable, represented - started, fit_seconds)
+        self.metrics = counted | validation_metrics(fitted.head) | self.metrics
 
     def adapt(self, fitted: FittedRewardHead, pairs: PairIndices) -> tuple[FittedRewardHead, Representations]:
         """Train an adapter with the fitted head, merge it into `base_model`, and represent the training texts anew."""
@@ -200,11 +193,14 @@ class SparseRMTrainer:
         """
         if self.model is None:
             raise SparseRMError("There is no model to evaluate yet: call train() first.")
-        pairs = self._tokenize(eval_dataset, "evaluation") if eval_dataset is not None else self.eval_pairs
-        if pairs is None:
+        held_out = self._held_out
+        if eval_dataset is not None:
+            held_out = EvaluationPairs.of(eval_dataset, self.encoder, self.objectives)
+        if held_out is None:
             raise SparseRMError("There are no pairs to evaluate on: pass eval_dataset.")
-        (trained, frozen), self.evaluated = self._trained(), pairs
-        self.evaluation = trained.evaluate(self.controls, pairs, self.encoder, frozen)
+        pairs = self.evaluated = held_out.pairs
+        trained, frozen = self._trained()
+        self.evaluation = replace(trained.evaluate(self.controls, pairs, self.encoder, frozen), own=held_out.own)
         of_adapter = compare_meanings(trained, frozen, self.sae, self.train_pairs, pairs, self.evaluation.claims)
         metrics = self.evaluation.flat() | of_adapter
         self.metrics |= metrics
@@ -274,9 +270,12 @@ class SparseRMTrainer:
         model = self.model.to_slim() if self.args.slim else self.model
         # With an adapter, the other controls read a base model that the checkpoint does not hold.
         controls = [control for control in self.controls if not self.frozen or control.reads == "length"]
-        facts = RunFacts.of(self.args, self.parts, self.train_pairs, self.evaluated)
+        facts = RunFacts.of(self.args, self.parts, self.objectives or {"": self.train_pairs}, self.evaluated)
         name = self.args.hub_model_id or folder.name
-        card = render_model_card(name, model.config, facts, self.metrics, self.evaluation)
+        if self.objectives:
+            card = render_combined_card(name, model.config, self.evaluation, facts)
+        else:
+            card = render_model_card(name, model.config, facts, self.metrics, self.evaluation)
         return write_checkpoint(folder, model, self.processing_class, controls, self.reference, self.evaluation, card)
 
     def push_to_hub(self, commit_message: str = "Add SparseRM reward model", **kwargs: Any) -> str:
