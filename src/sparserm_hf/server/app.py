@@ -121,7 +121,8 @@ def _add_endpoints(app: FastAPI, endpoints: Endpoints, token: str | None) -> Non
 
 def _add_guards(app: FastAPI, metrics: Metrics, token: str | None, max_body: int, body_seconds: float) -> None:
     """Add the guards. Starlette runs the guard that is added last first."""
-    paths = {"/get_reward", "/classify", "/v1/embeddings", "/score", "/explain", "/metrics", "/health", "/openapi.json"}
+    paths = {"/get_reward", "/classify", "/v1/embeddings", "/score", "/explain"}
+    paths |= {"/metrics", "/health", "/openapi.json"}
     app.add_middleware(ReceiveBody, limit=max_body, seconds=body_seconds)
     if token:
         app.add_middleware(RequireToken, token=token, free=("/health",))

@@ -1,4 +1,4 @@
-"""The endpoints: OpenRLHF's `/get_reward`, vLLM's `/classify`, SGLang's `/v1/embeddings`, and `/score` and `/explain` for rows."""
+"""The endpoints in the forms of OpenRLHF, vLLM and SGLang, and `/score` and `/explain` for rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,21 @@ from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import SparseRMError
 from ..scoring import ADDED, Scores, check_rewards, further_fields, further_scores
 from .batching import Batcher, QueueFullError
-from .forms import Classification, Classified, Classify, Embed, Embedding, Embeddings, Explain, GetReward, Health, Rewards, Row, Rows, Score
+from .forms import (
+    Classification,
+    Classified,
+    Classify,
+    Embed,
+    Embedding,
+    Embeddings,
+    Explain,
+    GetReward,
+    Health,
+    Rewards,
+    Row,
+    Rows,
+    Score,
+)
 from .tokenizing import NamedRow, Tokenizing
 
 
