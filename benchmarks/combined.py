@@ -3,7 +3,7 @@
     python benchmarks/combined.py DATA_DIR WORK_DIR [--pairs 1000]
 
 Trains a reward model for each task, combines them, and scores the same responses by one of the models, by the combined
-one, and by all of them one after the other as a trainer with several reward functions does. The three are timed in
+one, and by all of them: three reward functions that TRL calls one after the other (`reward_funcs`). These are timed in
 turns. Then the combined reward with equal weights ranks test pairs of all tasks, and its claims are checked on them.
 Writes `results/combined.md`.
 """
@@ -17,9 +17,8 @@ import numpy as np
 from datasets import concatenate_datasets
 from layers import RESULTS, TASKS, machine
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, combine, load_preferences, load_reward_model
+from sparserm_hf import SparseRMReward, SparseRMTrainer, SparseRMTrainingConfig, combine, load_preferences
 from sparserm_hf.cli.demo import find_base_model
-from sparserm_hf.scoring import encoder_of, further_scores, score_texts
 
 ROUNDS = 5
 RESPONSES = 12  # of the test pairs of each task, which are timed
@@ -38,13 +37,12 @@ def train(data: Path, work: Path, task: str, pairs: int) -> str:
     return str(folder)
 
 
-def responses(data: Path) -> list[Any]:
-    """Chosen responses with their prompts, of all tasks."""
-    found = []
-    for task in TASKS:
-        rows = load_preferences(str(data / task / "test.jsonl.gz"), f"train[:{RESPONSES}]")
-        found += [row["prompt"] + row["chosen"] for row in rows]
-    return found
+def responses(data: Path) -> dict[str, list[Any]]:
+    """Chosen responses with their prompts, of all tasks, as TRL hands them to a reward function."""
+    rows = [
+        row for task in TASKS for row in load_preferences(str(data / task / "test.jsonl.gz"), f"train[:{RESPONSES}]")
+    ]
+    return {"prompts": [row["prompt"] for row in rows], "completions": [row["chosen"] for row in rows]}
 
 
 def main() -> None:
@@ -59,19 +57,23 @@ def main() -> None:
     equal = [1.0] * len(folders)
     evaluation = combine(folders, args.work / "combined", equal, mixed, cache_dir=args.work / "cache")
     assert evaluation is not None and evaluation.claims is not None
-    models = [load_reward_model(folder)[0] for folder in folders]
-    combined, tokenizer = load_reward_model(str(args.work / "combined"))
-    encoder = encoder_of(combined, tokenizer)
-    texts = [encoder(messages) for messages in responses(args.data)]
+    functions = [SparseRMReward(folder) for folder in folders]
+    combined, texts = SparseRMReward(str(args.work / "combined")), responses(args.data)
+    models = [function.load()[0] for function in functions]
 
     def by_combined() -> np.ndarray:
-        found = further_scores(combined, score_texts(combined, texts).features)
-        return np.array([list(of["by_objective"].values()) for of in found])
+        logged: dict[str, list[float]] = {}
+        combined(**texts, log_extra=logged.__setitem__)
+        return np.array([logged[f"combined/{task}"] for task in TASKS]).T
 
     def by_each() -> np.ndarray:
-        return np.stack([score_texts(model, texts).rewards for model in models], 1)
+        return np.array([function(**texts) for function in functions]).T
 
-    ways = {"one model": lambda: score_texts(models[0], texts), "combined": by_combined, "three models": by_each}
+    ways = {
+        "one model": lambda: functions[0](**texts),
+        "combined": by_combined,
+        "three models in `reward_funcs`": by_each,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(ROUNDS + 1):
         for name, way in ways.items():
@@ -84,9 +86,9 @@ def main() -> None:
     lines = ["| | seconds, median | ratio to one model |", "|---|---:|---:|"]
     lines += [f"| {name} | {of:.2f} | {of / median['one model']:.2f} |" for name, of in median.items()]
     latents = ", ".join(str(len(model.config.latents)) for model in models)
-    purities = [latent.purity for latent in combined.config.latents]
+    purities = [latent.purity for latent in combined.load()[0].config.latents]
     text = (
-        f"Rewards of {len(texts)} responses by reward models for {', '.join(TASKS)}, SmolLM2-135M-Instruct, "
+        f"Rewards of {len(texts['prompts'])} responses by reward models for {', '.join(TASKS)}, SmolLM2-135M-Instruct, "
         f"{args.pairs} training pairs each; {ROUNDS} rounds, in turns. {machine()}. Made by "
         f"`python benchmarks/combined.py DATA_DIR WORK_DIR --pairs {args.pairs}`.\n\n"
         + "\n".join(lines)
