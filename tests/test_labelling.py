@@ -331,7 +331,7 @@ def test_a_killed_command_has_written_each_answer(world, settings, tmp_path):
     assert [row["answer"] for row in LabelFiles(tmp_path / "out").rows] == [1, 2]
 
 
-def test_a_policy_writes_the_responses_once(world, policy, settings, tmp_path, monkeypatch):
+def test_a_policy_writes_the_responses_once(world, policy, settings, tmp_path, monkeypatch, capsys):
     from sparserm_hf.labelling import labelling
 
     served = []
@@ -366,4 +366,8 @@ def test_a_policy_writes_the_responses_once(world, policy, settings, tmp_path, m
     assert [len(row["responses"]) for row in written] == [3] * 8 and served == [("127.0.0.1", 8001, 2)]
     monkeypatch.setattr(labelling, "_write_responses", None)  # not again
     assert main([str(argument) for argument in arguments]) == 0
-    assert main([str(argument) for argument in arguments] + ["--num_responses", "2"]) == 2
+    assert main([*map(str, arguments), "--num_responses", "2"]) == 2
+    assert "something else than 2 responses" in capsys.readouterr().err
+    (tmp_path / "out" / "responses.jsonl").write_text('{"prompt": \n')
+    assert main([*map(str, arguments)]) == 2
+    assert "something else than 3 responses" in capsys.readouterr().err

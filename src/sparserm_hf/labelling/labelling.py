@@ -152,23 +152,28 @@ def label(
 def _responses(questions: Iterable[Mapping[str, Any]], policy: str, config: LabellingConfig) -> list[dict[str, Any]]:
     """Have the policy write responses, or take those that it wrote in an earlier session."""
     asked, path = read_questions(questions), config.folder / RESPONSES_FILE
-    rows = read_rows(path) or _write_responses(asked, policy, config, path)
-    if [row["prompt"] for row in rows] != asked or any(len(r["responses"]) != config.num_responses for r in rows):
+    if not path.is_file():
+        _write_responses(asked, policy, config, path)
+    try:
+        found = [{"prompt": r["prompt"], "responses": [of["text"] for of in r["responses"]]} for r in read_rows(path)]
+    except (KeyError, TypeError, ValueError):
+        found = []
+    if [row["prompt"] for row in found] != asked or any(len(r["responses"]) != config.num_responses for r in found):
         raise SparseRMError(
-            f"{path} holds responses to other questions, or another number of them: name another output_dir, or "
-            "remove that file."
+            f"{path} holds something else than {config.num_responses} responses to each of these questions: name "
+            "another output_dir, or remove that file."
         )
-    return [{"prompt": row["prompt"], "responses": [of["text"] for of in row["responses"]]} for row in rows]
+    return found
 
 
-def _write_responses(asked: list[Messages], policy: str, config: LabellingConfig, path: Path) -> list[dict[str, Any]]:
+def _write_responses(asked: list[Messages], policy: str, config: LabellingConfig, path: Path) -> None:
     try:
         from ..align import Policy, write_responses
     except ModuleNotFoundError as error:
         raise without_extra("A policy", error, "align") from None
     writer = Policy.load(policy, process_state().device)
     writer.check_lengths(asked, None, config.max_new_tokens)
-    return write_responses(writer, asked, config.writing(), config.seed, path)
+    write_responses(writer, asked, config.writing(), config.seed, path)
 
 
 def _read_excluded(path: Path) -> list[int]:

@@ -15,7 +15,7 @@ from ..conversations import Messages, TokenizedPreferences, check_text, list_nam
 from ..representations import Representations
 from ..runtime import SparseRMError, as_numpy
 from ..training import RepresentedTexts, SparseRMTrainer, name_selected
-from .label_files import Row, pair_key
+from .label_files import Row
 from .learner import Pairs
 
 
@@ -94,10 +94,6 @@ class Pool:
             tokenizer=trainer.processing_class,
             pooling=trainer.args.pooling,
         )
-
-    def numbers(self) -> dict[Any, int]:
-        """Map the key of each pair to its number."""
-        return {pair_key(row): number for number, row in enumerate(self.rows)}
 
     def names(self, latents: Sequence[int]) -> list[str]:
         """Name latents after the tokens that they fire on in the pool; a name that is unknown is empty."""

@@ -51,6 +51,7 @@ class Session:
         self.files, self.excluded = LabelFiles(folder), excluded
         self._finish, self._draw = finish, np.random.default_rng(seed)
         self._held_out = np.array([is_held_out(row["prompt"]) for row in pool.rows])
+        self._numbers = {pair_key(row): number for number, row in enumerate(pool.rows)}
         self._skipped: set[int] = set()
         self._learned: Learned | None = None
         self._names: list[str] = []
@@ -61,9 +62,9 @@ class Session:
         self._refit()
 
     def _answers(self, held_out: bool) -> list[Answer]:
-        numbers, found = self.pool.numbers(), []
+        found = []
         for row in self.files.held_out if held_out else self.files.training:
-            number = numbers.get(pair_key(row))
+            number = self._numbers.get(pair_key(row))
             if number is not None:  # a pair that cannot be trained on is not in the pool
                 found.append(Answer(number, int(self.pool.rows[number]["chosen"] != row["chosen"])))
         return found
@@ -115,7 +116,7 @@ class Session:
         with self._lock:
             if self.files.rows:
                 row = self.files.undo()
-                self._current = self.pool.numbers().get(pair_key(row), self._current)
+                self._current = self._numbers.get(pair_key(row), self._current)
                 self._refit()
             return self.state()
 
