@@ -19,9 +19,9 @@ from layers import RESULTS, TASKS, machine
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.evaluation import pair_accuracy
-from sparserm_hf.labelling.learner import FEWEST, Answer, Pairs, learn, pick
+from sparserm_hf.labelling.learner import Answer, Pairs, learn, pick
 from sparserm_hf.runtime import as_numpy
-from sparserm_hf.training import RepresentedTexts
+from sparserm_hf.training import FEWEST_PROMPTS, RepresentedTexts
 
 STEP = 5  # pairs that are picked by one fit
 POINTS = (10, 20, 40, 60, 80, 120, 160, 200)
@@ -51,11 +51,11 @@ class Replay:
         draw = np.random.default_rng(seed)
         order = draw.permutation(len(self.pairs.texts)).tolist()
         prompts = self.pairs.groups[order]
-        first = np.sort(np.unique(prompts, return_index=True)[1])[:FEWEST]  # ten pairs of ten prompts
+        first = np.sort(np.unique(prompts, return_index=True)[1])[:FEWEST_PROMPTS]  # ten pairs of ten prompts
         order = [order[i] for i in first] + [pair for i, pair in enumerate(order) if i not in first]
         if strategy == "diversity":
-            order = self._farthest_first(order[:FEWEST])
-        answers, left, found = [Answer(pair, 0) for pair in order[:FEWEST]], order[FEWEST:], []
+            order = self._farthest_first(order[:FEWEST_PROMPTS])
+        answers, left, found = [Answer(pair, 0) for pair in order[:FEWEST_PROMPTS]], order[FEWEST_PROMPTS:], []
         for point in POINTS:
             while len(answers) < point:
                 picked = left[:STEP]

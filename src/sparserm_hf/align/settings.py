@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from ..runtime import SparseRMError
+from ..runtime import SparseRMError, option
 
 PAIRS = ("contrast", "best-of-n")
 TASK = "truthfulness"
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -25,40 +21,40 @@ class AlignmentConfig:
     """
 
     output_dir: str = field(metadata={"help": "Folder of the run; an interrupted run in it is continued."})
-    pairs: Literal["contrast", "best-of-n"] = _option(
+    pairs: Literal["contrast", "best-of-n"] = option(
         "contrast",
         "How pairs are made. contrast: the policy is asked for the preferred behaviour and for its opposite, and "
         "pairs whose preferred response has the lower reward are dropped. best-of-n: of n responses, the one with "
         "the highest reward is paired with the one with the lowest.",
     )
-    task: str = _option(
+    task: str = option(
         TASK, "Behaviour for contrast: truthfulness, harmlessness, or a YAML file with `preferred` and `opposite`."
     )
-    num_samples: int = _option(4, "Number of responses to each question, for best-of-n.")
-    min_margin: float = _option(0.0, "Least difference of the two rewards; pairs with a smaller one are dropped.")
-    num_rounds: int = _option(5, "Number of rounds; each starts from the policy of the round before.")
-    questions_per_round: int = _option(2000, "Questions in a round; if there are too few, they are asked again.")
-    held_out_questions: int = _option(64, "Number of held-out questions, on which policies are compared.")
-    max_new_tokens: int = _option(128, "Maximum number of tokens of a response.")
-    temperature: float = _option(0.7, "Sampling temperature; a small policy writes nonsense at 1.")
-    generation_batch_size: int = _option(32, "Number of responses that are written at a time.")
-    num_train_epochs: float = _option(3.0, "Epochs of DPO on the kept pairs of a round.")
-    learning_rate: float = _option(1e-4, "Learning rate of DPO; LoRA needs ten times that of full fine-tuning.")
-    beta: float = _option(
+    num_samples: int = option(4, "Number of responses to each question, for best-of-n.")
+    min_margin: float = option(0.0, "Least difference of the two rewards; pairs with a smaller one are dropped.")
+    num_rounds: int = option(5, "Number of rounds; each starts from the policy of the round before.")
+    questions_per_round: int = option(2000, "Questions in a round; if there are too few, they are asked again.")
+    held_out_questions: int = option(64, "Number of held-out questions, on which policies are compared.")
+    max_new_tokens: int = option(128, "Maximum number of tokens of a response.")
+    temperature: float = option(0.7, "Sampling temperature; a small policy writes nonsense at 1.")
+    generation_batch_size: int = option(32, "Number of responses that are written at a time.")
+    num_train_epochs: float = option(3.0, "Epochs of DPO on the kept pairs of a round.")
+    learning_rate: float = option(1e-4, "Learning rate of DPO; LoRA needs ten times that of full fine-tuning.")
+    beta: float = option(
         0.1, "Beta of DPO: a larger one keeps the policy closer to the policy at the start of the round."
     )
-    train_batch_size: int = _option(8, "Number of pairs in a training step.")
-    gradient_checkpointing: bool = _option(False, "Save memory at the price of more computation.")
-    lora_rank: int = _option(16, "Rank of the LoRA adapter, on all linear layers.")
-    max_kl: float = _option(
+    train_batch_size: int = option(8, "Number of pairs in a training step.")
+    gradient_checkpointing: bool = option(False, "Save memory at the price of more computation.")
+    lora_rank: int = option(16, "Rank of the LoRA adapter, on all linear layers.")
+    max_kl: float = option(
         100.0, "Stop if the policy's mean KL divergence from the first policy exceeds so many nats an answer."
     )
-    max_length_ratio: float = _option(
+    max_length_ratio: float = option(
         2.0,
         "Stop if responses become so many times as long as the first policy's, or as short. Responses are cut at "
         "max_new_tokens, so look at the share that is cut too.",
     )
-    seed: int = _option(42, "Random seed.")
+    seed: int = option(42, "Random seed.")
 
     def __post_init__(self) -> None:
         """Check the settings.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..align import AlignmentConfig, read_questions, read_rows
 from ..conversations import Messages, load_preferences
 from ..evaluation import RowName
-from ..runtime import SparseRMError, process_state, without_extra
+from ..runtime import SparseRMError, option, process_state, without_extra
 from ..sae import LoadedSAE
 from ..server import run_app
 from ..training import SparseRMTrainer, SparseRMTrainingConfig
@@ -24,10 +24,6 @@ from .session import EXCLUDED_FILE, Session
 RESPONSES_FILE = "responses.jsonl"
 MODEL_FOLDER = "reward-model"
 STOP_SECONDS = 2  # in which a page that polls is answered after a stop
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -45,24 +41,22 @@ class LabellingConfig:
     output_dir: str = field(
         metadata={"help": "Folder of labels, responses and reward model; an earlier session in it goes on."}
     )
-    num_responses: int = _option(4, "Number of responses that the policy writes to each question.")
-    max_new_tokens: int = _option(128, "Maximum number of tokens of a response.")
-    temperature: float = _option(0.7, "Sampling temperature.")
-    layer: int | None = _option(
+    num_responses: int = option(4, "Number of responses that the policy writes to each question.")
+    max_new_tokens: int = option(128, "Maximum number of tokens of a response.")
+    temperature: float = option(0.7, "Sampling temperature.")
+    layer: int | None = option(
         None, "Number of decoder layers of the base model to keep; by default, the layers before the SAE's hook."
     )
-    max_length: int = _option(1024, "Maximum number of tokens of a text; a longer pair loses the start of its prompt.")
-    dtype: Literal["auto", "bfloat16", "float32"] = _option("auto", "Data type to run the base model in.")
-    check_sae: bool = field(
-        default=True,
-        metadata={
-            "help": "Check first that the SAE fits the base model and the layer.",
-            "off": "Do not check that the SAE fits the base model and the layer.",
-        },
+    max_length: int = option(1024, "Maximum number of tokens of a text; a longer pair loses the start of its prompt.")
+    dtype: Literal["auto", "bfloat16", "float32"] = option("auto", "Data type to run the base model in.")
+    check_sae: bool = option(
+        True,
+        "Check first that the SAE fits the base model and the layer.",
+        off="Do not check that the SAE fits the base model and the layer.",
     )
-    cache_dir: str | None = _option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
-    port: int = _option(8001, "Port of the page; 0 takes a free port.")
-    seed: int = _option(42, "Random seed.")
+    cache_dir: str | None = option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
+    port: int = option(8001, "Port of the page; 0 takes a free port.")
+    seed: int = option(42, "Random seed.")
 
     def __post_init__(self) -> None:
         self.writing()

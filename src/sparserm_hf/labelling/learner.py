@@ -9,7 +9,6 @@ import numpy as np
 
 from ..training import FittedRewardHead, PairIndices, RepresentedTexts, RewardHeadConfig, fit_reward_head
 
-FEWEST = 10  # prompts that an ensemble needs, see `fit_ensemble`
 CONFIG = RewardHeadConfig(k=8, ensemble=20)  # the fewest latents that `train` takes by itself, for speed
 
 
@@ -78,7 +77,7 @@ def learn(
     Args:
         texts: T represented texts.
         pairs: P pairs of these texts.
-        answers: Answers on pairs, about at least `FEWEST` prompts.
+        answers: Answers on pairs, about at least `FEWEST_PROMPTS` prompts.
         excluded: Ids of latents that must not be selected.
         seed: Seed of folds and ensemble.
 

@@ -95,10 +95,10 @@ class Pool:
             pooling=trainer.args.pooling,
         )
 
-    def names(self, latents: Sequence[int]) -> list[str]:
+    def names(self, latents: Sequence[int]) -> dict[int, str]:
         """Name latents after the tokens that they fire on in the pool; a name that is unknown is empty."""
         new = [latent for latent in latents if latent not in self._names]
         if new:
             found = name_selected(new, self.tokenized, self.representations, self.pooling, self.tokenizer)
             self._names |= {latent: name.name if name else "" for latent, name in zip(new, found, strict=True)}
-        return [self._names[latent] for latent in latents]
+        return {latent: self._names[latent] for latent in latents}

@@ -14,8 +14,9 @@ import numpy as np
 from ..align import write_json
 from ..evaluation import pair_metrics
 from ..runtime import SparseRMError
+from ..training import FEWEST_PROMPTS
 from .label_files import EVERY, LabelFiles, is_held_out, pair_key
-from .learner import FEWEST, Answer, Learned, learn, pick
+from .learner import Answer, Learned, learn, pick
 from .pool import Pool
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Session:
         self._numbers = {pair_key(row): number for number, row in enumerate(pool.rows)}
         self._skipped: set[int] = set()
         self._learned: Learned | None = None
-        self._names: list[str] = []
+        self._names: dict[int, str] = {}
         self._message, self._finishing = "", False
         self._lock, self._worker = RLock(), ThreadPoolExecutor(1)
         self._version, self._fitted = 0, 0  # versions of the labels: the present one, and the one that was fitted
@@ -160,9 +161,9 @@ class Session:
             if version != self._version:
                 return
             answers, excluded = self._answers(held_out=False), self.excluded
-        learned, names, message = None, [], ""
+        learned, names, message = None, dict[int, str](), ""
         try:
-            if len(np.unique(self.pool.pairs.groups[[answer.pair for answer in answers]])) >= FEWEST:
+            if len(np.unique(self.pool.pairs.groups[[answer.pair for answer in answers]])) >= FEWEST_PROMPTS:
                 learned = learn(self.pool.texts, self.pool.pairs, answers, excluded, self.seed)
                 names = self.pool.names(learned.fitted.selected.latents.tolist() + excluded)
         except SparseRMError as error:
@@ -213,11 +214,11 @@ class Session:
         if self._learned is None:
             return [{"id": latent, "name": "", "share": 0.0, "on": False} for latent in self.excluded]
         ids, importances = self._learned.fitted.selected.latents.tolist(), self._learned.importances()
-        names = dict(zip([*ids, *self.excluded], self._names, strict=False))
         largest = float(np.abs(importances).max()) or 1.0
         order = np.argsort(-np.abs(importances))[:SHOWN]
         seen = [
-            {"id": ids[i], "name": names[ids[i]], "share": float(importances[i]) / largest, "on": True} for i in order
+            {"id": ids[i], "name": self._names[ids[i]], "share": float(importances[i]) / largest, "on": True}
+            for i in order
         ]
-        listed = [{"id": of, "name": names.get(of, ""), "share": 0.0, "on": False} for of in self.excluded]
+        listed = [{"id": of, "name": self._names.get(of, ""), "share": 0.0, "on": False} for of in self.excluded]
         return [of for of in seen if of["id"] not in self.excluded] + listed

@@ -28,6 +28,7 @@ from .errors import reason as reason
 from .errors import shown as shown
 from .errors import without_extra as without_extra
 from .hub_files import find_file as find_file
+from .options import option as option
 from .private_apis import attention_of as attention_of
 from .private_apis import commit_of as commit_of
 from .private_apis import current_sae_lens_config as current_sae_lens_config

@@ -1,6 +1,7 @@
 from .combining import combine as combine
 from .config import RewardHeadConfig as RewardHeadConfig
 from .config import SparseRMTrainingConfig as SparseRMTrainingConfig
+from .ensemble import FEWEST_PROMPTS as FEWEST_PROMPTS
 from .latent_records import name_selected as name_selected
 from .objective_rows import load_objectives as load_objectives
 from .represented_texts import PairIndices as PairIndices

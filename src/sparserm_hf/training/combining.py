@@ -27,6 +27,7 @@ from ..evaluation import (
 from ..hub_cards.render import render_combined_card
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
+from ..representations import Representations
 from ..runtime import SparseRMError, as_numpy, check_output_dir, process_state
 from .calibration import fit_temperature, fit_weights
 from .checkpoint import write_checkpoint
@@ -209,9 +210,21 @@ def _weigh_by_pairs(
         if not any(weights):
             raise SparseRMError("No objective agrees with the pairs, so there is nothing to fit: give the weights.")
     model.weigh(dict(zip(config.objective_names, map(float, weights), strict=True)))
-    of_texts = reward_represented(model, representations)
-    config.reward_mean, config.reward_std = float(of_texts.mean()), float(of_texts.std())
+    of_texts, reference = measure_rewards(model, representations)
     config.reward_temperature = fit_temperature(of_texts[pairs.chosen] - of_texts[pairs.rejected])
     trained = TrainedModel(model, model.model, lambda texts: saved.represent(texts, cache_dir))
+    return trained.evaluate([], pairs, saved.encoder()), reference
+
+
+def measure_rewards(
+    model: SparseRMForSequenceClassification, representations: Representations
+) -> tuple[np.ndarray, DriftReference]:
+    """Measure the mean and the standard deviation of a combined reward on N texts, and set them in the configuration.
+
+    Returns:
+        (N,) rewards, and the statistics of the texts that `sparserm monitor` compares others with.
+    """
+    rewards = reward_represented(model, representations)
+    model.config.reward_mean, model.config.reward_std = float(rewards.mean()), float(rewards.std())
     features = representations.read(lambda shard: as_numpy(shard_features(model, shard)))
-    return trained.evaluate([], pairs, saved.encoder()), DriftReference.of(features, of_texts, None)
+    return rewards, DriftReference.of(features, rewards, None)

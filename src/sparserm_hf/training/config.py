@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ..base_models import QUANTIZATIONS
 from ..conversations import MIN_LENGTH, STYLES
 from ..modeling.fields_sparserm import DIRECTIONS, HEAD_TYPES, POOLINGS, REPRESENTATION_NORMS
-from ..runtime import SparseRMError, tracker_names
+from ..runtime import SparseRMError, option, tracker_names
 from .objective import LOSSES
 
 # L2 penalties that the cross-validation of a linear head tries, from strong to weak. The features are standardised and
@@ -23,10 +23,6 @@ WHY_NOT = {
     "debias": "the adapter would bring the styles back.",
     "ensemble": "the adapter is trained with one head.",
 }
-
-
-def _option(default: Any, help: str, **others: str) -> Any:
-    return field(default=default, metadata={"help": help} | others)
 
 
 @dataclass(kw_only=True)
@@ -45,31 +41,31 @@ loss='bradley_terry', ensemble=0, exclude_latents='', gamma=1.0, seed=42)
         sparserm_hf.runtime.errors.SparseRMError: k is 0, but must be at least 1.
     """
 
-    k: int | str = _option(
+    k: int | str = option(
         "auto",
         "Number of latents to select on each side, 128 in the paper; auto takes the smallest number within one "
         "standard error of the best cross-validated accuracy.",
     )
-    directions: Literal["orthogonal", "raw"] = _option(
+    directions: Literal["orthogonal", "raw"] = option(
         "orthogonal",
         "Directions to project on: raw takes the decoder directions of the selected latents, as the paper does, and "
         "orthogonal makes them orthonormal, so that each term of a reward can be removed by itself.",
     )
-    head_type: Literal["linear", "mlp"] = _option(
+    head_type: Literal["linear", "mlp"] = option(
         "linear", "Type of the reward head: linear, whose rewards are explained exactly, or mlp."
     )
-    loss: Literal["margin", "bradley_terry", "bce"] = _option("margin", "Loss to fit the head with.")
-    ensemble: int = _option(
+    loss: Literal["margin", "bradley_terry", "bce"] = option("margin", "Loss to fit the head with.")
+    ensemble: int = option(
         0,
         "Number of further heads to fit on bootstrap samples of the prompts, such as 20: each reward then has a "
         "standard deviation, which tells how much the training pairs leave open.",
     )
-    exclude_latents: str = _option(
+    exclude_latents: str = option(
         "",
         "Ids of latents that must not be selected, separated by commas, such as those that a reward must not follow.",
     )
-    gamma: float = _option(1.0, "Reward difference that the margin loss demands of every pair.")
-    seed: int = _option(42, "Seed of the folds, the random directions and the MLP head.")
+    gamma: float = option(1.0, "Reward difference that the margin loss demands of every pair.")
+    seed: int = option(42, "Seed of the folds, the random directions and the MLP head.")
 
     def __post_init__(self) -> None:
         for name, known in (("directions", DIRECTIONS), ("head_type", HEAD_TYPES), ("loss", LOSSES)):
@@ -127,54 +123,54 @@ class SparseRMTrainingConfig(RewardHeadConfig):
     """
 
     output_dir: str = field(metadata={"help": "Folder to write the reward model to."})
-    layer: int | None = _option(
+    layer: int | None = option(
         None, "Number of decoder layers of the base model to keep; by default, the layers before the SAE's hook."
     )
-    pooling: Literal["response_mean", "mean", "last"] = _option(
+    pooling: Literal["response_mean", "mean", "last"] = option(
         "response_mean",
         "Tokens to average into one vector: the response's tokens (response_mean), all tokens up to the response's "
         "end (mean), or only the response's last token (last).",
     )
-    representation_norm: Literal["rms", "none"] = _option(
+    representation_norm: Literal["rms", "none"] = option(
         "rms", "Normalisation of each token before pooling: rms divides it by its root mean square, none does nothing."
     )
-    max_length: int = _option(1024, "Maximum number of tokens of a text; a longer pair loses the start of its prompt.")
-    dtype: Literal["auto", "bfloat16", "float32"] = _option(
+    max_length: int = option(1024, "Maximum number of tokens of a text; a longer pair loses the start of its prompt.")
+    dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto",
         "Data type to run the base model in; auto is bfloat16 on hardware where it is fast, and float32 elsewhere.",
     )
-    quantization: Literal["none", "bnb-4bit", "bnb-8bit"] = _option(
+    quantization: Literal["none", "bnb-4bit", "bnb-8bit"] = option(
         "none",
         "Quantise the base model's weights with bitsandbytes on loading; an already quantised base model keeps its "
         "quantisation.",
     )
-    cache_dir: str | None = _option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
-    controls: bool = _option(
+    cache_dir: str | None = option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
+    controls: bool = option(
         True,
         "Fit the controls too: dense representation, random directions, SAE activations, length.",
         off="Do not fit the controls (dense representation, random directions, SAE activations, length).",
     )
-    check_sae: bool = _option(
+    check_sae: bool = option(
         True,
         "Before the base model runs on all texts, check that the SAE fits the base model and the layer.",
         off="Do not check that the SAE fits the base model and the layer.",
     )
-    debias: str = _option(
+    debias: str = option(
         "none",
         "Styles that reward differences must not be correlated with: length, format, or length,format.",
     )
-    adapter_rank: int = _option(
+    adapter_rank: int = option(
         0,
         "Rank of a LoRA adapter that is trained in front of the SAE together with the head, by the Bradley-Terry "
         "loss, and merged into the base model: more accurate, but minutes instead of seconds. 0 trains the head only.",
     )
-    slim: bool = _option(
+    slim: bool = option(
         False, "Save the head and the selected latents only; loading then fetches the base model by its id."
     )
-    report_to: str = _option("none", "Trackers to send the metrics to, separated by commas: wandb, tensorboard, ...")
-    push_to_hub: bool = _option(False, "Push the saved model to the Hub.")
-    hub_model_id: str | None = _option(None, "Repository on the Hub; by default, the name of the output folder.")
-    hub_private_repo: bool = _option(False, "Make the repository on the Hub private.")
+    report_to: str = option("none", "Trackers to send the metrics to, separated by commas: wandb, tensorboard, ...")
+    push_to_hub: bool = option(False, "Push the saved model to the Hub.")
+    hub_model_id: str | None = option(None, "Repository on the Hub; by default, the name of the output folder.")
+    hub_private_repo: bool = option(False, "Make the repository on the Hub private.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

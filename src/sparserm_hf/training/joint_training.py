@@ -17,13 +17,13 @@ import numpy as np
 
 from ..base_models import move
 from ..conversations import TokenizedPreferences, TokenizedText
-from ..evaluation import DriftReference, reward_represented, shard_features
+from ..evaluation import DriftReference
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..representations import Representations
 from ..runtime import as_numpy, process_state
 from .assembly import assemble_model
 from .combined_heads import Member
-from .combining import assemble, weigh_blindly
+from .combining import assemble, measure_rewards, weigh_blindly
 from .config import SparseRMTrainingConfig
 from .debiasing import avoided_styles
 from .latent_records import latent_records
@@ -110,12 +110,10 @@ def train_objectives(
             logger.info("Objective %s: a head on %d latents", name, len(latents))
     model = assemble(move(model, process_state().device), members)
     weigh_blindly(model, members)
-    rewards = reward_represented(model, represented)
-    model.config.reward_mean, model.config.reward_std = float(rewards.mean()), float(rewards.std())
-    features = represented.read(lambda shard: as_numpy(shard_features(model, shard)))
+    _, reference = measure_rewards(model, represented)
     trainable = sum(member.weight.size + 1 for member in members)
     metrics |= training_metrics(joined, parts, trainable, fitting - started, time.perf_counter() - fitting)
-    return JointlyTrained(model, DriftReference.of(features, rewards, None), metrics)
+    return JointlyTrained(model, reference, metrics)
 
 
 def _fit(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from ...runtime import SparseRMError
+from ...runtime import SparseRMError, option
 from ..sinks import SINK_RATIO
 
 ARCHITECTURES = ("batchtopk", "topk", "jumprelu")
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -27,31 +23,31 @@ class SAETrainingConfig:
         488
     """
 
-    architecture: Literal["batchtopk", "topk", "jumprelu"] = _option(
+    architecture: Literal["batchtopk", "topk", "jumprelu"] = option(
         "batchtopk",
         "Activation function; a batchtopk SAE is saved as jumprelu, so that its latents do not depend on a batch.",
     )
-    d_sae: int | None = _option(None, "Number of latents; by default 8 times the width of the residual stream.")
-    k: int = _option(
+    d_sae: int | None = option(None, "Number of latents; by default 8 times the width of the residual stream.")
+    k: int = option(
         32,
         "Number of latents that fire on a token: exactly (topk), on average (batchtopk), or on average as a target "
         "(jumprelu).",
     )
-    total_tokens: int = _option(3_000_000, "Number of tokens to train on; texts with fewer tokens are repeated.")
-    step_tokens: int = _option(2048, "Number of tokens in an optimiser step.")
-    learning_rate: float = _option(
+    total_tokens: int = option(3_000_000, "Number of tokens to train on; texts with fewer tokens are repeated.")
+    step_tokens: int = option(2048, "Number of tokens in an optimiser step.")
+    learning_rate: float = option(
         8e-4, "Learning rate, warmed up over the first twentieth of the steps and decayed over the last third."
     )
-    buffer_tokens: int = _option(
+    buffer_tokens: int = option(
         150_000, "Number of tokens held in memory and shuffled, so that each step has tokens of many texts."
     )
-    sink_ratio: float = _option(
+    sink_ratio: float = option(
         SINK_RATIO, "Leave out attention sinks: tokens whose norm is above this many times the median norm."
     )
-    checkpoint_seconds: float = _option(
+    checkpoint_seconds: float = option(
         120.0, "Minimum time between two checkpoints, in seconds; a checkpoint is written after a buffer is used up."
     )
-    seed: int = _option(0, "Seed of the random numbers.")
+    seed: int = option(0, "Seed of the random numbers.")
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
