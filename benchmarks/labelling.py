@@ -14,10 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from layers import RESULTS, TASKS, machine
+from layers import RESULTS, TASKS, machine, make_trainer
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
-from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.evaluation import pair_accuracy
 from sparserm_hf.labelling.learner import Answer, Pairs, learn, pick
 from sparserm_hf.runtime import as_numpy
@@ -32,14 +30,7 @@ class Replay:
     """The pairs of a task, and their labels."""
 
     def __init__(self, args: argparse.Namespace, task: str):
-        settings = SparseRMTrainingConfig(str(args.work / task), cache_dir=str(args.work / "cache"), check_sae=False)
-        train, test = (args.data / task / f"{split}.jsonl.gz" for split in ("train", "test"))
-        trainer = SparseRMTrainer(
-            find_base_model(),
-            args=settings,
-            train_dataset=load_preferences(str(train), f"train[:{args.pairs}]"),
-            eval_dataset=load_preferences(str(test), f"train[:{args.test_pairs}]"),
-        )
+        trainer = make_trainer(args, task, args.test_pairs)
         pool, self.test = trainer.train_pairs, trainer.eval_pairs
         decoder = as_numpy(trainer.sae.autoencoder.W_dec)
         self.texts = RepresentedTexts.of(trainer.represent(pool.texts), decoder)

@@ -8,6 +8,7 @@ as the package pools them. The SAEs are the shipped one and those of other layer
 WORK_DIR/saes. A killed run goes on where it stopped.
 """
 
+import argparse
 import json
 import platform
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from sparserm_hf.modeling.pooling_sparserm import pooled_tokens
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from sparserm_hf import load_preferences
+from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
 from sparserm_hf.base_models.fingerprints import fingerprint_module
 from sparserm_hf.base_models.gguf import unpacked
 from sparserm_hf.base_models.loading import load_base_model
@@ -69,6 +71,25 @@ class Texts:
     pairs: TokenizedPreferences
     pooled: dict[str, np.ndarray]
     activations: dict[tuple[int, str], sparse.csr_matrix]
+
+
+def make_trainer(args: argparse.Namespace, task: str, test_pairs: int, **settings: Any) -> SparseRMTrainer:
+    """Make a trainer of a task's first pairs, with its first test pairs to evaluate on; the SAE is not checked.
+
+    Args:
+        args: The script's `data` and `work`, and the number of training `pairs`.
+        task: The task.
+        test_pairs: Number of test pairs.
+        settings: Further settings of the training.
+    """
+    train, test = (args.data / task / f"{split}.jsonl.gz" for split in ("train", "test"))
+    cache = str(args.work / "cache")
+    return SparseRMTrainer(
+        find_base_model(),
+        args=SparseRMTrainingConfig(str(args.work / task), cache_dir=cache, check_sae=False, **settings),
+        train_dataset=load_preferences(str(train), f"train[:{args.pairs}]"),
+        eval_dataset=load_preferences(str(test), f"train[:{test_pairs}]"),
+    )
 
 
 def machine() -> str:

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from layers import RESULTS, TASKS, machine
+from layers import RESULTS, TASKS, machine, make_trainer
 from sklearn.metrics import roc_auc_score
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
-from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf import SparseRMTrainer, load_preferences
 from sparserm_hf.conversations import ChatFormat, TokenizedText
 from sparserm_hf.evaluation import find_twin, reward_represented, shard_features
 from sparserm_hf.evaluation.attacks import attacks_on
@@ -31,16 +30,7 @@ PROMPTS = 20  # on which each attack is tried
 
 
 def train(args: argparse.Namespace, task: str) -> SparseRMTrainer:
-    settings = SparseRMTrainingConfig(
-        str(args.work / task), ensemble=HEADS, cache_dir=str(args.work / "cache"), check_sae=False
-    )
-    pairs, test = (args.data / task / f"{split}.jsonl.gz" for split in ("train", "test"))
-    trainer = SparseRMTrainer(
-        find_base_model(),
-        args=settings,
-        train_dataset=load_preferences(str(pairs), f"train[:{args.pairs}]"),
-        eval_dataset=load_preferences(str(test), f"train[:{args.texts // 2}]"),
-    )
+    trainer = make_trainer(args, task, args.texts // 2, ensemble=HEADS)
     trainer.eval_pairs, kept = None, trainer.eval_pairs  # no evaluation of its own
     trainer.train()
     trainer.eval_pairs = kept
