@@ -24,7 +24,7 @@ QUANTIZED = .venv-transformers-4/quantized.installed .venv-transformers-5/quanti
 # What runs on the lowest versions, without its slowest tests. Ray comes first: it writes into what pytest 8 has closed. Then
 # sae_hub: the lowest huggingface_hub keeps its first session, which is offline. And TRL's trainers last: accelerate 1.4 keeps their bfloat16 for the rest of the process. TRL's FSDP 2 needs torch 2.7.
 LOWEST = ray.py::test_a_folder_of_files_keeps_its_order_and_the_columns sae_hub.py accelerate.py adapter.py combining.py comparison.py \
-	describe.py ensemble.py explain.py import.py joint_training.py modeling.py old_checkpoints.py predict.py reward_head.py unusable_saes.py \
+	describe.py ensemble.py explain.py gate.py import.py joint_training.py modeling.py old_checkpoints.py predict.py reward_head.py unusable_saes.py \
 	peft.py quantized.py replacing.py report.py sae_formats.py sae_training.py saving.py scoring.py serve.py stock.py training.py \
 	transformers.py weights.py trl.py align.py
 NOT_ON_LOWEST = FSDP or SmolLM2 or killed or learns or memory or processes

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "ensemble": 0,
     "pessimism": 0.0,
     "objectives": [],
+    "gate": False,
     "slim": False,
     "run_dtype": None,
     "weights_digest": None,
@@ -167,6 +168,7 @@ class SparseRMConfig(PretrainedConfig):
         pessimism: Number of standard deviations over these heads that are taken from each reward.
         objectives: In a combined reward model, a record for each objective: its `name`, its `weight` in the reward,
             and `reward_mean` and `reward_std` of the objective's own rewards. Empty in any other reward model.
+        gate: Whether a combined reward model has a gate, which tells by the prompt how much each objective counts.
         slim: Whether the checkpoint leaves the base model out; it is then loaded from `base_model_name_or_path`.
         run_dtype: Data type that the base model ran in when the head was trained, `float32` or `bfloat16`; its weights
             may be saved in another type, without loss.
@@ -185,7 +187,7 @@ class SparseRMConfig(PretrainedConfig):
     model_type = "sparserm"
     sub_configs = {"base_config": AutoConfig}  # noqa: RUF012
     # Otherwise a trainer's predictions would no longer be `logits` alone.
-    keys_to_ignore_at_inference = ["rewards", "standard_deviation"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["rewards", "standard_deviation", "shares"]  # noqa: RUF012
     _auto_class = "AutoConfig"
 
     def __init__(
@@ -212,6 +214,8 @@ class SparseRMConfig(PretrainedConfig):
             raise ValueError(f"objectives has a name twice: {', '.join(self.objective_names)}.")
         if (self.objectives or self.ensemble) and self.head_type != "linear":
             raise ValueError(f"head_type is {self.head_type}, but objectives and an ensemble need a linear head.")
+        if self.gate and len(self.objectives) < 2:
+            raise ValueError(f"gate is true, but there are {len(self.objectives)} objectives: a gate needs several.")
         if self.pessimism and not self.ensemble:
             raise ValueError(f"pessimism is {self.pessimism}, but without an ensemble it must be 0: train with one.")
         self.k_accuracies = dict(sorted(self.k_accuracies.items(), key=lambda item: int(item[0])))
@@ -259,6 +263,8 @@ class SparseRMConfig(PretrainedConfig):
         """Turn the configuration into a dictionary that transformers 4 and 5 both read."""
         output = super().to_dict()
         output["latents"] = as_records(self.latents)
+        if not self.gate:
+            output.pop("gate", None)  # the file stays as it was before there were gates
         if isinstance(output.get("base_config"), dict):
             base = output["base_config"]
             base |= legacy_rope_fields(base)

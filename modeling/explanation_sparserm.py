@@ -24,7 +24,7 @@ class Explanation(NamedTuple):
         bias: (B,) bias of the head.
         weight: (B, K) weights of the head.
         features: (B, K) input features of the head, after steering.
-        base: () reward of the average training response.
+        base: () reward of the average training response; (B,) with a gate, as it then depends on the prompt.
         contributions: (B, K) `weight * (features - feature_mean)`: the loss of reward if the latent's feature is set
             to its training average.
         token_contributions: (B, T, K) contribution of each token; zero for tokens that are not pooled.
@@ -50,11 +50,13 @@ class RunTexts(NamedTuple):
         hidden: (B, T, d_model) residual streams.
         pooled: (B, T) bool, true for the tokens that are averaged.
         response: (B, T) bool, true for the tokens of the response, which include the averaged ones.
+        prompt: (B, d_model) average tokens of the prompts; None without a gate.
     """
 
     hidden: torch.Tensor
     pooled: torch.Tensor
     response: torch.Tensor
+    prompt: torch.Tensor | None
 
 
 @torch.no_grad()
@@ -78,7 +80,8 @@ def run_texts(
         pooled_tokens(attention_mask, responses, pooling).to(hidden.device)
         for pooling in (model.config.pooling, along)
     )
-    return RunTexts(hidden, pooled, pooled | response)
+    prompt = model.average_prompt(hidden, input_ids, attention_mask, responses)
+    return RunTexts(hidden, pooled, pooled | response, prompt)
 
 
 @torch.no_grad()
@@ -88,20 +91,20 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
     Args:
         model: The reward model.
         texts: B texts.
-        weight: (B, K) weight of each feature; by default the weights of a linear head.
+        weight: (B, K) weight of each feature; by default the weights of a linear head, for these prompts.
 
     Raises:
         ValueError: The head is an MLP, and no weight is given.
     """
-    config = model.config
+    config, shares = model.config, model.shares_of(texts.prompt)
     if weight is None:
         if config.head_type != "linear":
             raise ValueError(
                 "The reward of an MLP head is not a sum over its features: call sparserm_hf.explain, which attributes "
                 "it by integrated gradients."
             )
-        weight = model.score.weight.detach().expand(len(texts.hidden), -1)
-    hidden, pooled, response = texts
+        weight = model.effective_weights(shares).expand(len(texts.hidden), -1)
+    hidden, pooled, response, _ = texts
     with torch.autocast(hidden.device.type, enabled=False):
         tokens = normalised_tokens(hidden, response, config.representation_norm)
         projections = tokens @ model.directions.to(tokens).T  # (B, T, K)
@@ -114,16 +117,17 @@ def explain_rewards(model: PreTrainedModel, texts: RunTexts, weight: torch.Tenso
             so_far = projections.cumsum(1) / response.cumsum(1).clamp(min=1).unsqueeze(-1)
         so_far = average + factors * torch.where(response.unsqueeze(-1), so_far - average, 0.0)
         features = model.features_of(hidden, pooled)
-        base = model.reward(average[None])[0, 0]
+        base = model.reward(average.expand_as(features), shares)[:, 0]
+        of_tokens = None if shares is None else shares.repeat_interleave(response.shape[1], 0)
         return Explanation(
-            reward=model.reward(features)[:, 0],
+            reward=model.reward(features, shares)[:, 0],
             bias=base - weight @ average,
             weight=weight,
             features=features,
-            base=base,
+            base=base[0] if shares is None else base,
             contributions=weight * (features - average),
             token_contributions=token_contributions,
-            running_reward=model.reward(so_far.flatten(0, 1)).view(response.shape),
+            running_reward=model.reward(so_far.flatten(0, 1), of_tokens).view(response.shape),
             response=response,
         )
 
@@ -143,6 +147,7 @@ def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTex
         texts: B texts.
     """
     hidden, rewards = torch.where(texts.pooled.unsqueeze(-1), texts.hidden, 0.0).float(), []
+    shares = model.shares_of(texts.prompt)  # the prompt is not changed
     with torch.autocast(hidden.device.type, enabled=False):
         size = torch.ones_like(hidden[..., 0])  # (B, T)
         if model.config.representation_norm == "rms":
@@ -154,5 +159,6 @@ def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTex
             direction = nn.functional.normalize(direction, dim=0)
             change = average * size - hidden @ direction  # (B, T)
             at_average = hidden + change.unsqueeze(-1) * direction
-            rewards.append(model.reward(model.features_of(at_average, texts.pooled), pessimistic=False)[:, 0])
+            features = model.features_of(at_average, texts.pooled)
+            rewards.append(model.reward(features, shares, pessimistic=False)[:, 0])
     return torch.stack(rewards, 1)

@@ -154,6 +154,7 @@ FIELDS = {
     "ensemble": Kind("0, or a whole number from 2 to 10000", lambda x: x == 0 or whole(2, 10_000).holds(x)),
     "pessimism": number(0),
     "objectives": list_of(object_with(OBJECTIVE_KINDS, *OBJECTIVE_KINDS)),
+    "gate": FLAG,
     "slim": FLAG,
     "run_dtype": optional(one_of("float32", "bfloat16")),
     "weights_digest": optional(dict_of(dict_of(TEXT))),

@@ -1,18 +1,20 @@
 """Further linear heads of a reward model: those of the objectives that it combines, and an ensemble.
 
-The reward of a combined model is the sum of its objectives' standardised rewards, by weights. The ensemble tells how
-far a reward is determined by the training pairs.
+The reward of a combined model is the sum of its objectives' standardised rewards, by weights, which a gate tilts by
+the prompt. The ensemble tells how far a reward is determined by the training pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .fields_sparserm import OBJECTIVE_KINDS, short
 from .head_sparserm import Affine, ObjectiveHeads
+from .pooling_sparserm import pool_representations, pooled_tokens
+from .response_sparserm import find_prompts
 
 
 @dataclass
@@ -25,22 +27,105 @@ class RewardOutput(SequenceClassifierOutput):
         rewards: (B, objectives) rewards by objective, in the order of `config.objectives`; None unless the reward
             model is a combined one.
         standard_deviation: (B,) standard deviations of the rewards over an ensemble of heads; None without one.
+        shares: (B, objectives) shares of the objectives by the prompts; None without a gate.
     """
 
     rewards: torch.Tensor | None = None
     standard_deviation: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
+
+
+class HeadInput(NamedTuple):
+    """Input of the head for B texts.
+
+    Attributes:
+        features: (B, K) features of the responses.
+        shares: (B, objectives) shares of the objectives, by the prompts; None without a gate.
+    """
+
+    features: torch.Tensor
+    shares: torch.Tensor | None
 
 
 class HasFurtherHeads:
-    """The part of a reward model that knows its objectives and its ensemble.
+    """The part of a reward model that computes rewards, and knows its objectives, their gate and its ensemble.
 
-    The reward is `sum of weight * (reward of the objective - reward_mean) / reward_std`. Every objective is linear in
-    the same features, so the reward is too: `score` holds its weights.
+    The reward of a combined model is `sum of share * weight * (reward of the objective - reward_mean) / reward_std`.
+    Every objective is linear in the same features, so the reward is too for a given prompt. `score` holds its weights
+    where all shares are 1, as they are without a gate.
     """
 
     config: Any
     score: Any
+    directions: torch.Tensor
     empty_features: torch.Tensor
+
+    def reward(
+        self, features: torch.Tensor, shares: torch.Tensor | None = None, pessimistic: bool = True
+    ) -> torch.Tensor:
+        """Turn (B, K) features into (B, 1) rewards, in float32 under any autocast.
+
+        Args:
+            features: (B, K) features.
+            shares: (B, objectives) shares of the objectives, see `shares_of`. By default each is 1, so that the reward
+                is the weighted sum without the gate.
+            pessimistic: Whether to apply the pessimism of the configuration.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            reward = self.score(features.to(self.score.dtype)).float()
+        if shares is not None:
+            means = shares.new_tensor([of["reward_mean"] for of in self.config.objectives])
+            above = (self.objective_rewards(features) - means) * self.objective_factors().to(shares)
+            reward = reward + ((shares - 1) * above).sum(-1, keepdim=True)
+        if pessimistic and self.config.pessimism:
+            reward = reward - self.config.pessimism * self.reward_deviation(features)[:, None]
+        return reward
+
+    def average_prompt(
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        responses: Sequence[tuple[int, int]],
+    ) -> torch.Tensor | None:
+        """Average the tokens of each prompt, (B, d_model); zero without a prompt, and None without a gate.
+
+        Args:
+            hidden: (B, T, d_model) residual streams.
+            input_ids: (B, T) token ids.
+            attention_mask: (B, T) attention mask.
+            responses: Place of the response in each text, see `find_responses`.
+        """
+        if self.score.gate is None or input_ids is None:
+            return None
+        prompts = find_prompts(input_ids, attention_mask, responses, self.config.response_marks)
+        pooled = pooled_tokens(attention_mask, prompts, "mean").to(hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return pool_representations(hidden, pooled, self.config.representation_norm)
+
+    def prompt_features(self, prompt: torch.Tensor) -> torch.Tensor:
+        """Project average prompts (B, d_model) on the directions, (B, K); steering does not change them."""
+        return prompt @ self.directions.to(prompt).T
+
+    def shares_of(self, prompt: torch.Tensor | None) -> torch.Tensor | None:
+        """Turn average prompts (B, d_model) into the (B, objectives) shares of the objectives, by the gate.
+
+        A share is the factor by which an objective counts more or less than its weight says. Shares are positive, and
+        1 on average over the objectives. Without a prompt each is 1. Without a gate the result is None.
+        """
+        if self.score.gate is None or prompt is None:
+            return None
+        with torch.autocast(prompt.device.type, enabled=False):
+            shares = self.score.gate(self.prompt_features(prompt).to(self.score.gate.weight)).float()
+        return torch.where((prompt != 0).any(-1, keepdim=True), shares, 1.0)
+
+    def effective_weights(self, shares: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the weights of the features in the rewards: (B, K) by the shares of B prompts, or (1, K) without."""
+        if shares is None:
+            return self.score.weight.detach()
+        assert self.objectives is not None
+        tilt = (shares - 1) * self.objective_factors().to(shares)  # (B, objectives)
+        return self.score.weight.detach() + tilt.to(self.objectives.weight) @ self.objectives.weight
 
     @property
     def objectives(self) -> ObjectiveHeads | None:
@@ -62,7 +147,7 @@ class HasFurtherHeads:
         rewards = _apply(self.score.ensemble, features)
         return None if rewards is None else rewards.std(-1)
 
-    def objective_shares(self) -> torch.Tensor:
+    def objective_factors(self) -> torch.Tensor:
         """Return the (objectives,) factors of the objectives' rewards in the reward: `weight / reward_std`."""
         assert self.objectives is not None
         return self.objectives.weight.new_tensor([of["weight"] / of["reward_std"] for of in self.config.objectives])
@@ -97,11 +182,11 @@ class HasFurtherHeads:
         scale = float(after.norm() / before.norm())
         config.reward_std, config.reward_temperature = config.reward_std * scale, config.reward_temperature * scale
         means = self.objectives.bias.new_tensor([of["reward_mean"] for of in config.objectives])
-        shares = self.objective_shares()
-        self.score.weight.copy_(shares[None] @ self.objectives.weight)
-        self.score.bias.copy_(shares[None] @ (self.objectives.bias - means))
+        factors = self.objective_factors()
+        self.score.weight.copy_(factors[None] @ self.objectives.weight)
+        self.score.bias.copy_(factors[None] @ (self.objectives.bias - means))
         above = self.objectives(self.empty_features.to(means)) - means  # (objectives,)
-        wanted = torch.where(shares == 0, above, -above.abs() * shares.sign())
+        wanted = torch.where(factors == 0, above, -above.abs() * factors.sign())
         self.empty_features += (torch.linalg.pinv(self.objectives.weight) @ (wanted - above)).to(self.empty_features)
 
 

@@ -33,10 +33,38 @@ class EnsembleHeads(Affine):
         super().__init__(len(config.latents), config.ensemble)
 
 
+class PromptGate(nn.Module):
+    """The gate of a combined reward model: it reads the prompt, and tells how much each objective counts there.
+
+    The shares are `objectives * softmax(weight @ (features - average))`. So they are 1 at the average prompt.
+
+    Attributes:
+        weight: (objectives, K) weights.
+        average: (K,) features of the average prompt that the gate was fitted on.
+    """
+
+    average: torch.Tensor
+
+    def __init__(self, config: SparseRMConfig):
+        super().__init__()
+        k = len(config.latents)
+        self.weight = nn.Parameter(torch.zeros((len(config.objectives), k)))
+        self.register_buffer("average", torch.zeros(k, dtype=torch.float32))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Turn (B, K) features of prompts into the (B, objectives) shares of the objectives."""
+        logits = nn.functional.linear(features - self.average, self.weight)
+        return len(self.weight) * logits.softmax(-1)
+
+    def terms(self, features: torch.Tensor) -> torch.Tensor:
+        """Split the gate's logits over the average objective's logit by latent, (B, K) to (B, objectives, K)."""
+        return (self.weight - self.weight.mean(0)) * (features - self.average).unsqueeze(1)
+
+
 class LinearHead(Affine):
     """The linear reward head, (B, K) to (B, 1).
 
-    In a combined reward model it is the weighted sum of the heads in `objectives`.
+    In a combined reward model it is the weighted sum of the heads in `objectives`, which `gate` tilts by the prompt.
 
     It has a class of its own so that FSDP wraps it by itself: the head is in float32, the base model perhaps not.
     """
@@ -45,6 +73,7 @@ class LinearHead(Affine):
         super().__init__(len(config.latents), 1)
         self.objectives = ObjectiveHeads(config) if config.objectives else None
         self.ensemble = EnsembleHeads(config) if config.ensemble else None
+        self.gate = PromptGate(config) if config.gate else None
 
     @property
     def layers(self) -> list[Affine]:
@@ -60,7 +89,7 @@ class LinearHead(Affine):
 class MLPHead(nn.Sequential):
     """The reward head with a hidden layer, (B, K) to (B, 1). It has no further heads beside it."""
 
-    objectives = ensemble = None
+    objectives = ensemble = gate = None
 
     def __init__(self, config: SparseRMConfig):
         width = config.head_hidden_size
@@ -82,5 +111,5 @@ HEADS = {"linear": LinearHead, "mlp": MLPHead}
 
 def further_heads(config: SparseRMConfig) -> list[type[nn.Module]]:
     """List the classes of the further heads that a reward model of this configuration has."""
-    given = {ObjectiveHeads: config.objectives, EnsembleHeads: config.ensemble}
+    given = {ObjectiveHeads: config.objectives, EnsembleHeads: config.ensemble, PromptGate: config.gate}
     return [kind for kind, present in given.items() if present]

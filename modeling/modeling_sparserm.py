@@ -11,7 +11,7 @@ from .autoencoder_sparserm import SparseAutoencoder
 from .backbone_sparserm import backbone_from_config, residual_stream
 from .configuration_sparserm import SparseRMConfig
 from .explanation_sparserm import Explanation, RunTexts, explain_rewards, rewards_at_average, run_texts
-from .further_heads_sparserm import HasFurtherHeads, RewardOutput
+from .further_heads_sparserm import HasFurtherHeads, HeadInput, RewardOutput
 from .head_sparserm import HEADS
 from .pooling_sparserm import pool_representations, pooled_tokens
 from .predict_sparserm import ScoresConversations
@@ -102,14 +102,18 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
             raise ValueError("With inputs_embeds padding cannot be told from text: pass attention_mask.")
         return mask_from_padding(input_ids, self.config)
 
-    def extract_features(
+    def extract_features(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Turn texts into the features of their responses, (B, K) float32; see `head_input`."""
+        return self.head_input(*args, **kwargs).features
+
+    def head_input(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         responses: list[tuple[int, int]] | None = None,
-    ) -> torch.Tensor:
-        """Turn texts into the head's input features, (B, K) float32.
+    ) -> HeadInput:
+        """Turn texts into the head's input: features, and with a gate the shares of the objectives.
 
         Args:
             input_ids: See `forward`.
@@ -125,13 +129,13 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
         if responses is None and input_ids is not None:
             input_ids, attention_mask, responses = self.locate(input_ids, attention_mask)
         elif responses is None:
-            if self.config.pooling == "response_mean":
-                raise ValueError("pooling='response_mean' finds the response by its token ids: pass input_ids.")
+            if self.config.pooling == "response_mean" or self.config.gate:
+                raise ValueError("The response and its prompt are found by their token ids: pass input_ids.")
             responses = [(0, length) for length in attention_mask.bool().sum(-1).tolist()]
         hidden = residual_stream(self.model, input_ids, attention_mask, inputs_embeds)  # (B, T, d_model)
-        return self.features_of(
-            hidden, pooled_tokens(attention_mask, responses, self.config.pooling).to(hidden.device)
-        )
+        pooled = pooled_tokens(attention_mask, responses, self.config.pooling).to(hidden.device)
+        prompt = self.average_prompt(hidden, input_ids, attention_mask, responses)
+        return HeadInput(self.features_of(hidden, pooled), self.shares_of(prompt))
 
     def locate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -189,19 +193,6 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
         """
         self.config.change_latents(steering={int(latent): factor for latent, factor in factors.items()})
 
-    def reward(self, features: torch.Tensor, pessimistic: bool = True) -> torch.Tensor:
-        """Turn (B, K) features into (B, 1) rewards, in float32 under any autocast.
-
-        Args:
-            features: (B, K) features.
-            pessimistic: Whether to apply the pessimism of the configuration.
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            reward = self.score(features.to(self.score.dtype)).float()
-        if pessimistic and self.config.pessimism:
-            reward = reward - self.config.pessimism * self.reward_deviation(features)[:, None]
-        return reward
-
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -233,13 +224,13 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
         if unknown := [name for name in ignored if name not in IGNORED]:
             known = ", ".join(("input_ids", "attention_mask", "inputs_embeds", "labels", *IGNORED))
             raise TypeError(f"forward() does not know the argument {unknown[0]!r}; it knows {known}.")
-        features = self.extract_features(input_ids, attention_mask, inputs_embeds)
-        logits = self.reward(features)
+        features, shares = self.head_input(input_ids, attention_mask, inputs_embeds)
+        logits = self.reward(features, shares)
         loss = None
         if labels is not None:
             loss = nn.functional.mse_loss(logits[:, 0], labels.to(logits).view(-1))
         further = {"rewards": self.objective_rewards(features), "standard_deviation": self.reward_deviation(features)}
-        return RewardOutput(loss=loss, logits=logits, **further)
+        return RewardOutput(loss=loss, logits=logits, shares=shares, **further)
 
     def explain(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Explanation:
         """Explain the rewards of texts (B, T), feature by feature and token by token; see `explain_rewards`."""
@@ -269,6 +260,7 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
         base = config.base_model_name_or_path or "a base model"
         also = [text for text, holds in (("adapter", config.adapter_rank), ("slim", config.slim)) if holds]
         also += [f"objectives {', '.join(config.objective_names)}"] if config.objectives else []
+        also += ["gate"] if config.gate else []
         return (
             f"{base} cut after layer {config.layer}, {config.pooling} pooling, {len(config.latents)} latents, "
             + ", ".join([f"{config.head_type} head", *also])

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .further_heads_sparserm import HeadInput
 from .messages_sparserm import in_parts, plain_messages, takes_parts_only
 from .response_sparserm import find_response
 from .special_tokens_sparserm import SpecialTokens
@@ -94,7 +95,7 @@ class ScoresConversations:
 
     config: Any
     directions: torch.Tensor
-    extract_features: Any
+    head_input: Any
     get_input_embeddings: Any
     reward: Any
     objective_rewards: Any
@@ -128,7 +129,7 @@ class ScoresConversations:
             rewards = model.predict([[question, {"role": "assistant", "content": "Rome."}]], tokenizer)
             ```
         """
-        return self.reward(self._features_of(conversations, tokenizer, batch_size))[:, 0].tolist()
+        return self.reward(*self._head_input_of(conversations, tokenizer, batch_size))[:, 0].tolist()
 
     @torch.inference_mode()
     def predict_objectives(
@@ -160,11 +161,11 @@ class ScoresConversations:
         names = self.config.objective_names
         if not names:
             raise ValueError("This reward model has one objective: call predict.")
-        rewards = self.objective_rewards(self._features_of(conversations, tokenizer, batch_size))
+        rewards = self.objective_rewards(self._head_input_of(conversations, tokenizer, batch_size).features)
         return [dict(zip(names, row, strict=True)) for row in rewards.tolist()]
 
-    def _features_of(self, conversations: Sequence[Any], tokenizer: Any, batch_size: int) -> torch.Tensor:
-        """Turn N conversations into the head's input features, (N, K); see `predict`."""
+    def _head_input_of(self, conversations: Sequence[Any], tokenizer: Any, batch_size: int) -> HeadInput:
+        """Turn N conversations into the head's input; see `predict`."""
         if batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
         given = list_of(conversations, "conversations", "conversation")
@@ -173,16 +174,19 @@ class ScoresConversations:
         encode = ConversationEncoder(tokenizer, self.config, self.get_input_embeddings().num_embeddings)
         texts = [encode(text, f"Conversation {number}") for number, text in enumerate(given, 1)]
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-        device = self.directions.device
-        found = torch.zeros((len(texts), len(self.config.latents)), device=device)
+        device, config = self.directions.device, self.config
+        features = torch.zeros((len(texts), len(config.latents)), device=device)
+        shares = torch.ones((len(texts), len(config.objectives)), device=device) if config.gate else None
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             ids = [torch.tensor(texts[i].ids) for i in batch]
             mask = nn.utils.rnn.pad_sequence([torch.ones_like(x) for x in ids], batch_first=True)
             padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
             places = [texts[i].place for i in batch]
-            found[batch] = self.extract_features(padded.to(device), mask.to(device), responses=places)
-        return found
+            features[batch], of_batch = self.head_input(padded.to(device), mask.to(device), responses=places)
+            if shares is not None:
+                shares[batch] = of_batch
+        return HeadInput(features, shares)
 
     def rank(
         self, prompt: str | Sequence[Mapping[str, Any]], responses: Sequence[str], tokenizer: Any, batch_size: int = 16

@@ -49,7 +49,7 @@ class SparseRMPreTrainedModel(PreTrainedModel):
         """Make only the head trainable. `from_pretrained` makes everything trainable that it loads."""
         self.requires_grad_(False)
         self.score.requires_grad_(True)
-        for heads in (self.score.objectives, self.score.ensemble):
+        for heads in (self.score.objectives, self.score.ensemble, self.score.gate):
             if heads is not None:
                 heads.requires_grad_(False)
 

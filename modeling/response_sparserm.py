@@ -178,6 +178,34 @@ def find_responses(
     return found
 
 
+def find_prompts(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    responses: Sequence[tuple[int, int]],
+    marks: dict[str, Any],
+) -> list[tuple[int, int]]:
+    """Find the prompt among the attended tokens of each of B texts (B, T): all before the response's header.
+
+    A reasoning block before the response is no part of the prompt, so that all responses to a prompt share it.
+
+    Args:
+        input_ids: (B, T) token ids.
+        attention_mask: (B, T) attention mask.
+        responses: Place of the response in each text, see `find_responses`.
+        marks: `SparseRMConfig.response_marks`.
+
+    Returns:
+        The index 0 and the index after the last token of each prompt; equal without a prompt, as in a plain text.
+    """
+    found = []
+    for ids, mask, (start, _) in zip(input_ids, attention_mask, responses, strict=True):
+        before = ids[mask.bool()][:start].tolist()
+        last_other = max((at for at, _ in occurrences(before, marks["other_headers"], 0, start)), default=-1)
+        headers = occurrences(before, marks["assistant_header"], last_other + 1, start)
+        found.append((0, min((at for at, _ in headers), default=0)))
+    return found
+
+
 def mask_from_padding(input_ids: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
     """Mark the tokens (B, T) of the texts: all but the pad tokens at either end.
 

@@ -64,7 +64,7 @@ def started(tmp_path_factory):
     """Starts two processes once for both versions of FSDP, and once for ZeRO-3: most of the time is importing."""
     folder = tmp_path_factory.mktemp("sharded")
     # With every kind of head, each of which FSDP must gather before it is called.
-    tiny_reward_model(objectives=OBJECTIVES, ensemble=4).save_pretrained(folder)
+    tiny_reward_model(objectives=OBJECTIVES, ensemble=4, gate=True).save_pretrained(folder)
     (folder / "script.py").write_text(SETUP)
 
     @cache

@@ -97,7 +97,7 @@ def score_elsewhere(
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Both forms of a checkpoint for each architecture, and a combined one, with the rewards that they must give."""
+    """Both forms of a checkpoint for each architecture, and combined ones, with the rewards that they must give."""
     root = tmp_path_factory.mktemp("checkpoints")
     expected = {}
     for architecture in ARCHITECTURES:
@@ -110,13 +110,14 @@ def checkpoints(tmp_path_factory):
             saved.save_pretrained(folder)
             save_tokenizer(tiny_tokenizer(), folder)
             expected[str(folder)] = rewards
-    combined = tiny_reward_model(objectives=OBJECTIVES)
-    combined.weigh({})
-    combined.save_pretrained(root / "combined")
-    save_tokenizer(tiny_tokenizer(), root / "combined")
-    with torch.no_grad():
-        outputs = [combined(torch.tensor([t]), torch.ones(1, len(t))) for t in tiny_texts()]
-    expected[str(root / "combined")] = [output.logits.item() for output in outputs]
+    for name, gate in (("combined", False), ("gated", True)):
+        combined = tiny_reward_model(objectives=OBJECTIVES, gate=gate)
+        combined.weigh({})
+        combined.save_pretrained(root / name)
+        save_tokenizer(tiny_tokenizer(), root / name)
+        with torch.no_grad():
+            outputs = [combined(torch.tensor([t]), torch.ones(1, len(t))) for t in tiny_texts()]
+        expected[str(root / name)] = [output.logits.item() for output in outputs]
     return expected
 
 

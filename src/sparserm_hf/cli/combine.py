@@ -33,11 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Preference pairs that are labelled on the whole, to measure the combined reward on: a file or a Hub id.",
     )
     data.add_argument("--split", default="test", help="Split of the dataset (default: %(default)s).")
-    parser.add_argument_group("method").add_argument(
+    method = parser.add_argument_group("method")
+    method.add_argument(
         "--weights",
         nargs="+",
         type=float,
         help="Weight of each model's standardised reward; by default fitted to the pairs, or 1 without pairs.",
+    )
+    method.add_argument(
+        "--gate",
+        action="store_true",
+        help="Also fit a gate to the pairs, by which the prompt tells how much each objective counts. It is left out "
+        "unless it helps on held-out pairs.",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", type=Path, required=True, help="Folder to write.")
@@ -48,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Combine, and print the weights and the accuracies."""
     pairs = load_preferences(args.dataset, args.split) if args.dataset else None
-    evaluation = combine(args.models, args.output_dir, args.weights, pairs, args.slim, args.cache_dir)
+    evaluation = combine(args.models, args.output_dir, args.weights, pairs, args.slim, args.cache_dir, args.gate)
     if not process_state().is_main_process:
         return
     if evaluation:

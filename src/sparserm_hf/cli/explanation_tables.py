@@ -54,6 +54,8 @@ def print_legend() -> None:
 def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig) -> None:
     if explanation.objectives:  # whose sum has no training responses of its own
         console.print(f"{explanation.summary}\n= {escape(explanation.by_objective)}")
+        if explanation.by_prompt:
+            console.print(escape(explanation.by_prompt))
         return
     deviation = (explanation.reward - config.reward_mean) / config.reward_std if config.reward_std else 0.0
     console.print(

@@ -38,6 +38,7 @@ from .represented_rewards import reward_objectives as reward_objectives
 from .represented_rewards import reward_represented as reward_represented
 from .represented_rewards import reward_with_controls as reward_with_controls
 from .represented_rewards import shard_features as shard_features
+from .represented_rewards import shard_shares as shard_shares
 from .row_names import RowName as RowName
 from .saved_models import SavedRewardModel as SavedRewardModel
 from .saved_models import evaluate as evaluate

@@ -79,7 +79,7 @@ def _check(model: SparseRMForSequenceClassification, base_model: PreTrainedModel
     with torch.no_grad():
         hidden = residual_stream(base_model, ids, mask)
     pooled = pooled_tokens(mask, [text.place], model.config.pooling).to(hidden.device)
-    run = RunTexts(hidden, pooled, pooled)
+    run = RunTexts(hidden, pooled, pooled, model.average_prompt(hidden, ids, mask, [text.place]))
     found = explain_rewards(model, run)
     contributions = found.contributions[0]
     largest = contributions.abs().argsort(descending=True)[:INTERVENTIONS].tolist()
@@ -97,6 +97,7 @@ def measure_removals(
     if not texts.pooled.any():  # an empty response has no token to change
         return {}
     with torch.no_grad():
-        reward = model.reward(model.features_of(texts.hidden, texts.pooled), pessimistic=False)[0, 0]
+        features, shares = model.features_of(texts.hidden, texts.pooled), model.shares_of(texts.prompt)
+        reward = model.reward(features, shares, pessimistic=False)[0, 0]
     changed = rewards_at_average(model, [model.config.latents[i].id for i in columns], texts)[0]
     return {i: float(of_latent - reward) for i, of_latent in zip(columns, changed, strict=True)}

@@ -23,12 +23,26 @@ def shard_features(model: SparseRMForSequenceClassification, shard: Shard) -> to
     return model.project(mean, (mean != 0).any(-1, keepdim=True))
 
 
-def reward_represented(model: SparseRMForSequenceClassification, representations: Representations) -> np.ndarray:
-    """Compute the reward model's (N,) rewards of N represented texts."""
+@torch.inference_mode()
+def shard_shares(model: SparseRMForSequenceClassification, shard: Shard) -> torch.Tensor | None:
+    """Compute the (n, objectives) shares of the objectives by the prompts of the n texts in a shard.
+
+    Without a gate it returns None.
+    """
+    return model.shares_of(
+        torch.from_numpy(shard.prompt_mean).to(model.directions.device) if model.config.gate else None
+    )
+
+
+def reward_represented(
+    model: SparseRMForSequenceClassification, representations: Representations, gated: bool = True
+) -> np.ndarray:
+    """Compute the reward model's (N,) rewards of N represented texts; without its gate unless `gated`."""
 
     @torch.inference_mode()
     def of_shard(shard: Shard) -> np.ndarray:
-        return as_numpy(model.reward(shard_features(model, shard))[:, 0])
+        shares = shard_shares(model, shard) if gated else None
+        return as_numpy(model.reward(shard_features(model, shard), shares)[:, 0])
 
     return representations.read(of_shard)
 
@@ -55,7 +69,7 @@ def reward_with_controls(
 ) -> dict[str, np.ndarray]:
     """Compute the rewards of represented texts, (N,) by row name, by the reward model and by each of its controls.
 
-    Beside a combined reward model each of its objectives counts as a control.
+    Beside a combined reward model each of its objectives counts as a control, and so does its sum without the gate.
 
     Args:
         model: The reward model.
@@ -65,6 +79,8 @@ def reward_with_controls(
         latents: Columns of the selected latents in the stored activations; empty if no activations are stored.
     """
     rewards = {RowName.REWARD_MODEL: reward_represented(model, representations)}
+    if model.config.gate:
+        rewards[RowName.UNGATED] = reward_represented(model, representations, gated=False)
     rewards |= {RowName.alone(name): of for name, of in reward_objectives(model, representations).items()}
     for control in controls:
         if control.reads != "activations" or len(latents):

@@ -13,6 +13,7 @@ class RowName:
     DENSE = "dense representation"
     RANDOM = "random directions"
     ACTIVATIONS = "SAE activations"
+    UNGATED = "sum without the gate"
     UNDEBIASED = "without debiasing"
     LENGTH = "length alone"
 

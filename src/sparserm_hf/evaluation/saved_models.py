@@ -63,15 +63,19 @@ class SavedRewardModel:
         """
         return tokenize_preferences(rows, self.encoder(max_length))
 
-    def represent(self, texts: list[TokenizedText], cache_dir: Path | None = None) -> Representations:
+    def represent(
+        self, texts: list[TokenizedText], cache_dir: Path | None = None, prompts: bool = False
+    ) -> Representations:
         """Compute the representations of texts, or load them from the cache; see `collect_representations`.
 
         Args:
             texts: The texts.
             cache_dir: Folder of the cache; by default in `HF_HOME`.
+            prompts: Average the prompts too, as is always done for a model with a gate.
         """
         config = self.model.config
-        how = Pooling(config.pooling, config.representation_norm)
+        marks = config.response_marks if prompts or config.gate else None
+        how = Pooling(config.pooling, config.representation_norm, marks)
         return collect_representations(self.model.model, self.model.sae, texts, how, cache_dir or default_cache_dir())
 
     def evaluate(self, pairs: TokenizedPreferences, cache_dir: Path | None = None) -> Evaluation:

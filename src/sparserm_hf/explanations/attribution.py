@@ -11,10 +11,11 @@ from ..evaluation import INTERVENTIONS, measure_removals
 from ..modeling.explanation_sparserm import RunTexts, explain_rewards, run_texts
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
 from ..runtime import as_numpy, without_extra
-from ..scoring import encoder_of, further_scores
-from .text_explanation import LatentEffect, ObjectiveEffect, TextExplanation, TokenEffect
+from ..scoring import Scores, encoder_of, further_scores
+from .text_explanation import LatentEffect, ObjectiveEffect, PromptLatent, TextExplanation, TokenEffect
 
 IG_STEPS = 256  # steps of integrated gradients
+REASONS = 3  # number of latents of the prompt that are shown for the share of an objective
 
 
 def explain(
@@ -64,7 +65,7 @@ def explain_tokens(
     config, contributions = model.config, found.contributions[0]
     largest = contributions.abs().argsort(descending=True).tolist()
     removed = measure_removals(model, texts, largest[:INTERVENTIONS])
-    by_latent, objectives = _by_objective(model, found.features[0])
+    by_latent, objectives = _by_objective(model, found.features[0], texts.prompt)
     response = found.response[0].nonzero()[:, 0]
     parts = found.token_contributions[0, response]  # (tokens, K)
     latents = [
@@ -98,21 +99,45 @@ def explain_tokens(
 
 @torch.no_grad()
 def _by_objective(
-    model: SparseRMForSequenceClassification, features: torch.Tensor
+    model: SparseRMForSequenceClassification, features: torch.Tensor, prompt: torch.Tensor | None
 ) -> tuple[list[dict[str, float]], list[ObjectiveEffect]]:
-    """Split the reward of a text's (K,) features, and what each latent adds to it, by objective."""
+    """Split the reward of a text's (K,) features, and what each latent adds to it, by objective.
+
+    Args:
+        model: The reward model.
+        features: (K,) features of the text.
+        prompt: (1, d_model) average token of its prompt; None without a gate.
+    """
     config = model.config
     if model.objectives is None:
         return [{} for _ in config.latents], []
-    shares = model.objective_shares()
-    added = shares[:, None] * model.objectives.weight * (features - model.feature_mean)  # (n, K)
+    factors, shares = model.objective_factors(), model.shares_of(prompt)
+    if shares is not None:
+        factors = factors * shares[0]
+    added = factors[:, None] * model.objectives.weight * (features - model.feature_mean)  # (n, K)
     rewards = model.objective_rewards(features[None])[0].tolist()
     names, means = config.objective_names, [of["reward_mean"] for of in config.objectives]
+    given = [None] * len(names) if shares is None else shares[0].tolist()
     objectives = [
-        ObjectiveEffect(name, reward, share * (reward - mean))
-        for name, reward, share, mean in zip(names, rewards, shares.tolist(), means, strict=True)
+        ObjectiveEffect(name, reward, factor * (reward - mean), share, reasons)
+        for name, reward, factor, mean, share, reasons in zip(
+            names, rewards, factors.tolist(), means, given, _reasons(model, prompt), strict=True
+        )
     ]
     return [dict(zip(names, column, strict=True)) for column in added.T.tolist()], objectives
+
+
+def _reasons(model: SparseRMForSequenceClassification, prompt: torch.Tensor | None) -> list[list[PromptLatent]]:
+    """List the latents of a prompt (1, d_model) that moved the share of each objective most."""
+    config, gate = model.config, model.score.gate
+    if prompt is None or not prompt.any():
+        return [[] for _ in config.objectives]
+    terms = gate.terms(model.prompt_features(prompt))[0]  # (objectives, K)
+    largest = terms.abs().argsort(1, descending=True)[:, :REASONS]
+    return [
+        [PromptLatent(config.latents[i].id, config.latents[i].title, float(of_objective[i])) for i in row]
+        for of_objective, row in zip(terms, largest.tolist(), strict=True)
+    ]
 
 
 def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts) -> torch.Tensor:
@@ -127,7 +152,7 @@ def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts)
     return integrated.attribute(features, model.feature_mean[None], target=0, n_steps=IG_STEPS).to(features)
 
 
-def group_contributions(model: SparseRMForSequenceClassification, features: np.ndarray) -> dict[str, np.ndarray]:
+def group_contributions(model: SparseRMForSequenceClassification, scores: Scores) -> dict[str, np.ndarray]:
     """Sum the contributions of the latents that were selected for each side, for a linear head.
 
     The two groups add up to the reward, without pessimism, minus the reward of the average training response. A
@@ -135,7 +160,7 @@ def group_contributions(model: SparseRMForSequenceClassification, features: np.n
 
     Args:
         model: The reward model.
-        features: (N, K) input features of the head.
+        scores: Scores of N texts.
 
     Returns:
         (N,) values by name: `chosen` and `rejected`, objectives, `deviation`. Empty for an MLP head, whose reward is
@@ -144,10 +169,11 @@ def group_contributions(model: SparseRMForSequenceClassification, features: np.n
     config = model.config
     if config.head_type != "linear":
         return {}
-    weight = as_numpy(model.score.weight[0])
-    parts = weight * (features - as_numpy(model.feature_mean))
+    shares = torch.from_numpy(scores.shares).float().to(model.directions.device) if config.gate else None
+    weight = as_numpy(model.effective_weights(shares).detach())
+    parts = weight * (scores.features - as_numpy(model.feature_mean))
     sides = np.array([latent.side for latent in config.latents])
     groups = {side: parts[:, sides == side].sum(1) for side in ("chosen", "rejected")}
-    further = further_scores(model, features)
+    further = further_scores(model, scores.features)
     groups |= {name: np.array([of["by_objective"][name] for of in further]) for name in config.objective_names}
     return groups | ({"deviation": np.array([of["deviation"] for of in further])} if config.ensemble else {})

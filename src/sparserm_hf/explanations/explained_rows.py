@@ -43,6 +43,14 @@ class ExplainedRow:
             latents = [_latent_as_json(effect) for effect in explanation.latents[:top]]
             output[name] = explanation.reward
             described = asdict(explanation) | {"latents": latents}
+            described["objectives"] = [
+                {
+                    of: value
+                    for of, value in part.items()
+                    if part["share"] is not None or of not in ("share", "reasons")
+                }
+                for part in described["objectives"]
+            ]
             optional = ("objectives", "deviation", "penalty")
             output[name.removesuffix("reward") + "explanation"] = {
                 of: value for of, value in described.items() if value or of not in optional

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..conversations import TokenizedPreferences
-from ..evaluation import SavedRewardModel, correlation, shard_features
+from ..evaluation import SavedRewardModel, correlation, shard_features, shard_shares
 from ..modeling.configuration_sparserm import SparseRMConfig
+from ..representations import Representations
 from ..runtime import SparseRMError, as_numpy
 from .describe import Describer
 from .passages import Passage, Passages
@@ -35,7 +36,7 @@ class LatentReport:
         purity: Cosine of the latent's direction with the SAE's own decoder direction.
         stability: Share of the cross-validation folds that select the latent too; None if unknown.
         separation: Share of the chosen minus share of the rejected training responses that the latent fires on.
-        weight: Weight of the linear head; None for an MLP head.
+        weight: Weight of the linear head, without the gate of a combined model; None for an MLP head.
         importance: Standard deviation of the latent's contribution over the texts; None for an MLP head or without
             pairs.
         firing_chosen: Share of the N chosen responses that the latent fires on; None for a slim checkpoint or without
@@ -113,6 +114,14 @@ def _known(config: SparseRMConfig, weights: np.ndarray | None, i: int) -> dict[s
     }
 
 
+def _importance(saved: SavedRewardModel, texts: Representations, features: np.ndarray) -> np.ndarray | None:
+    model, weights = saved.model, _weights(saved)
+    if weights is None or not model.config.gate:
+        return None if weights is None else features.std(0) * np.abs(weights)
+    of_texts = texts.read(lambda shard: as_numpy(model.effective_weights(shard_shares(model, shard)).detach()))
+    return (of_texts * (features - as_numpy(model.feature_mean))).std(0)
+
+
 @dataclass(frozen=True)
 class MeasuredLatents:
     """Features and activations of the K selected latents over the T texts of preference pairs.
@@ -121,6 +130,7 @@ class MeasuredLatents:
         saved: The reward model.
         pairs: The preference pairs.
         features: (T, K) input features of the head.
+        importance: (K,) standard deviations of the contributions over the texts; None for an MLP head.
         fires: (T, K) True if a latent fires on a text; None for a slim checkpoint, which has no SAE.
         passages: Passages of the texts; None for a slim checkpoint.
     """
@@ -128,6 +138,7 @@ class MeasuredLatents:
     saved: SavedRewardModel
     pairs: TokenizedPreferences
     features: np.ndarray
+    importance: np.ndarray | None
     fires: np.ndarray | None
     passages: Passages | None
 
@@ -136,22 +147,18 @@ class MeasuredLatents:
         """Measure the latents of a reward model."""
         texts = saved.represent(pairs.texts, cache_dir)
         features = texts.read(lambda shard: as_numpy(shard_features(saved.model, shard)))
+        importance = _importance(saved, texts, features)
         if not saved.columns:
-            return cls(saved, pairs, features, None, None)
+            return cls(saved, pairs, features, importance, None, None)
         fires = texts.read(lambda shard: (shard.max_activation[:, saved.columns] > 0).toarray())
         activations = texts.token_activations(saved.columns)
         passages = Passages(saved.tokenizer, pairs.texts, activations, saved.model.config.pooling)
-        return cls(saved, pairs, features, fires, passages)
+        return cls(saved, pairs, features, importance, fires, passages)
 
     @cached_property
     def weights(self) -> np.ndarray | None:
         """(K,) weights of a linear head; None for an MLP head."""
         return _weights(self.saved)
-
-    @cached_property
-    def importance(self) -> np.ndarray | None:
-        """(K,) standard deviations of the contributions over the texts; None for an MLP head."""
-        return None if self.weights is None else self.features.std(0) * np.abs(self.weights)
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -70,18 +70,42 @@ class TokenEffect:
 
 
 @dataclass(frozen=True)
+class PromptLatent:
+    """A latent of the prompt that moves the share of an objective.
+
+    Attributes:
+        latent: Id of the latent in the SAE.
+        name: Name of the latent, see `Latent.title`; empty if it has none.
+        contribution: Amount added to the logarithm of the share, less the mean over the objectives: zero for a prompt
+            in which the latent is as strong as in the average prompt.
+    """
+
+    latent: int
+    name: str
+    contribution: float
+
+    def __str__(self) -> str:
+        return f"{visible(self.name) or 'no name'} (latent {self.latent}) {self.contribution:+.2f}"
+
+
+@dataclass(frozen=True)
 class ObjectiveEffect:
     """The reward of one objective of a combined reward model, and its part of the combined reward.
 
     Attributes:
         name: Name of the objective.
         reward: Reward of the objective, as its own reward model gives it.
-        contribution: Amount added to the combined reward: `weight * (reward - reward_mean) / reward_std`.
+        contribution: Amount added to the combined reward: `weight * (reward - reward_mean) / reward_std`, and with a
+            gate times the share.
+        share: Factor by which the objective counts more or less for this prompt; None without a gate.
+        reasons: The latents of the prompt that moved the share most; empty without a gate, and without a prompt.
     """
 
     name: str
     reward: float
     contribution: float
+    share: float | None = None
+    reasons: list[PromptLatent] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -136,6 +160,7 @@ class TextExplanation:
         others = self.others(len(shown))
         rest = [f"  {others.contribution:+.3f}  {others.count} other latents"] if others.count else []
         parts = [f"  = {self.by_objective}"] if self.objectives else []
+        parts += [f"  {self.by_prompt}"] if self.by_prompt else []
         return "\n".join([self.summary, *parts, *rows, *rest])
 
     def others(self, top: int) -> OtherLatents:
@@ -157,6 +182,17 @@ class TextExplanation:
         """The sum over objectives in one line; empty unless the reward model is a combined one."""
         return " ".join(f"{part.contribution:+.3f} of {visible(part.name)}" for part in self.objectives)
 
+    @property
+    def by_prompt(self) -> str:
+        """The share of each objective in one line, with the latents of the prompt behind it; empty without a gate."""
+        shares = [
+            f"{part.share:.2f} times {visible(part.name)}"
+            + (f", by {', '.join(map(str, part.reasons))}" if part.reasons else "")
+            for part in self.objectives
+            if part.share is not None
+        ]
+        return f"This prompt counts {'; '.join(shares)}" if shares else ""
+
     def _repr_html_(self) -> str:
         """Render the explanation for a notebook: no scripts, everything escaped, for light and dark pages."""
         latents = self.latents[:SHOWN_LATENTS]
@@ -164,6 +200,7 @@ class TextExplanation:
             "explanation.html",
             sum=self.summary,
             by_objective=self.by_objective,
+            by_prompt=self.by_prompt,
             tokens=self.tokens[:SHOWN_TOKENS],
             left_out=len(self.tokens) - SHOWN_TOKENS,
             latents=latents,

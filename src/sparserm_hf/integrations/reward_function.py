@@ -97,7 +97,7 @@ class SparseRMReward:
         scores = score_texts(model, self.seen)
         for i, reward in enumerate(scores.rewards, 1):
             check_rewards([reward], row_name(i))
-        for group, values in group_contributions(model, scores.features).items():
+        for group, values in group_contributions(model, scores).items():
             if log_metric:
                 log_metric(f"{self.__name__}/{group}", float(values.mean()))
             if log_extra:

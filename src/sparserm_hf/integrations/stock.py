@@ -26,6 +26,7 @@ def check_exact(config: SparseRMConfig) -> None:
         f"it pools by {config.pooling}; train with --pooling last": config.pooling != "last",
         "it does not divide tokens by their rms; train with --representation_norm rms": config.representation_norm
         != "rms",
+        "its gate makes the weights depend on the prompt; combine the models without --gate": config.gate,
         "its pessimism is no linear function; edit it with --pessimism 0": config.pessimism != 0,
         "it is of version 0.1, which reads the end of the turn too; train it anew": config.response_marks is None,
     }

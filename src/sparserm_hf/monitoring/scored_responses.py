@@ -70,11 +70,13 @@ def score_for_drift(
         for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
             ids, mask = pad_texts([texts[i].ids for i in batch], device)
             hidden = residual_stream(model.model, ids, mask)
-            where = pooled_tokens(mask, [texts[i].place for i in batch], config.pooling).to(hidden.device)
+            places = [texts[i].place for i in batch]
+            where = pooled_tokens(mask, places, config.pooling).to(hidden.device)
             mean = pool_representations(hidden, where, config.representation_norm)
             projected = model.project(mean, where.any(-1, keepdim=True), steered=False)
             features[batch] = as_numpy(projected)
-            rewards[batch] = as_numpy(model.reward(projected, pessimistic=False)[:, 0])
+            shares = model.shares_of(model.average_prompt(hidden, ids, mask, places))
+            rewards[batch] = as_numpy(model.reward(projected, shares, pessimistic=False)[:, 0])
             if twin and of_twin is not None:
                 of_twin[batch] = apply_layers(twin.layers, as_numpy(mean))
             bar.update(len(batch))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import transformers
@@ -18,6 +19,7 @@ from ..conversations import TokenizedText
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 from ..modeling.backbone_sparserm import residual_stream
 from ..modeling.pooling_sparserm import pool_representations, pooled_tokens
+from ..modeling.response_sparserm import find_prompts
 from ..runtime import SparseRMError, attention_of, pad_texts
 from .activations import encode_texts, mean_and_largest
 from .shard_files import SparseRows
@@ -33,10 +35,13 @@ class Pooling:
     Attributes:
         pooling: Which tokens are pooled: `last`, `mean` or `response_mean`.
         representation_norm: How each token is normalised before it is pooled: `none` or `rms`.
+        prompt_marks: `SparseRMConfig.response_marks`, by which the prompts are found and averaged too; None leaves
+            prompts out.
     """
 
     pooling: str
     representation_norm: str
+    prompt_marks: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Representer:
             "versions": [torch.__version__, transformers.__version__],
             "attention": attention_of(self.base_model.config),
             "sae": [fingerprint_module(self.sae), self.sae.spec()] if self.sae else None,
-            "how": vars(self.how),
+            "how": {name: value for name, value in vars(self.how).items() if value is not None},
             "dtype": str(self.base_model.dtype),
             "device": self.base_model.device.type,
             "max_tokens": max_tokens,
@@ -106,6 +111,7 @@ class Representer:
             SparseRMError: A representation is not finite.
         """
         means: list[torch.Tensor] = []
+        prompts: list[torch.Tensor] = []
         pooled_rows, token_rows, token_texts = SparseRows(), SparseRows(), []
         for batch in batches:
             members = [i for family in batch for i in family.members]
@@ -122,8 +128,18 @@ class Representer:
                     token_texts += [members[row]] * len(encoded)
             self._check_finite(finite, members)
             means.append(mean.cpu())
+            if self.how.prompt_marks:
+                prompts.append(self._average_prompts(hidden, members).cpu())
         tensors = {"mean": torch.cat(means), "token_texts": torch.tensor(token_texts, dtype=torch.int64)}
+        tensors |= {"prompt_mean": torch.cat(prompts)} if prompts else {}
         return tensors | pooled_rows.tensors("pooled") | token_rows.tensors("token")
+
+    def _average_prompts(self, hidden: torch.Tensor, members: list[int]) -> torch.Tensor:
+        """Average the tokens of the members' prompts, (B, d_model), from their residual streams (B, T, d_model)."""
+        assert self.how.prompt_marks is not None
+        ids, mask = pad_texts([self.ids[i] for i in members], hidden.device)
+        places = find_prompts(ids, mask, [self.texts[i].place for i in members], self.how.prompt_marks)
+        return pool_representations(hidden, pooled_tokens(mask, places, "mean"), self.how.representation_norm)
 
     def run(self, batch: Sequence[Family], members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a batch through the base model.

@@ -34,6 +34,10 @@ class StoredShard:
         return self._read("mean")[0]
 
     @property
+    def prompt_mean(self) -> np.ndarray:  # noqa: D102
+        return self._read("prompt_mean")[0]
+
+    @property
     def mean_activation(self) -> sparse.csr_matrix:  # noqa: D102
         return self._activations("pooled", "values")
 

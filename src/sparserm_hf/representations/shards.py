@@ -30,6 +30,10 @@ class Shard(Protocol):
         """(n, d_model) float32: pooled representations, normalised as the model's configuration says."""
 
     @property
+    def prompt_mean(self) -> np.ndarray:
+        """(n, d_model) float32: average tokens of the prompts, where `Pooling.prompt_marks` are given."""
+
+    @property
     def mean_activation(self) -> sparse.csr_matrix:
         """(n, d_sae): mean activation of each latent over the pooled tokens of a text."""
 
@@ -63,6 +67,10 @@ class ShardRows:
     @property
     def mean(self) -> np.ndarray:  # noqa: D102
         return self.shard.mean[self.rows]
+
+    @property
+    def prompt_mean(self) -> np.ndarray:  # noqa: D102
+        return self.shard.prompt_mean[self.rows]
 
     @property
     def mean_activation(self) -> sparse.csr_matrix:  # noqa: D102

@@ -19,10 +19,12 @@ class Scores(NamedTuple):
     Attributes:
         features: (N, F) features that the head reads.
         rewards: (N,) rewards.
+        shares: (N, objectives) shares of the objectives by the prompts, see `shares_of`; (N, 0) without a gate.
     """
 
     features: np.ndarray
     rewards: np.ndarray
+    shares: np.ndarray
 
 
 def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedText]) -> Scores:
@@ -43,15 +45,18 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
         print(scores.rewards, scores.features.shape)
         ```
     """
-    device = model.directions.device
-    features, rewards = np.zeros((len(texts), len(model.config.latents))), np.zeros(len(texts))
+    device, config = model.directions.device, model.config
+    features, rewards = np.zeros((len(texts), len(config.latents))), np.zeros(len(texts))
+    shares = np.ones((len(texts), len(config.objectives) if config.gate else 0))
     for batch in plan_batches([len(text.ids) for text in texts], batch_tokens(device)):
         ids, mask = pad_texts([texts[i].ids for i in batch], device)
         with torch.inference_mode():
-            found = model.extract_features(ids, mask, responses=[texts[i].place for i in batch])
-            features[batch] = as_numpy(found)
-            rewards[batch] = as_numpy(model.reward(found)[:, 0])
-    return Scores(features, rewards)
+            found = model.head_input(ids, mask, responses=[texts[i].place for i in batch])
+            features[batch] = as_numpy(found.features)
+            rewards[batch] = as_numpy(model.reward(*found)[:, 0])
+            if found.shares is not None:
+                shares[batch] = as_numpy(found.shares)
+    return Scores(features, rewards, shares)
 
 
 def further_scores(model: SparseRMForSequenceClassification, features: np.ndarray) -> list[dict[str, Any]]:

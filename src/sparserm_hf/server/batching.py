@@ -32,7 +32,7 @@ class _Request:
         self.texts = texts
         self.answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self.waiting = sorted(range(len(texts)), key=lambda i: len(texts[i].ids), reverse=True)
-        self._scored: dict[int, tuple[np.ndarray, float]] = {}
+        self._scored: dict[int, tuple[np.ndarray, float, np.ndarray]] = {}
 
     def take(self, tokens: int) -> list[int]:
         """Take waiting texts, at least one, until they hold that many tokens; returns their indices."""
@@ -137,7 +137,7 @@ class Batcher:
         start = 0
         for request, taken in turn:
             stop = start + len(taken)
-            request.add(taken, Scores(scores.features[start:stop], scores.rewards[start:stop]))
+            request.add(taken, Scores(*(part[start:stop] for part in scores)))
             start = stop
 
     def _take(self) -> Turn:

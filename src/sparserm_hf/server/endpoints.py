@@ -132,7 +132,7 @@ class Endpoints:
         """Return rewards in the form of OpenRLHF's remote reward model."""
         _, scores = await self._score(named_texts(body.query))
         rewards = scores.rewards.tolist()
-        groups = group_contributions(self.model, scores.features)
+        groups = group_contributions(self.model, scores)
         logs = {name: values.tolist() for name, values in groups.items()}
         return Rewards(rewards=rewards, scores=rewards, extra_logs=logs)
 

@@ -7,6 +7,7 @@ direction, and one term in the combined reward.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from ..base_models import cast_weights
+from ..conversations import TokenizedPreferences
 from ..evaluation import (
     DriftReference,
     Evaluation,
@@ -26,15 +28,19 @@ from ..evaluation import (
 )
 from ..hub_cards.render import render_combined_card
 from ..modeling.configuration_sparserm import SparseRMConfig
+from ..modeling.head_sparserm import PromptGate
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..representations import Representations
+from ..representations import Representations, Shard
 from ..runtime import SparseRMError, as_numpy, check_output_dir, process_state
 from .calibration import fit_temperature, fit_weights
 from .checkpoint import write_checkpoint
 from .combined_heads import Member, check_shared, combine_heads
+from .gating import fit_gate
 from .latent_records import warn_of_purity
 from .objective_rows import RESERVED
 from .trained_model import TrainedModel
+
+logger = logging.getLogger(__name__)
 
 MOST_WEIGHT = 1e6
 
@@ -46,6 +52,7 @@ def combine(
     rows: Any = None,
     slim: bool = False,
     cache_dir: Path | None = None,
+    gate: bool = False,
 ) -> Evaluation | None:
     """Combine reward models that share base model, layer, SAE and pooling into one reward model, and write it.
 
@@ -61,6 +68,8 @@ def combine(
         rows: Preference pairs that are labelled on the whole, in any of TRL's formats.
         slim: Write a slim checkpoint, without base model and SAE.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.
+        gate: Fit a gate to `rows`, by which the prompt tells how much each objective counts. It is left out, with a
+            warning, unless it makes the preferences of held-out rows likelier.
 
     Returns:
         Evaluation of the combined reward and of each objective on `rows`; None without rows.
@@ -78,9 +87,9 @@ def combine(
         ```
     """
     folder = Path(output_dir)
-    _check_arguments(models, weights, folder)
+    _check_arguments(models, weights, folder, gate and rows is None)
     saved, members = _load(models)
-    evaluation, reference = _weigh(saved, members, weights, rows, cache_dir)
+    evaluation, reference = _weigh(saved, members, weights, rows, cache_dir, gate)
     if process_state().is_main_process:
         model = _as_saved(saved.model, SparseRMConfig.from_pretrained(models[0]).dtype, slim)
         card = render_combined_card(folder.name, model.config, evaluation)
@@ -88,8 +97,12 @@ def combine(
     return evaluation
 
 
-def _check_arguments(models: Sequence[str], weights: Sequence[float] | None, folder: Path) -> None:
+def _check_arguments(
+    models: Sequence[str], weights: Sequence[float] | None, folder: Path, gate_without_rows: bool
+) -> None:
     check_output_dir(folder)
+    if gate_without_rows:
+        raise SparseRMError("A gate is fitted to pairs that are labelled on the whole: give them with --dataset.")
     names = list(map(_name, models))
     if any(Path(model).resolve() == folder.resolve() for model in models):
         raise SparseRMError(
@@ -166,11 +179,12 @@ def _weigh(
     weights: Sequence[float] | None,
     rows: Any,
     cache_dir: Path | None,
+    gate: bool,
 ) -> tuple[Evaluation | None, DriftReference | None]:
     if rows is None:
         weigh_blindly(saved.model, members, weights)
         return None, None
-    return _weigh_by_pairs(saved, weights, rows, cache_dir)
+    return _weigh_by_pairs(saved, weights, rows, cache_dir, gate)
 
 
 def weigh_blindly(
@@ -185,11 +199,11 @@ def weigh_blindly(
     model.weigh(dict(zip(config.objective_names, given, strict=True)))
     of_members = [member.config.reward_temperature for member in members]
     config.reward_mean, config.reward_std = 0.0, float(np.linalg.norm(given))
-    config.reward_temperature = float(np.abs(as_numpy(model.objective_shares())) @ of_members)
+    config.reward_temperature = float(np.abs(as_numpy(model.objective_factors())) @ of_members)
 
 
 def _weigh_by_pairs(
-    saved: SavedRewardModel, weights: Sequence[float] | None, rows: Any, cache_dir: Path | None
+    saved: SavedRewardModel, weights: Sequence[float] | None, rows: Any, cache_dir: Path | None, gate: bool
 ) -> tuple[Evaluation, DriftReference]:
     """Weigh the objectives, in place, by pairs unless weights are given; measure the combined reward on the pairs.
 
@@ -200,20 +214,55 @@ def _weigh_by_pairs(
         SparseRMError: No objective agrees with the pairs.
     """
     model, config, pairs = saved.model, saved.model.config, saved.tokenize(rows)
-    representations = saved.represent(pairs.texts, cache_dir)
+    representations = saved.represent(pairs.texts, cache_dir, gate)
+    rewards, scales = reward_objectives(model, representations), [of["reward_std"] for of in config.objectives]
+    of_objectives = [
+        (r[pairs.chosen] - r[pairs.rejected]) / std for r, std in zip(rewards.values(), scales, strict=True)
+    ]
+    margins = np.stack(of_objectives, 1)  # (N, objectives)
     if weights is None:
-        rewards, scales = reward_objectives(model, representations), [of["reward_std"] for of in config.objectives]
-        margins = [
-            (r[pairs.chosen] - r[pairs.rejected]) / std for r, std in zip(rewards.values(), scales, strict=True)
-        ]
-        weights = fit_weights(np.stack(margins, 1)).tolist()
+        weights = fit_weights(margins).tolist()
         if not any(weights):
             raise SparseRMError("No objective agrees with the pairs, so there is nothing to fit: give the weights.")
     model.weigh(dict(zip(config.objective_names, map(float, weights), strict=True)))
+    if gate:
+        _add_gate(model, representations, pairs, margins * weights)
     of_texts, reference = measure_rewards(model, representations)
     config.reward_temperature = fit_temperature(of_texts[pairs.chosen] - of_texts[pairs.rejected])
-    trained = TrainedModel(model, model.model, lambda texts: saved.represent(texts, cache_dir))
+    trained = TrainedModel(model, model.model, lambda texts: saved.represent(texts, cache_dir, gate))
     return trained.evaluate([], pairs, saved.encoder()), reference
+
+
+def _add_gate(
+    model: SparseRMForSequenceClassification,
+    representations: Representations,
+    pairs: TokenizedPreferences,
+    margins: np.ndarray,
+) -> None:
+    """Fit a gate to N pairs, and add it to the model, in place, if it helps on held-out pairs.
+
+    Args:
+        model: The combined reward model.
+        representations: Representations of the pairs' texts, with their prompts.
+        pairs: The pairs.
+        margins: (N, objectives) weighted reward differences.
+    """
+
+    @torch.inference_mode()
+    def of_shard(shard: Shard) -> np.ndarray:
+        return as_numpy(model.prompt_features(torch.from_numpy(shard.prompt_mean).to(model.directions.device)))
+
+    prompts = representations.read(of_shard)[pairs.chosen]  # (N, K)
+    gate = fit_gate(prompts, margins, np.array(pairs.groups))
+    if not gate.helps:
+        logger.warning("The prompts do not tell which objective counts, so the model is written without a gate.")
+        return
+    model.config.gate = True
+    module = PromptGate(model.config).to(model.directions.device)
+    module.weight.data.copy_(torch.from_numpy(gate.weight))
+    module.average.copy_(torch.from_numpy(gate.average))
+    model.score.gate = module
+    model.freeze()
 
 
 def measure_rewards(
