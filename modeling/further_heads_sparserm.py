@@ -116,7 +116,7 @@ class HasFurtherHeads:
         if self.score.gate is None or prompt is None:
             return None
         with torch.autocast(prompt.device.type, enabled=False):
-            shares = self.score.gate(self.prompt_features(prompt).to(self.score.gate.weight)).float()
+            shares = self.score.gate(self.prompt_features(prompt))
         return torch.where((prompt != 0).any(-1, keepdim=True), shares, 1.0)
 
     def effective_weights(self, shares: torch.Tensor | None = None) -> torch.Tensor:

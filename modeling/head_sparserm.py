@@ -53,8 +53,9 @@ class PromptGate(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Turn (B, K) features of prompts into the (B, objectives) shares of the objectives."""
-        logits = nn.functional.linear(features - self.average, self.weight)
-        return len(self.weight) * logits.softmax(-1)
+        # The average is taken away before the features are rounded to the type of the weight.
+        logits = nn.functional.linear((features - self.average).to(self.weight), self.weight)
+        return len(self.weight) * logits.float().softmax(-1)
 
     def terms(self, features: torch.Tensor) -> torch.Tensor:
         """Split the gate's logits over the average objective's logit by latent, (B, K) to (B, objectives, K)."""

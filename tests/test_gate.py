@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassification
+from sparserm_hf.modeling.response_sparserm import find_prompts
 from test_joint_training import even_rows
 from tiny import BOS, HEADER, OBJECTIVES, tiny_reward_model, tiny_texts, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
 from world import make_rows, train_arguments, without_package, write_jsonl
 
 from sparserm_hf import SparseRMError, SparseRMReward, combine, evaluate, load_reward_model, monitor, score_rows
+from sparserm_hf.align.sparse_judge import SparseJudge
 from sparserm_hf.cli.main import main
 from sparserm_hf.evaluation import RowName, SavedRewardModel, reward_represented
 from sparserm_hf.explanations import report_latents
@@ -80,11 +83,11 @@ def tiny_gated_model(**config):
 
 
 def test_the_gate_finds_out_which_objective_decides(gated, world):
-    test = planted_rows(100, seed=3)
+    test = planted_rows(400, seed=5)
     accuracies = evaluate(gated, test, cache_dir=world / "cache").metrics
     gate, plain = (accuracies[name].accuracy for name in (RowName.REWARD_MODEL, RowName.UNGATED))
     alone = max(accuracies[RowName.alone(name)].accuracy for name in ("low", "even"))
-    assert gate > 0.7 and gate > plain + 0.15 and gate > alone + 0.15
+    assert gate > 0.8 and plain < 0.6 and alone < 0.6
     model, tokenizer = load_reward_model(gated, CPU)
     for row in test[:10]:
         (explained,) = explain_rows(model, tokenizer, [{"messages": row["prompt"] + row["chosen"]}])
@@ -192,6 +195,12 @@ def test_a_reasoning_block_and_the_response_do_not_move_the_gate():
     shares = [model(torch.tensor([[*prompt, *HEADER, *words]])).shares for words in ([20, 21], [30], [])]
     for other in shares[1:]:
         torch.testing.assert_close(other, shares[0])
+    text = torch.tensor([[*prompt, *HEADER, 20, 21, 22]])  # 20 may be reasoning, so that the response starts at 21
+    start = len(prompt) + len(HEADER)
+    found = [
+        find_prompts(text, torch.ones_like(text), [(at, 8)], model.config.response_marks) for at in (start, start + 1)
+    ]
+    assert found == [[(0, len(prompt))]] * 2
 
 
 def test_steering_the_response_leaves_the_gate():
@@ -300,3 +309,35 @@ def test_what_a_gate_cannot_do_is_refused(members, gated, tmp_path):
     with pytest.raises(ValueError, match="gate is true, but there are 0 objectives"):
         SparseRMConfig(gate=True)
     assert not (tmp_path / "out").exists()
+    steered = tmp_path / "steered"
+    latent = model.config.latent_ids[0]
+    assert main(["edit", gated, "--steer", f"{latent}=0", "--output_dir", str(steered)]) == 0
+    with pytest.raises(SparseRMError, match="has a gate and steered latents"):
+        SparseJudge.load(str(steered))
+
+
+def test_trl_trains_with_it_and_trains_it(gated, policy, tmp_path):
+    trl = pytest.importorskip("trl")
+    from test_trl import SETTINGS
+
+    args = trl.RewardConfig(str(tmp_path / "rewards"), max_steps=2, learning_rate=1e-2, **SETTINGS)
+    trainer = trl.RewardTrainer(model=gated, args=args, train_dataset=Dataset.from_list(make_rows(16)))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"score.weight", "score.bias"}
+    seen = []
+
+    class Spying(trl.GRPOTrainer):
+        def _calculate_rewards(self, inputs, prompts, completions, completion_ids):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+            seen.append((prompts, completions, rewards[:, 0]))
+            return rewards
+
+    args = trl.GRPOConfig(str(tmp_path / "out"), max_steps=1, num_generations=2, max_completion_length=8, **SETTINGS)
+    prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in planted_rows(8, seed=4)])
+    Spying(policy, gated, args=args, train_dataset=prompts, processing_class=tiny_tokenizer()).train()
+    ((asked, answers, rewards),) = seen
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in zip(asked, answers, strict=True)]
+    expected = [row["reward"] for row in score_rows(*load_reward_model(gated, CPU), rows)]
+    assert rewards.tolist() == pytest.approx(expected, abs=1e-4)

@@ -35,9 +35,13 @@ class SparseJudge:
         """Load a reward model.
 
         Raises:
-            SparseRMError: The reward model cannot be loaded, or was saved without its drift reference.
+            SparseRMError: The reward model cannot be loaded, was saved without its drift reference, or is steered and
+                has a gate.
         """
-        return cls(SavedRewardModel.load(name, revision=revision), load_reference(name, revision))
+        saved = SavedRewardModel.load(name, revision=revision)
+        if saved.model.config.gate and saved.model.config.steering:
+            raise SparseRMError(f"{name!r} has a gate and steered latents, which alignment cannot use together.")
+        return cls(saved, load_reference(name, revision))
 
     @property
     def fingerprint(self) -> list[Any]:
