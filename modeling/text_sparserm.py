@@ -22,10 +22,19 @@ def encode_string(text: str, tokenizer: Any, marks: dict[str, Any] | None) -> tu
     """Tokenize a string; it gets the begin-of-text tokens that training gave such a text."""
     bos = tokenizer.bos_token
     ids = tuple(tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
-    if marks is None:
-        return ids
-    found, wanted = count_bos(ids, tokenizer.bos_token_id, marks)
-    return (tokenizer.bos_token_id,) * (wanted - found) + ids[max(found - wanted, 0) :]
+    return ids if marks is None else with_trained_bos(ids, tokenizer.bos_token_id, marks)
+
+
+def with_trained_bos(ids: Sequence[int], bos: int | None, marks: dict[str, Any]) -> tuple[int, ...]:
+    """Give the token ids of a text as many begin-of-text tokens as the text had in training.
+
+    Args:
+        ids: Token ids, without padding.
+        bos: Id of the begin-of-text token.
+        marks: `SparseRMConfig.response_marks`.
+    """
+    found, wanted = count_bos(ids, bos, marks)
+    return (bos or 0,) * (wanted - found) + tuple(ids[max(found - wanted, 0) :])
 
 
 def encode_messages(
