@@ -16,10 +16,14 @@ ENVIRONMENT = ".venv-lowest"
 
 
 def requirements():
-    """Each requirement of setup.cfg, of the package and of its extras, once."""
+    """Each requirement of setup.cfg, of the package and of its extras, once.
+
+    Without vLLM, which pins a torch of its own: `make test-vllm` tests the lower bound itself.
+    """
     setup = configparser.RawConfigParser()
     setup.read(ROOT / "setup.cfg")
-    lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    extras = {name: lines for name, lines in setup["options.extras_require"].items() if name != "vllm"}
+    lists = [setup["options"]["install_requires"], *extras.values()]
     lines = {line for listed in lists for line in listed.split("\n") if line and not line.startswith("%")}
     return sorted(lines)
 

@@ -1,4 +1,4 @@
-"""Reward models inside other libraries: TRL, Ray Data, and transformers' own sequence classifiers."""
+"""Reward models inside other libraries: TRL, Ray Data, vLLM, and transformers' own sequence classifiers."""
 
 import lazy_loader
 
