@@ -219,8 +219,10 @@ def test_what_cannot_be_served_is_refused_in_a_sentence():
     config = tiny_reward_model().config
     check_served(config)
     config.slim = True
+    config.gate = True
     config.base_config.quantization_config = {"quant_method": "bitsandbytes"}
-    with pytest.raises(SparseRMError, match=r"it is slim.*; its weights are quantised.*`sparserm serve`"):
+    refusal = r"it is slim.*; its weights are quantised.*; it has a gate.*`sparserm serve`"
+    with pytest.raises(SparseRMError, match=refusal):
         check_served(config)
     with pytest.raises(SparseRMError, match="of the type gpt2, but must be one of gemma2, "):
         check_served(tiny_reward_model("gpt2").config)

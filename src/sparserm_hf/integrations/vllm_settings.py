@@ -34,12 +34,13 @@ def check_served(config: Any) -> None:
         config: The reward model's `SparseRMConfig`.
 
     Raises:
-        SparseRMError: The checkpoint is slim or quantised, or its base model is of another type.
+        SparseRMError: The checkpoint is slim or quantised, has a gate, or its base model is of another type.
     """
     base, known = config.base_config, ", ".join(BASE_CLASSES)
     reasons = {
         "it is slim, and vLLM reads the base model from the same folder; train it without --slim": config.slim,
         "its weights are quantised; train it without --quantization": hasattr(base, "quantization_config"),
+        "it has a gate, which reads the prompt; combine its models without --gate": config.gate,
         f"its base model is of the type {base.model_type}, but must be one of {known}": base.model_type
         not in BASE_CLASSES,
     }
