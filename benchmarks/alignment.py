@@ -44,13 +44,13 @@ def sparse_reward_model(data: Path, folder: Path) -> str:
     return str(folder)
 
 
-def trl_reward_model(data: Path, folder: Path) -> str:
+def trl_reward_model(data: Path, folder: Path, task: str = TASK, rows: str = FITTED) -> str:
     """TRL's RewardTrainer with LoRA, on the same pairs, two epochs."""
     if not folder.is_dir():
         work = folder.with_name(f"{folder.name}-training")
-        pairs = load_pairs(data, TASK, "train", FITTED)
-        rows = np.random.default_rng(0).permutation(len(pairs))
-        trainer = trainer_for("lora", as_dataset(pairs, rows), work, LEARNING_RATE, 0, gradient_checkpointing=False)
+        pairs = load_pairs(data, task, "train", rows)
+        order = np.random.default_rng(0).permutation(len(pairs))
+        trainer = trainer_for("lora", as_dataset(pairs, order), work, LEARNING_RATE, 0, gradient_checkpointing=False)
         trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
         trainer.save_model(str(folder))
         trainer.processing_class.save_pretrained(folder)

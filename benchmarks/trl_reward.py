@@ -31,6 +31,7 @@ from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.conversations.tokenized_preferences import TokenizedPreferences
 from sparserm_hf.conversations.tokenizer_preparation import prepare_tokenizer
 from sparserm_hf.evaluation.metrics import pair_accuracy
+from sparserm_hf.runtime import preferred_dtype, process_state
 from sparserm_hf.runtime.batches import pad_texts, plan_batches
 from sparserm_hf.training.folds import group_folds
 
@@ -92,10 +93,10 @@ def trainer_for(
     trainer_class: type[RewardTrainer] = RewardTrainer,
     **config,
 ) -> RewardTrainer:
-    """TRL's trainer on SmolLM2; the frozen weights of LoRA are in bfloat16, trained ones in float32."""
+    """TRL's trainer on SmolLM2; LoRA's frozen weights are in bfloat16 where that is fast, trained ones in float32."""
     base = unpacked(find_base_model())
     torch.manual_seed(seed)  # of the new head
-    dtype = torch.bfloat16 if method == "lora" else torch.float32
+    dtype = preferred_dtype(process_state().device) if method == "lora" else torch.float32
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=dtype)
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -47,13 +47,19 @@ def test_the_auto_classes_know_the_model(first):
 
 
 def test_every_file_can_be_imported_first():
-    """One process for each would take minutes: this one forgets what it has imported of ours."""
+    """One process for each would take minutes: this one forgets what it has imported of ours.
+
+    The files of the plugin for vLLM stop at vLLM where it is not installed.
+    """
     names = [name for name in FILES if name != "sparserm_hf.conversations.template_process"]
     ended = run(
         "import importlib, sys, transformers.models.auto.modeling_auto\n"
         f"for name in {names}:\n"
         "    for known in [known for known in sys.modules if known.split('.')[0] == 'sparserm_hf']:\n"
         "        del sys.modules[known]\n"
-        "    importlib.import_module(name)\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        assert error.name == 'vllm' and '.vllm_' in name, error\n"
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
