@@ -131,9 +131,9 @@ def test_an_explanation_sums_up_and_names_the_prompts_latents(gated, capsys, tmp
             assert sum(token.contribution for token in found.tokens) == pytest.approx(found.added, abs=1e-4)
         (first, _) = explained.as_json()["explanation"]["objectives"]
         assert first["share"] > 0 and len(first["reasons"]) == 3
-        assert "This prompt counts" in repr(found) and "This prompt counts" in found._repr_html_()
+        assert "For this prompt, " in repr(found) and "For this prompt, " in found._repr_html_()
     assert main(["explain", gated, write_jsonl(tmp_path / "rows.jsonl", ROWS[:1])]) == 0
-    assert "This prompt counts" in capsys.readouterr().out
+    assert "For this prompt, " in capsys.readouterr().out
 
 
 def test_a_claim_holds_where_the_directions_are_orthonormal():

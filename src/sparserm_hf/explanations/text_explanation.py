@@ -186,12 +186,12 @@ class TextExplanation:
     def by_prompt(self) -> str:
         """The share of each objective in one line, with the latents of the prompt behind it; empty without a gate."""
         shares = [
-            f"{part.share:.2f} times {visible(part.name)}"
-            + (f", by {', '.join(map(str, part.reasons))}" if part.reasons else "")
+            f"{visible(part.name)} counts {part.share:.2f} times"
+            + (f" ({', '.join(map(str, part.reasons))})" if part.reasons else "")
             for part in self.objectives
             if part.share is not None
         ]
-        return f"This prompt counts {'; '.join(shares)}" if shares else ""
+        return f"For this prompt, {'; '.join(shares)}" if shares else ""
 
     def _repr_html_(self) -> str:
         """Render the explanation for a notebook: no scripts, everything escaped, for light and dark pages."""

@@ -9,8 +9,8 @@ MODE = "sparserm"  # vLLM's name for a way to tokenise
 def register() -> None:
     """Register the reward model, its configuration and its tokenisation with vLLM.
 
-    vLLM calls this once in each process, before it reads a model's configuration. Only vLLM's own tables are changed:
-    transformers' classes stay what they are, for a trainer may run vLLM in its own process.
+    vLLM calls this once in each process, before it reads a model's configuration. Only vLLM's own tables are changed.
+    transformers' classes stay what they are, because a trainer may run vLLM in its own process.
     """
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
