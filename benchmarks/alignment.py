@@ -15,10 +15,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from layers import FITTED, RESULTS, load_pairs, machine
+from layers import FITTED, RESULTS, load_pairs, machine, train_once
 from trl_reward import as_dataset, trainer_for
 
-from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig, load_preferences
+from sparserm_hf import load_preferences
 from sparserm_hf.align.aligner import IterativeAligner
 from sparserm_hf.align.alignment_report import COLUMNS, change_cell, markdown, outcome_table, write_alignment_report
 from sparserm_hf.align.arms import FIRST, SPARSERM
@@ -33,15 +33,6 @@ TASK = "truthfulness"
 QUESTIONS, TOKENS, HELD_OUT, TEST_PAIRS = 200, 40, 48, "train[:200]"
 TEMPERATURE = 0.5  # at 0.9 most of what this policy writes has nothing to do with the question
 LEARNING_RATE = 1e-3  # of the RewardTrainer, as its search in `trl_reward.py` found
-
-
-def sparse_reward_model(data: Path, folder: Path) -> str:
-    if not folder.is_dir():
-        pairs = load_preferences(str(data / TASK / "train.jsonl.gz"), FITTED)
-        trainer = SparseRMTrainer(find_base_model(), args=SparseRMTrainingConfig(str(folder)), train_dataset=pairs)
-        trainer.train()
-        trainer.save_model()
-    return str(folder)
 
 
 def trl_reward_model(data: Path, folder: Path, task: str = TASK, rows: str = FITTED) -> str:
@@ -70,7 +61,7 @@ def align(data: Path, work: Path, seed: int, rounds: int, draw: bool) -> dict:
     )
     aligner = IterativeAligner(
         find_base_model(),
-        sparse_reward_model(data, work / "sparserm"),
+        train_once(work / "sparserm", data, TASK, FITTED),
         config,
         load_preferences(str(data / TASK / "train.jsonl.gz")),
         load_preferences(str(data / TASK / "test.jsonl.gz"), TEST_PAIRS),

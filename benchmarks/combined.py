@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 from datasets import concatenate_datasets
-from layers import RESULTS, TASKS, machine
+from layers import RESULTS, TASKS, machine, train_once
 
-from sparserm_hf import SparseRMReward, SparseRMTrainer, SparseRMTrainingConfig, combine, load_preferences
-from sparserm_hf.cli.demo import find_base_model
+from sparserm_hf import SparseRMReward, combine, load_preferences
 
 ROUNDS = 5
 RESPONSES = 12  # of the test pairs of each task, which are timed
@@ -27,14 +26,8 @@ PAIRS = 40  # of the test pairs of each task, which are ranked
 
 def train(data: Path, work: Path, task: str, pairs: int) -> str:
     """Train a reward model for a task, unless it is there."""
-    folder = work / task
-    if not folder.exists():
-        rows = load_preferences(str(data / task / "train.jsonl.gz"), f"train[:{pairs}]")
-        args = SparseRMTrainingConfig(str(folder), cache_dir=str(work / "cache"), check_sae=False, controls=False)
-        trainer = SparseRMTrainer(find_base_model(), None, args, rows)
-        trainer.train()
-        trainer.save_model()
-    return str(folder)
+    settings = {"cache_dir": str(work / "cache"), "check_sae": False, "controls": False}
+    return train_once(work / task, data, task, f"train[:{pairs}]", **settings)
 
 
 def responses(data: Path) -> dict[str, list[Any]]:

@@ -13,16 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from combined import train
 from datasets import concatenate_datasets
 from layers import RESULTS, TASKS, machine
 from scipy.special import softmax
 
 from sparserm_hf import combine, load_preferences
-from sparserm_hf.evaluation import SavedRewardModel, pair_credits, pair_metrics, paired_difference, reward_objectives
-from sparserm_hf.representations import Shard
-from sparserm_hf.runtime import as_numpy
+from sparserm_hf.evaluation import (
+    SavedRewardModel,
+    objective_margins,
+    pair_credits,
+    pair_metrics,
+    paired_difference,
+    prompt_features,
+)
 from sparserm_hf.training.calibration import fit_weights
 from sparserm_hf.training.gating import FittedGate, fit_gate
 
@@ -53,16 +57,9 @@ class Mixed:
         mixed = concatenate_datasets([pairs.select_columns(["prompt", "chosen", "rejected"]) for pairs in of_tasks])
         ends, pairs = np.cumsum([len(of_task) for of_task in of_tasks]), saved.tokenize(mixed)
         represented = saved.represent(pairs.texts, cache, prompts=True)
-        scales = [of["reward_std"] for of in saved.model.config.objectives]
-        rewards = reward_objectives(saved.model, represented).values()
-        margins = [(r[pairs.chosen] - r[pairs.rejected]) / std for r, std in zip(rewards, scales, strict=True)]
-
-        def features(shard: Shard) -> np.ndarray:
-            return as_numpy(saved.model.prompt_features(torch.from_numpy(shard.prompt_mean)))
-
-        prompts = represented.read(features)[pairs.chosen]
-        tasks = np.searchsorted(ends, pairs.rows, side="right")
-        return cls(tasks, prompts, np.stack(margins, 1), np.array(pairs.groups))
+        prompts = prompt_features(saved.model, represented, pairs)
+        margins = objective_margins(saved.model, represented, pairs)
+        return cls(np.searchsorted(ends, pairs.rows, side="right"), prompts, margins, np.array(pairs.groups))
 
     def with_tasks(self) -> "Mixed":
         """Replace the features of the prompts by the task, one column each."""

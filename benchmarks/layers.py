@@ -92,6 +92,27 @@ def make_trainer(args: argparse.Namespace, task: str, test_pairs: int, **setting
     )
 
 
+def train_once(folder: Path, data: Path, task: str, rows: str, base: str = "", sae: str = "", **settings: Any) -> str:
+    """Train a reward model on some rows of a task, unless it is there, and return its folder.
+
+    Args:
+        folder: Folder of the reward model.
+        data: DATA_DIR.
+        task: The task.
+        rows: Rows of its `train`, in the notation of datasets.
+        base: Base model; by default SmolLM2.
+        sae: SAE; by default the shipped one.
+        settings: Further settings of the training.
+    """
+    if not folder.is_dir():
+        pairs = load_preferences(str(data / task / "train.jsonl.gz"), rows)
+        args = SparseRMTrainingConfig(str(folder), **settings)
+        trainer = SparseRMTrainer(base or find_base_model(), sae or None, args, pairs)
+        trainer.train()
+        trainer.save_model()
+    return str(folder)
+
+
 def machine() -> str:
     """On what something was measured."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

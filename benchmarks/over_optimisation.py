@@ -13,7 +13,6 @@ Writes OUTPUT.png and OUTPUT.md, with the responses that each SparseRM overrates
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,6 +28,7 @@ from sparserm_hf.align.responses import conversations, write_responses
 from sparserm_hf.align.settings import AlignmentConfig
 from sparserm_hf.conversations import Messages, row_name
 from sparserm_hf.evaluation import SavedRewardModel, find_twin, reward_represented
+from sparserm_hf.explanations.compared_models import is_sparserm
 from sparserm_hf.runtime import preferred_dtype, process_state
 from sparserm_hf.scoring import ClassifierRewardModel
 
@@ -53,16 +53,10 @@ def sample(args: argparse.Namespace) -> list[Messages]:
     return conversations(write_responses(policy, questions, config, 0, args.work / "responses.jsonl"))
 
 
-def is_sparse(name: str) -> bool:
-    """Whether a folder holds a SparseRM; that of a LoRA adapter has no configuration of its own."""
-    file = Path(name) / "config.json"
-    return file.is_file() and json.loads(file.read_text())["model_type"] == "sparserm"
-
-
 def rewards_of(name: str, texts: list[Messages], cache: Path) -> list[float]:
     """The reward of each text."""
     folder = name.removesuffix(DENSE)
-    if not is_sparse(folder):
+    if not is_sparserm(folder):
         return ClassifierRewardModel.load(folder, process_state().device)(texts).tolist()
     saved = SavedRewardModel.load(folder)
     encoder = saved.encoder()
@@ -164,7 +158,7 @@ def main() -> None:
         agrees = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(rewards[name], gold, strict=True)])
         best = sizes[int(judged.mean(1).argmax())]
         table.append(f"| {Path(name).name} | {agrees:.2f} | {own[-1].mean():+.2f} | {' | '.join(cells)} | {best} |")
-        if is_sparse(name):
+        if not name.endswith(DENSE) and is_sparserm(name):
             shown += [f"\n`{Path(name).name}`:\n", *HEADER]
             shown += overrated(name, rewards[name], gold, texts)
     draw(curves, distance, args.output.with_suffix(".png"))

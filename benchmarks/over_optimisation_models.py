@@ -13,40 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from alignment import trl_reward_model
+from layers import train_once
 from transformers import AutoConfig
 
-from sparserm_hf import (
-    SAETrainingConfig,
-    SAETrainingData,
-    SparseRMTrainer,
-    SparseRMTrainingConfig,
-    edit_model,
-    load_preferences,
-    train_sae,
-)
+from sparserm_hf import SAETrainingConfig, SAETrainingData, edit_model, load_preferences, train_sae
 from sparserm_hf.base_models.gguf import unpacked
-from sparserm_hf.cli.demo import find_base_model
 
+SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "debiased": {"debias": "length"}, "ensemble": {"ensemble": 20}}
 SAE_TOKENS = 60_000
 
 
-def train(folder: Path, base: str, rows: Any, sae: str | None = None, **settings: Any) -> None:
+def train_sae_once(folder: Path, base: str, path: str) -> str:
+    """Train an SAE on the texts of a file after half of the layers of a base model, unless it is there."""
     if not folder.is_dir():
-        config = SparseRMTrainingConfig(str(folder), check_sae=False, **settings)
-        trainer = SparseRMTrainer(base, sae, args=config, train_dataset=rows)
-        trainer.train()
-        trainer.save_model()
-
-
-def train_judge(folder: Path, base: str, path: str, rows: str) -> None:
-    if not folder.is_dir():
-        layer, sae = AutoConfig.from_pretrained(unpacked(base)).num_hidden_layers // 2, folder.with_name("judge-sae")
-        if not sae.is_dir():
-            train_sae(
-                SAETrainingData(base, path, layer=layer, output_dir=str(sae)),
-                SAETrainingConfig(total_tokens=SAE_TOKENS, d_sae=2048, buffer_tokens=20_000),
-            )
-        train(folder, base, load_preferences(path, rows), str(sae))
+        layer = AutoConfig.from_pretrained(unpacked(base)).num_hidden_layers // 2
+        train_sae(
+            SAETrainingData(base, path, layer=layer, output_dir=str(folder)),
+            SAETrainingConfig(total_tokens=SAE_TOKENS, d_sae=2048, buffer_tokens=20_000),
+        )
+    return str(folder)
 
 
 def main() -> None:
@@ -57,15 +42,14 @@ def main() -> None:
     parser.add_argument("--task", default="truthfulness")
     args = parser.parse_args()
     path = str(args.data / args.task / "train.jsonl.gz")
-    half, base = len(load_preferences(path)) // 2, find_base_model()
+    half = len(load_preferences(path)) // 2
     ours, judges = f"train[:{half}]", f"train[{half}:]"
-    rows = load_preferences(path, ours)
-    train(args.work / "plain", base, rows)
-    train(args.work / "debiased", base, rows, debias="length")
-    train(args.work / "ensemble", base, rows, ensemble=20)
+    for name, settings in SETTINGS.items():
+        train_once(args.work / name, args.data, args.task, ours, check_sae=False, **settings)
     if not (args.work / "pessimistic").is_dir():
         edit_model(str(args.work / "ensemble"), args.work / "pessimistic", pessimism=1.0)
-    train_judge(args.work / "judge", args.judge_base, path, judges)
+    sae = train_sae_once(args.work / "judge-sae", args.judge_base, path)
+    train_once(args.work / "judge", args.data, args.task, judges, args.judge_base, sae, check_sae=False)
     trl_reward_model(args.data, args.work / "lora", args.task, ours)
 
 

@@ -74,13 +74,11 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
         found = max(occurrences(ids, [old_header], 0, len(ids)), default=(0, 0))
         return Response(*found, found[1], len(ids))
     stop = len(ids)
-    others = list(occurrences(ids, marks["other_headers"], 0, stop))
-    last_other = max((start for start, _ in others), default=-1)
-    headers = list(occurrences(ids, marks["assistant_header"], last_other + 1, stop))
+    headers = final_headers(ids, marks)
     if not headers:
         if any(True for _ in occurrences(ids, marks["assistant_header"], 0, stop)):
             return Response(stop, stop, stop, stop)  # another role has the last turn
-        if others:
+        if any(True for _ in occurrences(ids, marks["other_headers"], 0, stop)):
             return None
         start, stop = trim(ids, marks, 0, stop, ends=True)
         return Response(0, 0, start, stop)
@@ -90,6 +88,13 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
     stop = next((i for i in range(turn, stop) if ids[i] in specials), stop)
     stop = min((start for start, _ in occurrences(ids, marks["end_of_turn"], turn, stop)), default=stop)
     return Response(header, turn, *skip_reasoning(ids, marks, turn, stop))
+
+
+def final_headers(ids: Sequence[int], marks: dict[str, Any]) -> list[tuple[int, int]]:
+    """List where the assistant's headers start and end that come after the last header of another role."""
+    others = occurrences(ids, marks["other_headers"], 0, len(ids))
+    last_other = max((start for start, _ in others), default=-1)
+    return list(occurrences(ids, marks["assistant_header"], last_other + 1, len(ids)))
 
 
 def is_conversation(ids: Sequence[int], marks: dict[str, Any]) -> bool:
@@ -200,9 +205,7 @@ def find_prompts(
     found = []
     for ids, mask, (start, _) in zip(input_ids, attention_mask, responses, strict=True):
         before = ids[mask.bool()][:start].tolist()
-        last_other = max((at for at, _ in occurrences(before, marks["other_headers"], 0, start)), default=-1)
-        headers = occurrences(before, marks["assistant_header"], last_other + 1, start)
-        found.append((0, min((at for at, _ in headers), default=0)))
+        found.append((0, min((at for at, _ in final_headers(before, marks)), default=0)))
     return found
 
 

@@ -30,14 +30,18 @@ if "trust_remote_code" in trl.RewardConfig.__dataclass_fields__:  # before TRL 1
 trained = pytest.mark.works_with("trl", "`RewardTrainer`: only the head moves; a run resumes to the same bits")
 
 
+def weights_changed_by(trainer):
+    """Train, and return the names of the weights that have changed."""
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    return {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+
+
 @trained
 def test_reward_trainer_moves_the_head_only(reward_model, tmp_path):
     args = trl.RewardConfig(str(tmp_path / "out"), max_steps=3, learning_rate=1e-2, **SETTINGS)
     trainer = trl.RewardTrainer(model=reward_model, args=args, train_dataset=Dataset.from_list(make_rows(16)))
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer.train()
-    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"score.weight", "score.bias"}
+    assert weights_changed_by(trainer) == {"score.weight", "score.bias"}
     trainer.save_model(str(tmp_path / "saved"))
     reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     assert torch.equal(reloaded.score.weight, trainer.model.score.weight)

@@ -34,6 +34,8 @@ from .metrics import pair_credits as pair_credits
 from .metrics import pair_metrics as pair_metrics
 from .metrics import paired_difference as paired_difference
 from .metrics import pairs_by_length as pairs_by_length
+from .represented_rewards import objective_margins as objective_margins
+from .represented_rewards import prompt_features as prompt_features
 from .represented_rewards import reward_objectives as reward_objectives
 from .represented_rewards import reward_represented as reward_represented
 from .represented_rewards import reward_with_controls as reward_with_controls

@@ -60,6 +60,27 @@ def reward_objectives(
     return dict(zip(names, representations.read(of_shard).T, strict=True)) if names else {}
 
 
+def objective_margins(
+    model: SparseRMForSequenceClassification, representations: Representations, pairs: TokenizedPreferences
+) -> np.ndarray:
+    """Compute the standardised reward differences of P represented pairs by objective, (P, objectives)."""
+    rewards, scales = reward_objectives(model, representations), [of["reward_std"] for of in model.config.objectives]
+    margins = [(r[pairs.chosen] - r[pairs.rejected]) / std for r, std in zip(rewards.values(), scales, strict=True)]
+    return np.stack(margins, 1)
+
+
+def prompt_features(
+    model: SparseRMForSequenceClassification, representations: Representations, pairs: TokenizedPreferences
+) -> np.ndarray:
+    """Compute the features of the prompts of P pairs, (P, K), whose prompts are represented too."""
+
+    @torch.inference_mode()
+    def of_shard(shard: Shard) -> np.ndarray:
+        return as_numpy(model.prompt_features(torch.from_numpy(shard.prompt_mean).to(model.directions.device)))
+
+    return representations.read(of_shard)[pairs.chosen]
+
+
 def reward_with_controls(
     model: SparseRMForSequenceClassification,
     controls: Sequence[Control],

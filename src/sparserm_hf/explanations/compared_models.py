@@ -99,12 +99,17 @@ def compare(
     return replace(comparison, disagreements=_explain_strongest(comparison, scored, rows, examples))
 
 
-def _load(name: str, dtype: str, revision: str | None = None) -> SavedRewardModel | ClassifierRewardModel:
-    """Load a SparseRM, or another sequence classifier."""
+def is_sparserm(name: str, revision: str | None = None) -> bool:
+    """Tell if a folder or a Hub id is that of a SparseRM."""
     with loading(f"The reward model {name!r}"):
         file = find_file(name, CONFIG_NAME, revision)  # the folder of a LoRA adapter has none
         kind = json.loads(file.read_text(encoding="utf-8")).get("model_type") if file else None
-    if kind == SparseRMConfig.model_type:
+    return kind == SparseRMConfig.model_type
+
+
+def _load(name: str, dtype: str, revision: str | None = None) -> SavedRewardModel | ClassifierRewardModel:
+    """Load a SparseRM, or another sequence classifier."""
+    if is_sparserm(name, revision):
         return SavedRewardModel.load(name, dtype, revision)
     return ClassifierRewardModel.load(name, process_state().device, dtype, revision)
 

@@ -116,8 +116,10 @@ def _known(config: SparseRMConfig, weights: np.ndarray | None, i: int) -> dict[s
 
 def _importance(saved: SavedRewardModel, texts: Representations, features: np.ndarray) -> np.ndarray | None:
     model, weights = saved.model, _weights(saved)
-    if weights is None or not model.config.gate:
-        return None if weights is None else features.std(0) * np.abs(weights)
+    if weights is None:
+        return None
+    if not model.config.gate:
+        return features.std(0) * np.abs(weights)
     of_texts = texts.read(lambda shard: as_numpy(model.effective_weights(shard_shares(model, shard)).detach()))
     return (of_texts * (features - as_numpy(model.feature_mean))).std(0)
 

@@ -22,7 +22,8 @@ from ..evaluation import (
     DriftReference,
     Evaluation,
     SavedRewardModel,
-    reward_objectives,
+    objective_margins,
+    prompt_features,
     reward_represented,
     shard_features,
 )
@@ -30,7 +31,7 @@ from ..hub_cards.render import render_combined_card
 from ..modeling.configuration_sparserm import SparseRMConfig
 from ..modeling.head_sparserm import PromptGate
 from ..modeling.modeling_sparserm import SparseRMForSequenceClassification
-from ..representations import Representations, Shard
+from ..representations import Representations
 from ..runtime import SparseRMError, as_numpy, check_output_dir, process_state
 from .calibration import fit_temperature, fit_weights
 from .checkpoint import write_checkpoint
@@ -215,18 +216,13 @@ def _weigh_by_pairs(
     """
     model, config, pairs = saved.model, saved.model.config, saved.tokenize(rows)
     representations = saved.represent(pairs.texts, cache_dir, gate)
-    rewards, scales = reward_objectives(model, representations), [of["reward_std"] for of in config.objectives]
-    of_objectives = [
-        (r[pairs.chosen] - r[pairs.rejected]) / std for r, std in zip(rewards.values(), scales, strict=True)
-    ]
-    margins = np.stack(of_objectives, 1)  # (N, objectives)
     if weights is None:
-        weights = fit_weights(margins).tolist()
+        weights = fit_weights(objective_margins(model, representations, pairs)).tolist()
         if not any(weights):
             raise SparseRMError("No objective agrees with the pairs, so there is nothing to fit: give the weights.")
     model.weigh(dict(zip(config.objective_names, map(float, weights), strict=True)))
     if gate:
-        _add_gate(model, representations, pairs, margins * weights)
+        _add_gate(model, representations, pairs)
     of_texts, reference = measure_rewards(model, representations)
     config.reward_temperature = fit_temperature(of_texts[pairs.chosen] - of_texts[pairs.rejected])
     trained = TrainedModel(model, model.model, lambda texts: saved.represent(texts, cache_dir, gate))
@@ -234,26 +230,18 @@ def _weigh_by_pairs(
 
 
 def _add_gate(
-    model: SparseRMForSequenceClassification,
-    representations: Representations,
-    pairs: TokenizedPreferences,
-    margins: np.ndarray,
+    model: SparseRMForSequenceClassification, representations: Representations, pairs: TokenizedPreferences
 ) -> None:
-    """Fit a gate to N pairs, and add it to the model, in place, if it helps on held-out pairs.
+    """Fit a gate to pairs, and add it to the weighed model, in place, if it helps on held-out pairs.
 
     Args:
         model: The combined reward model.
         representations: Representations of the pairs' texts, with their prompts.
         pairs: The pairs.
-        margins: (N, objectives) weighted reward differences.
     """
-
-    @torch.inference_mode()
-    def of_shard(shard: Shard) -> np.ndarray:
-        return as_numpy(model.prompt_features(torch.from_numpy(shard.prompt_mean).to(model.directions.device)))
-
-    prompts = representations.read(of_shard)[pairs.chosen]  # (N, K)
-    gate = fit_gate(prompts, margins, np.array(pairs.groups))
+    weights = [of["weight"] for of in model.config.objectives]
+    margins = objective_margins(model, representations, pairs) * weights
+    gate = fit_gate(prompt_features(model, representations, pairs), margins, np.array(pairs.groups))
     if not gate.helps:
         logger.warning("The prompts do not tell which objective counts, so the model is written without a gate.")
         return
