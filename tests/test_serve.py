@@ -1,5 +1,6 @@
 """The HTTP server: the rewards of `sparserm score`, in everybody's protocol, and what it refuses."""
 
+import os
 import re
 import signal
 import subprocess
@@ -184,12 +185,18 @@ def test_an_error_while_scoring_reaches_its_callers_and_no_one_else(loaded, monk
         assert client.post("/score", json={"rows": [{"text": "w1"}]}).status_code == 200
 
 
+def start(folder, *runner, **environment):
+    """Start a server in a process of its own, and return the process and the server's address."""
+    command = [sys.executable, *runner, "-m", "sparserm_hf.cli", "serve", str(folder), "--port", "0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=os.environ | environment)
+    return process, re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+
+
 @pytest.fixture
 def server(trained):
-    command = [sys.executable, "-m", "sparserm_hf.cli", "serve", str(trained), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-    yield process, address[0]
+    process, address = start(trained)
+    yield process, address
     process.kill()
 
 
@@ -220,6 +227,23 @@ def test_many_callers_at_once_each_get_their_own_answer_and_a_stop_loses_none(se
                 pass  # it came after the stop
     assert process.wait(30) == 0
     assert answered >= 1
+
+
+@pytest.mark.works_with(
+    "opentelemetry-instrumentation-fastapi",
+    "`sparserm serve`: each request is a span in its caller's trace",
+)
+def test_opentelemetry_sees_each_request_in_its_callers_trace(trained):
+    pytest.importorskip("opentelemetry.instrumentation.fastapi")
+    runner = ("-c", "from opentelemetry.instrumentation.auto_instrumentation import run; run()", sys.executable)
+    exporters = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    process, address = start(trained, *runner, **exporters)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    assert httpx.post(f"{address}/score", json={"rows": [{"text": "w1"}]}, headers=headers).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    written = process.communicate(timeout=30)[0]
+    assert '"name": "POST /score"' in written and f'"trace_id": "0x{trace}"' in written
 
 
 def test_it_serves_others_only_with_a_token_and_says_when_a_port_is_taken(server, trained, capsys, monkeypatch):
