@@ -12,13 +12,14 @@ CPU_ONLY := $(if $(shell command -v nvidia-smi 2>/dev/null),,yes)
 install_torch = $(if $(CPU_ONLY),$(call pip,$(1)) --no-deps --index-url $(CPU_INDEX) --retries 1 --timeout 10 "$(2)" 2>/dev/null;) \
 	$(call pip,$(1)) $(3) "$(2)"
 
-.PHONY: demo test test-vllm lint docs clean
+.PHONY: demo test test-vllm test-trainers lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.installed
 	@$(VENV)/bin/sparserm demo
 
 ENVIRONMENTS = .venv-transformers-4/installed .venv-transformers-5/installed .venv-rewardbench/installed
+TRAINERS = .venv-openrlhf/installed .venv-verl/installed .venv-ms-swift/installed
 QUANTIZED = .venv-transformers-4/quantized.installed .venv-transformers-5/quantized.installed
 
 # What runs on the lowest versions, without its slowest tests. Ray comes first: it writes into what pytest 8 has closed. Then
@@ -56,6 +57,11 @@ NO_VLLM = echo "vLLM cannot be tested here: $(1)."; exit 1
 test-vllm:
 	@$(MAKE) --no-print-directory .venv-vllm/installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
+
+# Beside `make test`: 5 GB, for one file.
+test-trainers: $(VENV)/test.installed
+	@$(MAKE) --no-print-directory $(TRAINERS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/test_trainers.py
 
 lint: $(VENV)/test.installed
 	$(VENV)/bin/ruff check .
@@ -98,10 +104,16 @@ $(VENV)/browser.installed: $(VENV)/test.installed
 .venv-transformers-4/installed: PACKAGES = transformers==4.57.6 safetensors
 .venv-transformers-5/installed: PACKAGES = "transformers>=5,<6" safetensors
 .venv-rewardbench/installed: PACKAGES = rewardbench==0.1.4 "setuptools<81"
-$(ENVIRONMENTS):
+# Trainers. OpenRLHF comes alone, for without a GPU some of what it needs cannot be built. ms-swift's GRPO needs msgspec, but does not say so.
+.venv-openrlhf/installed: PACKAGES = transformers==5.15.0 aiohttp
+.venv-openrlhf/installed: ALONE = openrlhf==0.11.2
+.venv-verl/installed: PACKAGES = verl==0.9.1
+.venv-ms-swift/installed: PACKAGES = ms-swift==4.6.0 msgspec --editable .
+$(ENVIRONMENTS) $(TRAINERS):
 	$(PYTHON) -m venv $(@D)
 	$(call install_torch,$(@D),$(TORCH))
 	$(call pip,$(@D)) $(PACKAGES)
+	$(if $(ALONE),$(call pip,$(@D)) --no-deps $(ALONE))
 	touch $@
 
 # What unpacks quantised weights, where the tests put it on the path: most people have neither.
@@ -154,4 +166,4 @@ docs: $(VENV)/installed .venv-docs/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(dir $(ENVIRONMENTS)) .venv-schemathesis .venv-lowest .venv-vllm .venv-docs build dist demo-output
+	rm -rf $(VENV) $(dir $(ENVIRONMENTS) $(TRAINERS)) .venv-schemathesis .venv-lowest .venv-vllm .venv-docs build dist demo-output

@@ -3,9 +3,11 @@
     python -m pytest --write-compatibility
 
 A claim (the marker `works_with`) is written where all of its tests passed; that the table has the claims of the tests
-is itself tested. Rewards that tests compare by the fixture `equal` go to `benchmarks/results/equality.md`.
+is itself tested. Rewards that tests compare by the fixture `equal` go to `benchmarks/results/equality.md`. What a run
+does not test stays as it is, for some libraries are tested in environments of their own.
 """
 
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +22,8 @@ EQUALITY = """# Equal rewards
 The rewards of a checkpoint by other ways than `sparserm score` or the model itself; differences relative to rewards
 above 1. Made by `python -m pytest --write-compatibility` on tiny random models."""
 HEADER = ["| | version | tested |", "|---|---|---|"]
+EQUAL = ROOT / "benchmarks" / "results" / "equality.md"
+EQUAL_HEADER = ["| rewards by way of | values | largest difference |", "|---|---:|---:|"]
 
 
 def versions(library, environments):
@@ -97,27 +101,38 @@ class Equalities:
             count, largest = self.found.get(what, (0, 0.0))
             self.found[what] = count + more, max(largest, difference)
 
-    def lines(self):
-        """The table."""
-        rows = [f"| {what} | {count} | {largest:.1e} |" for what, (count, largest) in sorted(self.found.items())]
-        return ["| rewards by way of | values | largest difference |", "|---|---:|---:|", *rows]
+    def rows(self):
+        """(way, number of values, largest difference)."""
+        return [(what, str(count), f"{largest:.1e}") for what, (count, largest) in sorted(self.found.items())]
 
 
-def table(rows):
-    return "\n".join([*HEADER, *(f"| {' | '.join(row)} |" for row in rows)])
+def table(rows, header=HEADER):
+    return "\n".join([*header, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def read_claims(readme):
-    """(library, claim) of each row of the manual's table."""
-    rows = readme.split(BEGIN)[1].split(END)[0].strip().splitlines()[len(HEADER) :]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    return [(library, claim) for library, _, claim in cells]
+def read_rows(text):
+    """The cells of each row of the first table."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[len(HEADER) :]]
+
+
+def read_claims(page):
+    """(library, version, claim) of each row of the manual's table."""
+    return read_rows(page.split(BEGIN)[1].split(END)[0])
+
+
+def library_of(way):
+    """The library that a row of equal rewards begins with."""
+    return re.match(r"[\w-]*", way)[0].lower()
 
 
 def write(rows, equalities):
-    """Replace the manual's table, and the file of equal rewards."""
-    text = f"{EQUALITY}\n\n" + "\n".join(equalities.lines()) + "\n"
-    (ROOT / "benchmarks" / "results" / "equality.md").write_text(text)
-    path = TABLE
-    before, _, rest = path.read_text().partition(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
+    """Write the manual's table and the file of equal rewards; the rows of libraries that did not run stay."""
+    page = TABLE.read_text()
+    others = [row for row in read_claims(page) if row[0] not in {library for library, *_ in rows}]
+    rows = sorted([*others, *rows], key=lambda row: row[0].lower())
+    before, _, rest = page.partition(BEGIN)
+    TABLE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
+    apart = {library.removesuffix("-cpu") for library, *_ in others}
+    kept = [row for row in read_rows(EQUAL.read_text()) if library_of(row[0]) in apart]
+    EQUAL.write_text(f"{EQUALITY}\n\n{table(sorted([*kept, *equalities.rows()]), EQUAL_HEADER)}\n")

@@ -6,7 +6,7 @@ import sys
 import tempfile
 
 import pytest
-from compatibility import Claims, Equalities, table, write
+from compatibility import EQUAL_HEADER, Claims, Equalities, table, write
 
 _home = tempfile.TemporaryDirectory()
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": _home.name, "TOKENIZERS_PARALLELISM": "false"}
@@ -25,7 +25,7 @@ PARITY = []  # lines of the SAE parity table, from the worker that made it
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-compatibility", action="store_true", help="write the manual's compatibility table")
+    parser.addoption("--write-compatibility", action="store_true", help="write tested versions into the manual")
     parser.addoption("--write-architectures", action="store_true", help="write docs/architectures.md")
 
 
@@ -80,14 +80,11 @@ def pytest_terminal_summary(terminalreporter, config):
     if rows:
         terminalreporter.section("compatibility")
         terminalreporter.write_line(table(rows))
-    if config.getoption("--write-compatibility") and not CLAIMS.complete:
-        terminalreporter.write_line("The tables are written by a run of all tests only.", red=True)
-    elif config.getoption("--write-compatibility"):
+    if config.getoption("--write-compatibility"):
         write(rows, EQUALITIES)
     if EQUALITIES.found:
         terminalreporter.section("equality")
-        for line in EQUALITIES.lines():
-            terminalreporter.write_line(line)
+        terminalreporter.write_line(table(EQUALITIES.rows(), EQUAL_HEADER))
     parity = PARITY or sae_parity()
     if parity:
         terminalreporter.section("SAE parity")

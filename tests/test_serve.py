@@ -1,16 +1,13 @@
 """The HTTP server: the rewards of `sparserm score`, in everybody's protocol, and what it refuses."""
 
-import os
-import re
 import signal
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from world import make_rows
+from world import make_rows, start_server
 
 pytest.importorskip("fastapi")
 pytestmark = pytest.mark.works_with(
@@ -185,17 +182,9 @@ def test_an_error_while_scoring_reaches_its_callers_and_no_one_else(loaded, monk
         assert client.post("/score", json={"rows": [{"text": "w1"}]}).status_code == 200
 
 
-def start(folder, *runner, **environment):
-    """Start a server in a process of its own, and return the process and the server's address."""
-    command = [sys.executable, *runner, "-m", "sparserm_hf.cli", "serve", str(folder), "--port", "0"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, text=True, env=os.environ | environment)
-    return process, re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
-
-
 @pytest.fixture
 def server(trained):
-    process, address = start(trained)
+    process, address = start_server(trained)
     yield process, address
     process.kill()
 
@@ -237,7 +226,7 @@ def test_opentelemetry_sees_each_request_in_its_callers_trace(trained):
     pytest.importorskip("opentelemetry.instrumentation.fastapi")
     runner = ("-c", "from opentelemetry.instrumentation.auto_instrumentation import run; run()", sys.executable)
     exporters = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
-    process, address = start(trained, *runner, **exporters)
+    process, address = start_server(trained, *runner, **exporters)
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     assert httpx.post(f"{address}/score", json={"rows": [{"text": "w1"}]}, headers=headers).status_code == 200

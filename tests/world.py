@@ -1,6 +1,8 @@
 """What the recipe needs on disk: rows that can be learnt, an SAE, a command line."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -102,3 +104,11 @@ def random_prompts(subsets, sides, rng, levels=8):
 def named(scores):
     """The lines of a benchmark's report by name."""
     return {score.name: score.value for score in scores}
+
+
+def start_server(folder, *runner, **environment):
+    """Start `sparserm serve` in a process of its own, by Python or by what runs it, and return it and its address."""
+    command = [sys.executable, *runner, "-m", "sparserm_hf.cli", "serve", str(folder), "--port", "0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=os.environ | environment)
+    return process, re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
