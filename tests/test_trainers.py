@@ -100,10 +100,8 @@ def job(trained):
     """A server, the reward model that it serves, and conversations with their rewards."""
     model, tokenizer = load_reward_model(str(trained), "cpu")
     process, address = start_server(trained)
-    yield (
-        {"address": address, "model": str(trained), "conversations": CONVERSATIONS},
-        model.predict(CONVERSATIONS, tokenizer),
-    )
+    asked = {"address": address, "model": str(trained), "conversations": CONVERSATIONS}
+    yield asked, model.predict(CONVERSATIONS, tokenizer)
     process.kill()
 
 
@@ -112,11 +110,15 @@ def snippet(word):
     return next(code for code in re.findall(r"```\w+\n(.*?)```", PAGE, re.DOTALL) if word in code)
 
 
-def python_of(trainer):
-    python = ROOT / f".venv-{trainer}" / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{python} is not there: `make test-trainers` sets it up")
-    return python
+def program(trainer, name="python"):
+    """A program in the environment of a trainer."""
+    return ROOT / f".venv-{trainer}" / "bin" / name
+
+
+def in_environment_of(trainer, claim):
+    """Mark a test that needs the environment of a trainer."""
+    absent = pytest.mark.skipif(not program(trainer).exists(), reason=f"make test-trainers sets up .venv-{trainer}")
+    return lambda test: absent(pytest.mark.works_with(trainer, claim, f".venv-{trainer}")(test))
 
 
 def run(command, text=None, folder=None):
@@ -129,18 +131,16 @@ def run(command, text=None, folder=None):
 
 def rewards_by(trainer, code, job):
     """The rewards that the code of a trainer gets, in its environment."""
-    return json.loads(run([str(python_of(trainer)), "-c", code], json.dumps(job)).splitlines()[-1])
+    return json.loads(run([program(trainer), "-c", code], json.dumps(job)).splitlines()[-1])
 
 
-@pytest.mark.works_with("openrlhf", "rewards of `sparserm serve`", ".venv-openrlhf")
+@in_environment_of("openrlhf", "rewards of `sparserm serve`")
 def test_openrlhf(job, equal):
     job, expected = job
     equal("OpenRLHF's executor", expected, rewards_by("openrlhf", OPENRLHF, job), 1e-6)
 
 
-@pytest.mark.works_with(
-    "verl", "rewards of `sparserm serve`, by a reward function and as a reward model", ".venv-verl"
-)
+@in_environment_of("verl", "rewards of `sparserm serve`: a reward function, a reward model")
 def test_verl(job, tmp_path, equal):
     job, expected = job
     file = tmp_path / "reward.py"
@@ -154,9 +154,9 @@ def test_verl(job, tmp_path, equal):
         equal(f"verl's worker, as of {engine}", expected, rewards_by("verl", VERL, job | {"settings": settings}), 1e-6)
 
 
-@pytest.mark.works_with("ms-swift", "`SparseRMReward` as its GRPO's reward function", ".venv-ms-swift")
+@in_environment_of("ms-swift", "`SparseRMReward` as its GRPO's reward function")
 def test_ms_swift(world, trained, tmp_path, equal):
-    swift = str(python_of("ms-swift").with_name("swift"))
+    swift = program("ms-swift", "swift")
     (tmp_path / "reward.py").write_text(snippet("orms").replace("my-reward-model", str(trained)))
     write_jsonl(tmp_path / "questions.jsonl", [{"messages": messages[:-1]} for messages in CONVERSATIONS])
     command = [swift, "rlhf", "--rlhf_type", "grpo", "--external_plugins", "reward.py", "--reward_funcs", "sparserm"]
