@@ -63,3 +63,25 @@ def test_every_file_can_be_imported_first():
         "        assert error.name == 'vllm' and '.vllm_' in name, error\n"
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_what_needs_an_extra_says_so():
+    needed = {"IterativeAligner": "trl", "score_parquet": "ray", "label": "fastapi", "serve": "fastapi"}
+    ended = run(
+        f"import sys, sparserm_hf\nfor name, module in {needed}.items():\n"
+        "    sys.modules[module] = None\n"
+        "    try:\n        getattr(sparserm_hf, name)\n"
+        "    except sparserm_hf.SparseRMError as error:\n        print(error)\n"
+    )
+    assert [line.partition(", as in")[0] for line in ended.stdout.splitlines()] == [
+        "Alignment needs trl: install the extra `align`",
+        "The Ray engine needs ray: install the extra `ray`",
+        "Labelling needs fastapi: install the extra `serve`",
+        "The server needs fastapi: install the extra `serve`",
+    ]
+
+
+def test_labelling_without_a_policy_needs_no_trainer():
+    code = "import sys; sys.modules['peft'] = sys.modules['trl'] = None; from sparserm_hf.labelling import label"
+    ended = run(code)
+    assert ended.returncode == 0, ended.stderr[-2000:]

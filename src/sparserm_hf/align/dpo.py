@@ -9,13 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
-from trl import DPOConfig, DPOTrainer
 
-from ..runtime import SparseRMError, commit_of, last_whole_checkpoint, memory_advice, replacing_folder, use_one_gpu
+from ..runtime import (
+    SparseRMError,
+    commit_of,
+    last_whole_checkpoint,
+    memory_advice,
+    replacing_folder,
+    use_one_gpu,
+    without_extra,
+)
 from .policy import Policy
 from .responses import Row
 from .settings import AlignmentConfig
+
+try:
+    from peft import LoraConfig, PeftModel
+    from trl import DPOConfig, DPOTrainer
+except ModuleNotFoundError as error:
+    raise without_extra("Alignment", error, "align") from None
 
 logger = logging.getLogger(__name__)
 

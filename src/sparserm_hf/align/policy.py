@@ -9,14 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_models import Family, can_pack, find_families, lay_out, load_language_model, load_tokenizer, unpacked
 from ..conversations import Messages, Preference, encode
-from ..runtime import SparseRMError, as_numpy, common_prefix_length, exact, pad_texts, plan_batches
+from ..runtime import SparseRMError, as_numpy, common_prefix_length, exact, pad_texts, plan_batches, without_extra
 from .questions import Contrast
+
+try:
+    from peft import PeftModel
+except ModuleNotFoundError as error:
+    raise without_extra("A policy", error, "align") from None
 
 LOGITS = 2**26  # largest number of logits in a batch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..align import AlignmentConfig
 from ..conversations import iterate_rows, load_preferences
-from ..runtime import say, without_extra
+from ..runtime import say
 from .arguments import add_settings, given
 
 EXAMPLE = """sparserm align --policy my-policy --reward_model my-reward-model --questions questions.jsonl \\
@@ -80,11 +80,9 @@ def run(args: argparse.Namespace) -> None:
     """Align, write the report, and print the figures of each round."""
     config = given(AlignmentConfig, args)
     warnings.simplefilter("ignore", FutureWarning)  # of transformers, for names that older ones know alone
-    try:
-        from ..align import IterativeAligner, load_truthfulqa, write_alignment_report
-        from .alignment_tables import print_outcome
-    except ModuleNotFoundError as error:
-        raise without_extra("Alignment", error, "align") from None
+    from ..align import IterativeAligner, load_truthfulqa, write_alignment_report
+    from .alignment_tables import print_outcome
+
     aligner = IterativeAligner(
         args.policy,
         args.reward_model,

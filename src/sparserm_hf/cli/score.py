@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..conversations import iterate_rows
-from ..runtime import SparseRMError, check_output_file, escaped_json, process_state, say, without_extra
+from ..runtime import SparseRMError, check_output_file, escaped_json, process_state, say
 from ..scoring import json_line, load_reward_model, row_errors, score_file, score_rows
 from .arguments import add_scoring_model
 from .output import tell_errors
@@ -79,10 +79,8 @@ def _score_to_stdout(args: argparse.Namespace) -> int:
 
 
 def _score_on_ray(args: argparse.Namespace) -> int:
-    try:
-        from ..integrations import score_parquet
-    except ModuleNotFoundError as error:
-        raise without_extra("The Ray engine", error, "ray") from None
+    from ..integrations import score_parquet
+
     if args.output is None:
         raise SparseRMError("The Ray engine writes a folder of Parquet files: name it with --output.")
     scored = score_parquet(

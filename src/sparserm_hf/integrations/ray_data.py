@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
-from ray.exceptions import RayError
 from tqdm.auto import tqdm
 
-from ..runtime import SparseRMError, reason, replacing_file
+from ..runtime import SparseRMError, reason, replacing_file, without_extra
 from ..scoring import (
     ADDED,
     CHUNK_ROWS,
@@ -31,6 +29,12 @@ from ..scoring import (
     load_reward_model,
     run_fingerprint,
 )
+
+try:
+    import ray
+    from ray.exceptions import RayError
+except ModuleNotFoundError as error:
+    raise without_extra("The Ray engine", error, "ray") from None
 
 ROWS = b"sparserm_rows"  # in the metadata of a part: the fingerprint of the rows that were scored into it
 PART_CHUNKS = 8  # chunks of rows in an output file, which is what a lost actor loses at most

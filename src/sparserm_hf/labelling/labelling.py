@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..align import AlignmentConfig, read_questions, read_rows
 from ..conversations import Messages, load_preferences
 from ..evaluation import RowName
-from ..runtime import SparseRMError, option, process_state, without_extra
+from ..runtime import SparseRMError, option, process_state
 from ..sae import LoadedSAE
 from ..server import run_app
 from ..training import SparseRMTrainer, SparseRMTrainingConfig
@@ -161,10 +161,8 @@ def _responses(questions: Iterable[Mapping[str, Any]], policy: str, config: Labe
 
 
 def _write_responses(asked: list[Messages], policy: str, config: LabellingConfig, path: Path) -> None:
-    try:
-        from ..align import Policy, write_responses
-    except ModuleNotFoundError as error:
-        raise without_extra("A policy", error, "align") from None
+    from ..align import Policy, write_responses
+
     writer = Policy.load(policy, process_state().device)
     writer.check_lengths(asked, None, config.max_new_tokens)
     write_responses(writer, asked, config.writing(), config.seed, path)
