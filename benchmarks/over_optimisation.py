@@ -9,10 +9,12 @@ folder of a SparseRM or of another sequence classifier; `FOLDER:dense` is the de
 `over_optimisation_models.py` trains a set of them. Take a WORK_DIR for each policy and its questions: a killed run
 goes on there.
 
-Writes OUTPUT.png and OUTPUT.md, with the responses that each SparseRM overrates most and the latents behind them.
+Writes `results/over_optimisation.md`, with the responses that each SparseRM overrates most and the latents behind
+them, and the figure `docs/over_optimisation.png`; `--output` and `--figure` name other files.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -34,6 +36,7 @@ from sparserm_hf.scoring import ClassifierRewardModel
 
 DENSE = ":dense"
 HEADER = ("| question | response | reward | gold | raised by |", "|---" * 5 + "|")
+FIGURE = Path(__file__).parents[1] / "docs" / "over_optimisation.png"
 SHOWN = 3  # overrated responses of each SparseRM, and latents of each
 
 
@@ -94,6 +97,12 @@ def interval(of_questions: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def with_interval(of_questions: np.ndarray) -> str:
+    """The mean over questions with its 95% interval, as text."""
+    low, high = interval(of_questions)
+    return f"{of_questions.mean():+.2f} ({low:+.2f} to {high:+.2f})"
+
+
 def overrated(name: str, ours: np.ndarray, gold: np.ndarray, texts: list[Messages]) -> list[str]:
     """The picked responses that the judge likes least beside the reward model, as rows of a table."""
     saved, lines = SavedRewardModel.load(name), []
@@ -139,7 +148,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256, help="responses to each question")
     parser.add_argument("--tokens", type=int, default=40, help="largest number of tokens of a response")
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--output", type=Path, default=RESULTS / "over_optimisation")
+    parser.add_argument("--output", type=Path, default=RESULTS / "over_optimisation.md")
+    parser.add_argument("--figure", type=Path, default=FIGURE)
     args = parser.parse_args()
     texts = sample(args)
     rewards = {}
@@ -154,28 +164,28 @@ def main() -> None:
     for name in args.reward_models:
         own, judged = (np.array([best_of(n, rewards[name], by) for n in sizes]) for by in (rewards[name], gold))
         curves[Path(name).name] = own, judged
-        cells = [f"{judged[i].mean():+.2f} ({' to '.join(f'{x:+.2f}' for x in interval(judged[i]))})" for i in (2, -1)]
+        first = curves[Path(args.reward_models[0]).name][1]
+        cells = [with_interval(of) for of in (judged[-1], judged[-1] - first[-1])]
         agrees = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(rewards[name], gold, strict=True)])
         best = sizes[int(judged.mean(1).argmax())]
         table.append(f"| {Path(name).name} | {agrees:.2f} | {own[-1].mean():+.2f} | {' | '.join(cells)} | {best} |")
         if not name.endswith(DENSE) and is_sparserm(name):
             shown += [f"\n`{Path(name).name}`:\n", *HEADER]
             shown += overrated(name, rewards[name], gold, texts)
-    draw(curves, distance, args.output.with_suffix(".png"))
+    draw(curves, distance, args.figure)
     lines = [
         f"{len(gold)} questions, {args.samples} responses to each of at most {args.tokens} tokens at temperature "
         f"{args.temperature}, the judge {Path(args.judge).name}. {machine()}.\n",
-        "Gains over the policy's mean response to the same question, in standard deviations, with the 95% interval "
-        "over questions:\n",
-        f"| picked by | correlation with the judge | own reward, n = {args.samples} | gold reward, n = 4 "
-        f"| gold reward, n = {args.samples} | n with the most gold |",
+        f"Gains of the best of {args.samples} over the policy's mean response to the same question, in standard "
+        "deviations, with the 95% interval over questions:\n",
+        "| picked by | correlation with judge | own reward | gold reward | beside the first | n with the most gold |",
         "|---" * 6 + "|",
         *table,
-        f"\n![gold reward by KL]({args.output.name}.png)\n",
+        f"\n![gold reward by KL]({os.path.relpath(args.figure, args.output.parent)})\n",
         f"The picked responses (n = {args.samples}) that each reward model overrates most:",
         *shown,
     ]
-    args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    args.output.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
