@@ -93,10 +93,11 @@ def trainer_for(
     trainer_class: type[RewardTrainer] = RewardTrainer,
     **config,
 ) -> RewardTrainer:
-    """TRL's trainer on SmolLM2; LoRA's frozen weights are in bfloat16 where that is fast, trained ones in float32."""
+    """TRL's trainer on SmolLM2, in bfloat16 where that is fast; trained weights are in float32."""
     base = unpacked(find_base_model())
     torch.manual_seed(seed)  # of the new head
-    dtype = preferred_dtype(process_state().device) if method == "lora" else torch.float32
+    preferred = preferred_dtype(process_state().device)
+    dtype = preferred if method == "lora" else torch.float32
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=dtype)
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(base))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -110,6 +111,7 @@ def trainer_for(
         save_steps=20,
         save_total_limit=1,
         report_to="none",
+        bf16=preferred == torch.bfloat16,  # TRL's default is True
         use_cpu=not torch.cuda.is_available(),
         **config,
     )
@@ -119,7 +121,7 @@ def trainer_for(
 
 @torch.inference_mode()
 def margins_of(model: PreTrainedModel | PeftModel, pairs: TokenizedPreferences, rows: np.ndarray) -> np.ndarray:
-    """(N,) reward differences of some pairs: the base model in bfloat16, the head in float32, so that none are ties.
+    """(N,) reward differences of some pairs; the head is in float32, so that none are ties.
 
     The last token is looked up here: the model itself would find it by the pad token, whatever the mask says.
     """
@@ -129,7 +131,8 @@ def margins_of(model: PreTrainedModel | PeftModel, pairs: TokenizedPreferences, 
     rewards = np.zeros(len(texts))
     for batch in plan_batches([len(text) for text in texts], 4096):
         ids, mask = pad_texts([texts[i] for i in batch], model.device)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        fast = preferred_dtype(model.device) == torch.bfloat16
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
             hidden = classifier.model(input_ids=ids, attention_mask=mask).last_hidden_state
         last = hidden[torch.arange(len(batch)), mask.sum(1) - 1]
         rewards[batch] = classifier.score.float()(last.float())[:, 0].cpu().numpy()
