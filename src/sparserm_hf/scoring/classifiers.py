@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from ..base_models import check_tokenizer, longest_text
 from ..conversations import ChatEncoder, Messages, TokenizedText, row_name
 from ..modeling.weights_sparserm import check_index
-from ..runtime import SparseRMError, as_numpy, batch_tokens, loading, pad_texts, plan_batches
+from ..runtime import SparseRMError, as_numpy, batch_tokens, loading, pad_texts, plan_batches, preferred_dtype
 
 NEEDED = "name a sequence classifier with one label, such as TRL's RewardTrainer writes"
 
@@ -41,7 +41,8 @@ class ClassifierRewardModel:
         Args:
             name: Folder or Hub id.
             device: Device to run on.
-            dtype: Data type to run in; `auto` takes the type of the saved weights.
+            dtype: Data type to run in; `auto` takes the type of the saved weights, but float32 for bfloat16 weights on
+                hardware that does not multiply bfloat16.
             revision: Revision on the Hub.
 
         Raises:
@@ -71,6 +72,8 @@ class ClassifierRewardModel:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
+        if dtype == "auto" and model.dtype == torch.bfloat16:
+            model = model.to(preferred_dtype(device))
         return cls(model.to(device).eval(), tokenizer)
 
     def encoder(self, max_length: int | None = None) -> ChatEncoder:
