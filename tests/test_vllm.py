@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 import pytest
 import torch
 from chat_templates import TEMPLATES, assistant, prepared, reward_model_for, user
+from safetensors.torch import load_file, save_file
 from sparserm_hf.modeling.backbone_sparserm import residual_stream
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from sparserm_hf.modeling.response_sparserm import align_bos
@@ -68,7 +69,9 @@ if __name__ == "__main__":
 
 
 def save(model, tokenizer, folder):
+    """Save a checkpoint, with a file such as training puts beside the model's weights."""
     model.save_pretrained(folder)
+    save_file({"length alone/0/bias": torch.zeros(1)}, Path(folder) / "controls.safetensors")
     save_tokenizer(tokenizer, Path(folder))
     return str(folder)
 
@@ -249,8 +252,6 @@ def test_what_cannot_be_served_is_refused_in_a_sentence():
 
 
 def test_a_checkpoint_without_its_head_is_refused(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = save(tiny_reward_model(), tiny_tokenizer(), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["feature_mean"]

@@ -48,6 +48,8 @@ class SparseRMForSequenceClassification(nn.Module):
     """
 
     is_pooling_model = True
+    # The files that vLLM loads; beside them lie those of the controls and of drift.
+    allow_patterns_overrides = ("model*.safetensors",)
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__()
