@@ -126,13 +126,17 @@ def library_of(way):
     return re.match(r"[\w-]*", way)[0].lower()
 
 
-def write(rows, equalities):
-    """Write the manual's table and the file of equal rewards; the rows of libraries that did not run stay."""
+def write(rows, equalities, complete):
+    """Write the manual's table and the file of equal rewards.
+
+    The rows of libraries that did not run stay. After a run that was not complete, all other equal rewards stay too.
+    """
     page = TABLE.read_text()
     others = [row for row in read_claims(page) if row[0] not in {library for library, *_ in rows}]
     rows = sorted([*others, *rows], key=lambda row: row[0].lower())
     before, _, rest = page.partition(BEGIN)
     TABLE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
     apart = {library.removesuffix("-cpu") for library, *_ in others}
-    kept = [row for row in read_rows(EQUAL.read_text()) if library_of(row[0]) in apart]
+    known = [row for row in read_rows(EQUAL.read_text()) if row[0] not in equalities.found]
+    kept = [row for row in known if not complete or library_of(row[0]) in apart]
     EQUAL.write_text(f"{EQUALITY}\n\n{table(sorted([*kept, *equalities.rows()]), EQUAL_HEADER)}\n")

@@ -81,7 +81,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("compatibility")
         terminalreporter.write_line(table(rows))
     if config.getoption("--write-compatibility"):
-        write(rows, EQUALITIES)
+        write(rows, EQUALITIES, CLAIMS.complete)
     if EQUALITIES.found:
         terminalreporter.section("equality")
         terminalreporter.write_line(table(EQUALITIES.rows(), EQUAL_HEADER))
