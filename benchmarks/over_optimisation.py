@@ -164,7 +164,7 @@ def main() -> None:
     for name in args.reward_models:
         own, judged = (np.array([best_of(n, rewards[name], by) for n in sizes]) for by in (rewards[name], gold))
         curves[Path(name).name] = own, judged
-        first = curves[Path(args.reward_models[0]).name][1]
+        first = next(iter(curves.values()))[1]
         cells = [with_interval(of) for of in (judged[-1], judged[-1] - first[-1])]
         agrees = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(rewards[name], gold, strict=True)])
         best = sizes[int(judged.mean(1).argmax())]

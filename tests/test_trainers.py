@@ -10,15 +10,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from chat_templates import assistant, user
 from world import start_server, write_jsonl
 
 from sparserm_hf.scoring.reward_models import load_reward_model
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "trainers.md").read_text()
-CONVERSATIONS = [
-    [{"role": "user", "content": f"w{i} w2"}, {"role": "assistant", "content": f"w{i + 3} w7 w{i}"}] for i in range(6)
-]
+CONVERSATIONS = [[user(f"w{i} w2"), assistant(f"w{i + 3} w7 w{i}")] for i in range(6)]
 
 # The executor of a rollout, which gets what a policy would have written. The rest of its package needs a GPU.
 OPENRLHF = """
@@ -124,9 +123,9 @@ def in_environment_of(trainer, claim):
 def run(command, text=None, folder=None):
     """What a command prints, in an environment that does not find what is installed here."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = subprocess.run(command, input=text, cwd=folder, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
+    ended = subprocess.run(command, input=text, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stdout
 
 
 def rewards_by(trainer, code, job):
@@ -168,11 +167,7 @@ def test_ms_swift(world, trained, tmp_path, equal):
     logged = json.loads(next(tmp_path.glob("out/*/completions.jsonl")).read_text().splitlines()[0])
     questions = [re.search(r"<\|user\|> (.*?) <\|end\|>", prompt)[1] for prompt in logged["prompt"]]
     conversations = [
-        [
-            {"role": "system", "content": "w1"},
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": said},
-        ]
+        [{"role": "system", "content": "w1"}, user(question), assistant(said)]
         for question, said in zip(questions, logged["completion"], strict=True)
     ]
     model, tokenizer = load_reward_model(str(trained), "cpu")
