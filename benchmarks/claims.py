@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from layers import FITTED, RESULTS, TASKS, machine
 from matplotlib.figure import Figure
+from methods import difference_cell
 from scipy import sparse
 from sparserm_hf.modeling.backbone_sparserm import residual_stream
 from sparserm_hf.modeling.pooling_sparserm import normalised_tokens, root_mean_square
@@ -54,10 +55,11 @@ DENSE = "dense representation"
 LABEL = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 FIGURE = Path(__file__).parents[1] / "docs" / "claims.png"
 OURS = "SparseRM, orthogonal directions"
+RANDOM = "random directions, orthogonal"
 METHODS = {  # by name: what the head reads, and the directions
     OURS: ("projection", "orthogonal"),
     "SparseRM, decoder directions (paper)": ("projection", "raw"),
-    "random directions, orthogonal": ("projection", "random"),
+    RANDOM: ("projection", "random"),
     "principal components": ("projection", "components"),
     "SAE activations, mean": ("mean_activation", "raw"),
     "SAE activations, mean and largest": ("mean_activation max_activation", "raw"),
@@ -225,7 +227,7 @@ def measure_task(args: argparse.Namespace, task: str, folder: str) -> list[dict]
     accuracy = asdict(pair_metrics(rewards[pairs.chosen] - rewards[pairs.rejected]))
     rows: list[dict] = [{"task": task, "method": DENSE, "accuracy": accuracy}]
     for k in tqdm(args.numbers, desc=task, unit="K"):
-        share = None
+        share, of_k = None, {}
         for name in METHODS:
             make = partial(make_method, texts, training, trainer.args.seed, name, k)
             method = make(pairs_outside(fold_of, None))
@@ -236,7 +238,7 @@ def measure_task(args: argparse.Namespace, task: str, folder: str) -> list[dict]
 
             head = fit_head(features, training, trainer.args, features_without)
             rewards = head.rewards(method.features(test))
-            margins = rewards[pairs.chosen] - rewards[pairs.rejected]
+            margins = of_k[name] = rewards[pairs.chosen] - rewards[pairs.rejected]
             holds, made = count_claims(trainer, method, head, features.mean(0), texts.average, tokens)
             row = {"task": task, "k": k, "method": name, "validation_accuracy": head.validation_accuracy}
             row |= {"accuracy": asdict(pair_metrics(margins)), "claims": made, "hold": holds}
@@ -246,6 +248,9 @@ def measure_task(args: argparse.Namespace, task: str, folder: str) -> list[dict]
                 row |= score_names(trainer, method, naming, None if of_latents else share)
                 share = row["fires"] if of_latents else share
             rows.append(row | {"chosen": k == k_chosen and name == OURS})
+        for row in rows[-len(METHODS) :]:
+            if row["method"] != RANDOM:
+                row["minus_random"] = difference_cell(of_k[row["method"]], of_k[RANDOM])
     return rows
 
 
@@ -284,11 +289,12 @@ def cells_of(row: dict) -> list[str]:
     accuracy = " ".join(f"{100 * metrics[x]:.1f}" for x in ("accuracy", "low", "high")).split()
     cell = f"{accuracy[0]} ({accuracy[1]} to {accuracy[2]})"
     if row["method"] == DENSE:
-        return ["", DENSE, cell, "", "", ""]
+        return ["", DENSE, cell, "", "", "", ""]
     return [
         f"{row['k']}{'*' if row['chosen'] else ''}",
         row["method"],
         cell,
+        row.get("minus_random", ""),
         f"{100 * share_of_claims(row):.1f}",
         f"{row['purity']:.3f} ({row['least_purity']:.3f})",
         f"{row['name_f1']:.2f}" if "name_f1" in row else "",
@@ -300,12 +306,14 @@ def write(rows: list[dict], args: argparse.Namespace) -> None:
     base = Path(args.model).stem if args.model else "SmolLM2-135M-Instruct, layer 18"
     lines = [
         f"Made by `python benchmarks/claims.py DATA_DIR` on {machine()}. {base}, the first "
-        "1,000 pairs; accuracy on all of `test` (95% interval, Wilson). Claims: the share that holds to a tenth, of "
+        "1,000 pairs; accuracy on all of `test` (95% interval, Wilson), and minus that of random directions (paired "
+        "95% interval). Claims: the share that holds to a tenth, of "
         f"those on {PAIRS} test pairs, {CLAIMS} a response. Purity: mean cosine with the SAE's own direction (least). "
         "Name: mean F1 of the names on held-out responses. *: the number of latents that `--k auto` chooses.\n"
     ]
     for task in args.tasks:
-        lines += [f"## {task}\n", "| K a side | method | accuracy % | claims % | purity | name |", "|---" * 6 + "|"]
+        lines += [f"## {task}\n", "| K a side | method | accuracy % | minus random | claims % | purity | name |"]
+        lines += ["|---" * 7 + "|"]
         lines += [f"| {' | '.join(cells_of(row))} |" for row in rows if row["task"] == task]
         lines.append("")
     text = "\n".join(lines)

@@ -2,15 +2,18 @@
 
     python benchmarks/gpu.py [--shapes gemma-2-2b gemma-2-9b llama-3.1-8b]
 
-Random weights in bfloat16, layers as in the paper, random tokens: only the shapes matter. Utilisation is the share of
-what a large matrix product of the same type reaches on the same device, measured first, so that the table can be made
-anywhere; without a GPU it is made for the shape of SmolLM2-135M. Writes `results/gpu.json` and `results/gpu.md`.
+Random weights, layers as in the paper, random tokens: only the shapes matter. The data type is bfloat16, or float32
+where the hardware does not multiply bfloat16. Utilisation is the share of what a large matrix product of the same type
+reaches on the same device, measured first, so that the table can be made anywhere. Without a GPU it is made for the
+shape of SmolLM2-135M. Texts of a pass have different lengths; only their tokens are counted, not the padding, which
+FlashAttention leaves out. Writes `results/gpu.json` and `results/gpu.md`.
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +25,13 @@ from sparserm_hf.modeling.modeling_sparserm import SparseRMForSequenceClassifica
 from sparserm_hf.modeling.pooling_sparserm import pool_representations
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from sparserm_hf.representations.activations import encode_texts, mean_and_largest
+from sparserm_hf.runtime.devices import preferred_dtype
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPE = torch.bfloat16
+DTYPE = preferred_dtype(DEVICE)
 LENGTH = 512
 TOKENS = 65_536 if DEVICE.type == "cuda" else 4096  # of a pass
 
@@ -119,6 +124,18 @@ def flops_a_token(model: PreTrainedModel, length: int) -> float:
     return 2 * weights + 2 * length * width * config.num_hidden_layers
 
 
+def attentions() -> list[str]:
+    """The implementations of attention that run here."""
+    return ["sdpa", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
+
+
+def random_texts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, (B, T) each, of texts of half to all of `LENGTH` tokens, sorted as in any batch."""
+    lengths = torch.randint(LENGTH // 2, LENGTH + 1, (TOKENS // LENGTH,), device=DEVICE).sort().values
+    mask = (torch.arange(LENGTH, device=DEVICE) < lengths[:, None]).long()
+    return torch.randint(3, 1000, mask.shape, device=DEVICE) * mask, mask
+
+
 @torch.inference_mode()
 def measure(shape: Shape) -> list[dict]:
     """A row for each way of running the shape."""
@@ -127,27 +144,29 @@ def measure(shape: Shape) -> list[dict]:
     config = AutoConfig.for_model(settings.pop("model_type"), **settings, max_position_embeddings=8192)
     with torch.device(DEVICE):
         model = decoder_of(AutoModelForCausalLM.from_config(config, dtype=DTYPE)).eval()
-    ids = torch.randint(3, 1000, (TOKENS // LENGTH, LENGTH), device=DEVICE)
-    mask = torch.ones_like(ids)
+    ids, mask = random_texts()
+    tokens, length = int(mask.sum()), float(mask.sum(1).float().mean())
     reachable = reachable_flops()
     rows: list[dict] = []
 
-    def row(name: str, run: Callable[[], object], work: float) -> None:
-        speed = ids.numel() / best_of(run)
-        rows.append({"": name, "tokens a second": speed, "utilisation": speed * work / reachable})
-
-    def both(name: str, module: torch.nn.Module, run: Callable[[Callable], object], work: float) -> None:
-        row(name, lambda: run(module), work)
-        compiled = torch.compile(module)
-        row(f"{name}, compiled", lambda: run(compiled), work)
+    def row(name: str, module: torch.nn.Module, run: Callable[[Callable], object], work: float) -> None:
+        for attention in attentions():
+            model.set_attn_implementation(attention)
+            for how, callable_ in (("", module), (", compiled", torch.compile(module))):
+                speed = tokens / best_of(partial(run, callable_))
+                used = speed * work / reachable
+                rows.append(
+                    {"": f"{name}{how}", "attention": attention, "tokens a second": speed, "utilisation": used}
+                )
+            torch.compiler.reset()
 
     def bare(m: Callable) -> Any:
         return m(ids, attention_mask=mask, use_cache=False)
 
-    both("whole base model", model, bare, flops_a_token(model, LENGTH))
+    row("whole base model", model, bare, flops_a_token(model, length))
     cut_base_model(model, shape.layer)
-    work = flops_a_token(model, LENGTH)
-    both("cut base model", model, bare, work)
+    work = flops_a_token(model, length)
+    row("cut base model", model, bare, work)
     described = SparseRMConfig(
         base_config=model.config,
         layer=shape.layer,
@@ -155,17 +174,17 @@ def measure(shape: Shape) -> list[dict]:
         latents=[{"id": latent} for latent in range(256)],
     )
     reward_model = SparseRMForSequenceClassification(described, model).to(DEVICE).eval()
-    both("scoring", reward_model, lambda m: m(ids, mask), work)
+    row("scoring", reward_model, lambda m: m(ids, mask), work)
     with torch.device(DEVICE):
         sae = SparseAutoencoder(model.config.hidden_size, shape.d_sae, "jumprelu")
     sae.W_enc.normal_()
 
-    def extract() -> object:
-        hidden, pooled = bare(model).last_hidden_state, mask.bool()
+    def extract(m: Callable) -> object:
+        hidden, pooled = bare(m).last_hidden_state, mask.bool()
         activations = [mean_and_largest(encoded) for encoded in encode_texts(hidden, pooled, sae)]
         return pool_representations(hidden, pooled, "rms"), activations
 
-    row("extraction, SAE on every token", extract, work + 2 * model.config.hidden_size * shape.d_sae)
+    row("extraction, SAE on every token", model, extract, work + 2 * model.config.hidden_size * shape.d_sae)
     return rows
 
 
@@ -178,14 +197,16 @@ def main() -> None:
     results = {name: measure(SHAPES[name]) for name in tqdm(names)}
     reachable = f"{reachable_flops() / 1e12:.2f} TFLOP/s in a matrix product"
     lines = [
-        f"{machine()}; {reachable}. Random weights in bfloat16, {TOKENS:,} tokens a pass in texts of {LENGTH}. "
-        "Made by `python benchmarks/gpu.py`.\n"
+        f"{machine()}; {reachable}. Random weights in {str(DTYPE).removeprefix('torch.')}, "
+        f"{TOKENS // LENGTH} texts of {LENGTH // 2} to {LENGTH} tokens a pass. Made by `python benchmarks/gpu.py`.\n"
     ]
     for name, rows in results.items():
         shape = SHAPES[name]
         lines += [f"\n## {name}, cut after layer {shape.layer} of {shape.config['num_hidden_layers']}\n"]
-        lines += ["| | tokens a second | utilisation |", "|---|---:|---:|"]
-        lines += [f"| {r['']} | {r['tokens a second']:,.0f} | {r['utilisation']:.0%} |" for r in rows]
+        lines += ["| | attention | tokens a second | utilisation |", "|---|---|---:|---:|"]
+        lines += [
+            f"| {r['']} | {r['attention']} | {r['tokens a second']:,.0f} | {r['utilisation']:.0%} |" for r in rows
+        ]
     (RESULTS / "gpu.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
     (RESULTS / "gpu.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -17,12 +17,12 @@ def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, i
         responses: Place of the response in each text, see `find_responses`.
         pooling: One of ``fields_sparserm.POOLINGS``.
     """
-    pooled = torch.zeros_like(attention_mask, dtype=torch.bool)
-    for row, mask, (start, stop) in zip(pooled, attention_mask, responses, strict=True):
-        if start < stop:
-            first = {"response_mean": start, "mean": 0, "last": stop - 1}[pooling]
-            row[mask.nonzero()[max(first, 1) : stop, 0]] = True
-    return pooled
+    places = torch.tensor([tuple(place) for place in responses], device=attention_mask.device)
+    starts, stops = places.reshape(-1, 2, 1).unbind(1)  # (B, 1) each
+    first = {"response_mean": starts, "mean": torch.zeros_like(starts), "last": stops - 1}[pooling]
+    attended = attention_mask.bool()
+    place = attended.cumsum(1) - 1  # (B, T), padding not counted
+    return attended & (place >= first.clamp(min=1)) & (place < stops) & (starts < stops)
 
 
 def root_mean_square(tokens: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,8 @@
-"""A folder that has everything which the documents' examples name, so that they run as they are written."""
+"""The documents' examples, and a folder that has everything which they name, so that they run as they are written."""
 
+import re
 import shutil
+from pathlib import Path
 
 from tiny import tiny_causal_lm, tiny_tokenizer
 from world import make_rows, save_sae, train_arguments, write_jsonl
@@ -13,6 +15,12 @@ SAES = ("my-sae", "gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical"
 REWARD_MODELS = ("my-reward-model", "another-reward-model", "demo-output/model")
 PAIRS = ("my-pairs", "my-test-pairs", "demo-output/train", "demo-output/test", "helpful", "safe")
 ROWS = ("answers", "policy-responses", "my-texts")
+
+
+def snippet(page, word):
+    """The first example of a page of the manual that has a word."""
+    text = (Path(__file__).parent.parent / "docs" / page).read_text()
+    return next(code for code in re.findall(r"```\w+\n(.*?)```", text, re.DOTALL) if word in code)
 
 
 def write_documented(root):

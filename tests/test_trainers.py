@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from chat_templates import assistant, user
+from documented import snippet
 from world import start_server, write_jsonl
 
 from sparserm_hf.scoring.reward_models import load_reward_model
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "trainers.md").read_text()
 CONVERSATIONS = [[user(f"w{i} w2"), assistant(f"w{i + 3} w7 w{i}")] for i in range(6)]
 
 # The executor of a rollout, which gets what a policy would have written. The rest of its package needs a GPU.
@@ -104,11 +104,6 @@ def job(trained):
     process.kill()
 
 
-def snippet(word):
-    """The example of the manual that has a word."""
-    return next(code for code in re.findall(r"```\w+\n(.*?)```", PAGE, re.DOTALL) if word in code)
-
-
 def program(trainer, name="python"):
     """A program in the environment of a trainer."""
     return ROOT / f".venv-{trainer}" / "bin" / name
@@ -143,7 +138,7 @@ def test_openrlhf(job, equal):
 def test_verl(job, tmp_path, equal):
     job, expected = job
     file = tmp_path / "reward.py"
-    file.write_text(snippet("compute_score").replace("http://localhost:8000", job["address"]))
+    file.write_text(snippet("trainers.md", "compute_score").replace("http://localhost:8000", job["address"]))
     by_function = [f"reward.custom_reward_function.path={file}"]
     equal("verl's worker, reward function", expected, rewards_by("verl", VERL, job | {"settings": by_function}), 1e-6)
     reward_model = "reward.reward_model"
@@ -156,7 +151,7 @@ def test_verl(job, tmp_path, equal):
 @in_environment_of("ms-swift", "`SparseRMReward` as its GRPO's reward function")
 def test_ms_swift(world, trained, tmp_path, equal):
     swift = program("ms-swift", "swift")
-    (tmp_path / "reward.py").write_text(snippet("orms").replace("my-reward-model", str(trained)))
+    (tmp_path / "reward.py").write_text(snippet("trainers.md", "orms").replace("my-reward-model", str(trained)))
     write_jsonl(tmp_path / "questions.jsonl", [{"messages": messages[:-1]} for messages in CONVERSATIONS])
     command = [swift, "rlhf", "--rlhf_type", "grpo", "--external_plugins", "reward.py", "--reward_funcs", "sparserm"]
     command += ["--model", str(world / "base"), "--model_type", "llama", "--dataset", "questions.jsonl"]

@@ -5,10 +5,11 @@ import pickle
 import pytest
 import torch
 from datasets import Dataset
+from documented import snippet
 from peft import LoraConfig
 from tiny import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
-from world import make_rows
+from world import make_rows, start_server
 
 from sparserm_hf import SparseRMReward, compare
 from sparserm_hf.scoring.reward_models import load_reward_model
@@ -108,6 +109,18 @@ def rewards_again(reward_model, prompts, completions):
     return [row["reward"] for row in score_rows(model, tokenizer, rows)]
 
 
+def spying(trainer_class, seen):
+    """A trainer that notes prompts, completions and the rewards of the first function."""
+
+    class Spying(trainer_class):
+        def _calculate_rewards(self, inputs, prompts, completions, completion_ids):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+            seen.append((prompts, completions, rewards[:, 0]))
+            return rewards
+
+    return Spying
+
+
 FORMS = "as a path, an instance, a function (`SparseRMReward`) and in a list"
 
 
@@ -123,13 +136,7 @@ def test_policy_gradients_train_on_the_rewards_that_score_gives(kind, form, rewa
     prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in make_rows(8)])
     seen = []
 
-    class Spying(trainer_class):
-        def _calculate_rewards(self, inputs, prompts, completions, completion_ids):
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
-            seen.append((prompts, completions, rewards[:, 0]))
-            return rewards
-
-    trainer = Spying(
+    trainer = spying(trainer_class, seen)(
         model=policy,
         reward_funcs=given_as(form, reward_model),
         args=args,
@@ -150,6 +157,25 @@ def test_policy_gradients_train_on_the_rewards_that_score_gives(kind, form, rewa
         model = AutoModelForSequenceClassification.from_pretrained(reward_model)
         average = model.reward(model.feature_mean[None]).item()
         assert parts + average == pytest.approx(seen[0][2].mean().item(), rel=1e-4)
+
+
+@pytest.mark.works_with("trl", "an asynchronous reward function of `GRPOTrainer`, which asks `sparserm serve`")
+def test_an_asynchronous_reward_function_asks_a_server(reward_model, policy, tmp_path, equal):
+    process, address = start_server(reward_model)
+    exec(snippet("trainers.md", "async def").replace("http://localhost:8000", address), namespace := {})
+    seen = []
+    args = trl.GRPOConfig(str(tmp_path), max_steps=2, num_generations=2, max_completion_length=8, **SETTINGS)
+    prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in make_rows(8)])
+    rewards = [namespace["server_reward"], shortness]
+    try:
+        trainer = spying(trl.GRPOTrainer, seen)
+        trainer(model=policy, reward_funcs=rewards, args=args, train_dataset=prompts).train()
+    finally:
+        process.kill()
+    assert len(seen) == 2
+    for prompts_seen, completions, found in seen:
+        expected = rewards_again(reward_model, prompts_seen, completions)
+        equal("TRL's GRPOTrainer, asynchronously from a server", expected, found, 1e-5)
 
 
 @pytest.mark.works_with("trl", f"`OnlineDPOTrainer`: {FORMS}")

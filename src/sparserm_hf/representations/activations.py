@@ -11,6 +11,8 @@ from scipy import sparse
 
 from ..modeling.autoencoder_sparserm import SparseAutoencoder
 
+ENCODED_TOKENS = 1024  # tokens that are encoded at once, and at most one text more
+
 
 @dataclass(frozen=True)
 class TokenActivations:
@@ -28,16 +30,21 @@ class TokenActivations:
 
 
 def encode_texts(hidden: torch.Tensor, pooled: torch.Tensor, sae: SparseAutoencoder) -> Iterator[torch.Tensor]:
-    """Encode the pooled tokens of each text, one text at a time: (tokens, d_sae) is a large tensor.
+    """Encode the pooled tokens of texts, some texts at a time: (tokens, d_sae) is a large tensor.
 
     Args:
         hidden: (B, T, d_model) residual streams, as they are: an SAE does its own normalisation.
         pooled: (B, T) bool: the pooled tokens.
         sae: The SAE.
+
+    Yields:
+        The activations (tokens, d_sae) of each text.
     """
-    for tokens, where in zip(hidden, pooled, strict=True):
-        # Without a token nothing is encoded: normalising nothing gives NaN.
-        yield sae.encode(tokens[where].float()) if where.any() else hidden.new_zeros((0, sae.d_sae)).float()
+    lengths = pooled.sum(1)
+    chunks = (lengths.cumsum(0) // ENCODED_TOKENS).unique_consecutive(return_counts=True)[1].tolist()
+    for of_chunk in zip(*(tensor.split(chunks) for tensor in (hidden, pooled, lengths)), strict=True):
+        tokens, where, counts = of_chunk
+        yield from sae.encode(tokens[where].float()).split(counts.tolist())
 
 
 def mean_and_largest(encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -118,14 +118,17 @@ class Representer:
             hidden, pooled = self.run(batch, members)
             mean = pool_representations(hidden, pooled, self.how.representation_norm)
             finite = torch.isfinite(mean).all(-1)
-            for row, encoded in enumerate(encode_texts(hidden, pooled, self.sae) if self.sae else []):
-                average, largest = mean_and_largest(encoded)  # (d_sae,) each
-                finite[row] &= torch.isfinite(largest).all()
-                fires = largest > 0  # exactly where the average is above zero too
-                pooled_rows.add(fires[None], values=average[None], max_values=largest[None])
-                if members[row] < TOKEN_TEXTS:
-                    token_rows.add(encoded > 0, values=encoded)
-                    token_texts += [members[row]] * len(encoded)
+            if self.sae:
+                by_text = []
+                for i, encoded in zip(members, encode_texts(hidden, pooled, self.sae), strict=True):
+                    by_text.append(mean_and_largest(encoded))
+                    if i < TOKEN_TEXTS:
+                        token_rows.add(encoded > 0, values=encoded)
+                        token_texts += [i] * len(encoded)
+                average, largest = map(torch.stack, zip(*by_text, strict=True))  # (B, d_sae) each
+                finite &= torch.isfinite(largest).all(-1)
+                # A latent fires exactly where its average is above zero too.
+                pooled_rows.add(largest > 0, values=average, max_values=largest)
             self._check_finite(finite, members)
             means.append(mean.cpu())
             if self.how.prompt_marks:
