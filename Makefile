@@ -32,7 +32,7 @@ NOT_ON_LOWEST = FSDP or SmolLM2 or killed or learns or memory or processes
 
 # Two environments at a time, but one step at a time in what the package itself is installed into: two pips in one environment, or
 # two builds in one folder, get in each other's way.
-OURS = $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed .venv-lowest/installed
+OURS = $(VENV)/test.installed $(VENV)/demo.installed $(VENV)/browser.installed $(VENV)/quantized.installed .venv-lowest/installed
 
 .PHONY: environments ours others
 environments:
@@ -49,6 +49,7 @@ LONGEST = training align documents
 test: environments
 	@$(MAKE) --no-print-directory lint
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(LOWEST:%=tests/test_%) -k "not ($(NOT_ON_LOWEST))"
+	PYTHONPATH=$(VENV)/quantized $(VENV)/bin/python -m pytest tests/test_quantized.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) $(FILES) $(filter-out $(FILES),$(wildcard tests/test_*.py))
 
 # Beside `make test`: 4 GB, for one file. On a GPU: make test-vllm VLLM="vllm>=0.32"
@@ -116,10 +117,12 @@ $(ENVIRONMENTS) $(TRAINERS):
 	$(if $(ALONE),$(call pip,$(@D)) --no-deps $(ALONE))
 	touch $@
 
-# What unpacks quantised weights, where the tests put it on the path: most people have neither.
-$(QUANTIZED): %/quantized.installed: %/installed
-	$(call pip,$(@D)) --no-deps --upgrade --target $(@D)/quantized \
-		accelerate bitsandbytes psutil
+# What unpacks quantised weights, where the tests put it on the path: most people have neither, and where transformers finds them
+# it imports them with everything, which takes seconds in each process.
+$(QUANTIZED): UNPACKERS = accelerate bitsandbytes psutil
+$(VENV)/quantized.installed: UNPACKERS = "bitsandbytes>=0.50" "torchao>=0.15"
+$(QUANTIZED) $(VENV)/quantized.installed: %/quantized.installed: %/installed
+	$(call pip,$(@D)) --no-deps --upgrade --target $(@D)/quantized $(UNPACKERS)
 	touch $@
 
 # vLLM pins torch and transformers, so that it needs an environment of its own. The CPU build is not by vLLM's developers, who
@@ -148,7 +151,7 @@ $(QUANTIZED): %/quantized.installed: %/installed
 	$(PIP) uv
 	$(VENV)/bin/uv venv --quiet --clear --seed --python ">=3.10,<3.13" $(@D)
 	$(call install_torch,$(@D),torch==$$(sed -n 's/^ *torch>=//p' setup.cfg),--no-deps)
-	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(@D) --resolution lowest-direct --editable ".[test]"
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(@D) --resolution lowest-direct --editable ".[quantization,test]"
 	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(@D) --resolution lowest --no-deps $(DICTIONARY_LEARNING)
 	touch $@
 

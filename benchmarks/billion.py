@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from layers import RESULTS, machine, seconds
+from serve import CPU
 from tqdm.auto import tqdm
 
 from sparserm_hf import load_preferences
@@ -30,8 +31,6 @@ NUMBERS = (100, 500)  # of responses in the two files
 EXAMPLE = Path(__file__).parents[1] / "examples" / "score_with_vllm.py"
 OURS = "sparserm score --engine ray"
 PART = PART_CHUNKS * CHUNK_ROWS
-ENVIRONMENT = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
-ENVIRONMENT |= {"OMP_NUM_THREADS": f"{os.cpu_count()}", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def write_rows(data: Path, folder: Path) -> list[Path]:
@@ -54,7 +53,7 @@ def rate(command: list[str], paths: list[Path], name: str) -> float:
     taken = []
     for path in tqdm(paths, name):
         run = [*command, str(path), str(output_of(path, name))]
-        taken.append(seconds(lambda run=run: subprocess.run(run, env=ENVIRONMENT, check=True, capture_output=True)))
+        taken.append(seconds(lambda run=run: subprocess.run(run, env=CPU | os.environ, check=True, capture_output=True)))
     return (NUMBERS[1] - NUMBERS[0]) / (taken[1] - taken[0])
 
 

@@ -85,7 +85,7 @@ def test_the_examples_of_a_document_run(document, here):
             exec(compile(block, document.name, "exec"), namespace)
             continue
         for command in commands(block):
-            if " ".join(command).startswith(ELSEWHERE) or {"ray", "--describe_with"} & set(command):
+            if " ".join(command).startswith(ELSEWHERE) or {"ray", "--describe_with", "--quantization"} & set(command):
                 continue
             if command[0] == "echo":
                 Path(command[3]).write_text(command[1])

@@ -1,6 +1,7 @@
 """The Hub, end to end: the real client, a server on loopback, models loaded by processes without this package."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -24,12 +25,13 @@ ROW = {"prompt": [{"role": "user", "content": "w1 w2"}], "completion": [{"role":
 LOAD = """
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-where = dict(trust_remote_code=True, revision=REVISION)
-model = AutoModelForSequenceClassification.from_pretrained('me/rm', **where)
-tokenizer = AutoTokenizer.from_pretrained('me/rm', **where)
-text = tokenizer.apply_chat_template(ROW['prompt'] + ROW['completion'], tokenize=False)
-with torch.no_grad():
-    print(model(**tokenizer(text, return_tensors='pt', add_special_tokens=False)).logits.item())
+for revision in REVISIONS:
+    where = dict(trust_remote_code=True, revision=revision)
+    model = AutoModelForSequenceClassification.from_pretrained('me/rm', **where)
+    tokenizer = AutoTokenizer.from_pretrained('me/rm', **where)
+    text = tokenizer.apply_chat_template(ROW['prompt'] + ROW['completion'], tokenize=False)
+    with torch.no_grad():
+        print(model(**tokenizer(text, return_tensors='pt', add_special_tokens=False)).logits.item())
 """
 
 
@@ -56,8 +58,20 @@ def push(hub, world, tmp_path, folder=None, **settings):
     return run, folder
 
 
-def load(hub, home, revision="main", **others):
-    code = LOAD.replace("REVISION", repr(revision)).replace("ROW", repr(ROW))
+def upload(hub, tmp_path, folder, branch="main"):
+    """Upload a folder by the real client."""
+    code = (
+        "from huggingface_hub import HfApi; api = HfApi(); api.create_repo('me/rm', exist_ok=True); "
+        f"api.create_branch('me/rm', branch={branch!r}, exist_ok=True); "
+        f"api.upload_folder(repo_id='me/rm', folder_path={str(folder)!r}, revision={branch!r})"
+    )
+    uploaded = without_package(code, environment(hub, tmp_path / "home"))
+    assert uploaded.returncode == 0, uploaded.stderr
+
+
+def load(hub, home, *revisions, **others):
+    """Print a reward by each revision."""
+    code = LOAD.replace("REVISIONS", repr(revisions or ("main",))).replace("ROW", repr(ROW))
     return without_package(code, environment(hub, home, **others))
 
 
@@ -75,35 +89,26 @@ def test_a_private_model_goes_up_and_comes_down_by_branch_commit_and_offline(hub
     )
     assert len(hub.large) == 3, "weights, controls and the reference of drift went up as large files"
 
-    # Another model on a branch of the same repository, by the real client.
-    code = (
-        "from huggingface_hub import HfApi; api = HfApi(); api.create_branch('me/rm', branch='wide'); "
-        f"api.upload_folder(repo_id='me/rm', folder_path={str(tmp_path / 'wide')!r}, revision='wide')"
-    )
-    arguments = train_arguments(world, tmp_path / "wide", k=12)
-    trained = subprocess.run([sys.executable, "-m", "sparserm_hf.cli", *arguments], capture_output=True, text=True)
-    assert trained.returncode == 0, trained.stderr
-    branched = subprocess.run(
-        [sys.executable, "-c", code], env=environment(hub, tmp_path / "home"), capture_output=True, text=True
-    )
-    assert branched.returncode == 0, branched.stderr
-
+    wide = tmp_path / "wide"
+    assert main(train_arguments(world, wide, k=12)) == 0
+    upload(hub, tmp_path, wide, "wide")
     home = tmp_path / "clean"
-    for revision, folder in (("main", first), ("wide", tmp_path / "wide"), (repo.branches["main"], first)):
-        loaded = load(hub, home, revision)
-        assert loaded.returncode == 0, loaded.stderr
-        assert float(loaded.stdout) == reward_of(folder)
+    loaded = load(hub, home, "main", "wide", repo.branches["main"])
+    assert loaded.returncode == 0, loaded.stderr
+    assert [float(line) for line in loaded.stdout.split()] == [reward_of(folder) for folder in (first, wide, first)]
     offline = load(hub, home, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
     assert offline.returncode == 0 and float(offline.stdout) == reward_of(first)
     stranger = load(hub, tmp_path / "stranger", token=None)
     assert stranger.returncode != 0 and "private or gated" in stranger.stderr
 
 
-def test_a_push_takes_what_was_written_and_removes_what_is_stale(hub, world, tmp_path):
+def test_a_push_takes_what_was_written_and_removes_what_is_stale(hub, world, trained, tmp_path):
     """Secrets and notes in the output folder went up, and a model without controls kept those of the one before."""
     folder = tmp_path / "out"
-    push(hub, world, tmp_path, folder)
+    upload(hub, tmp_path, trained)
     repo = hub.repos["me/rm"]
+    assert "controls.safetensors" in repo.commits[repo.branches["main"]]
+    shutil.copytree(trained, folder)
     repo.commits[repo.branches["main"]] |= {"paper.pdf": b"theirs", "more/model.safetensors": b"theirs"}
     (tmp_path / "secret").write_text("hf_secret")
     (folder / ".env").write_text("HF_TOKEN=hf_secret")
@@ -121,27 +126,26 @@ def test_a_push_takes_what_was_written_and_removes_what_is_stale(hub, world, tmp
 
 
 @pytest.mark.parametrize("step", ["lfs", "commit"])
-def test_a_push_that_fails_half_way_leaves_the_earlier_version_and_the_folder(step, hub, world, tmp_path):
-    pushed, first = push(hub, world, tmp_path)
-    assert pushed.returncode == 0, pushed.stderr
+def test_a_push_that_fails_half_way_leaves_the_earlier_version_and_the_folder(step, hub, world, trained, tmp_path):
+    upload(hub, tmp_path, trained)
+    repo = hub.repos["me/rm"]
+    earlier = dict(repo.branches)
     hub.fails = step
-    failed, second = push(hub, world, tmp_path, k=12)
+    failed, folder = push(hub, world, tmp_path, k=12)
     last = failed.stderr.strip().splitlines()[-1]
     assert failed.returncode == 2 and last.startswith("sparserm: error: "), failed.stderr
     assert {"lfs": "full", "commit": "Not now"}[step] in last and "It is whole on this machine" in last
     assert "HTTP/1.1" not in failed.stderr, "the client's log stays out"
-    assert reward_of(second) != reward_of(first), "the new model lies in its folder all the same"
-    loaded = load(hub, tmp_path / "clean")
-    assert loaded.returncode == 0 and float(loaded.stdout) == reward_of(first)
+    assert reward_of(folder) != reward_of(trained), "the new model lies in its folder all the same"
+    assert repo.branches == earlier
     hub.fails = None
-    again, _ = push(hub, world, tmp_path, k=12)
-    assert again.returncode == 0
-    assert float(load(hub, tmp_path / "clean").stdout) == reward_of(second)
+    upload(hub, tmp_path, folder)
+    loaded = load(hub, tmp_path / "clean")
+    assert loaded.returncode == 0 and float(loaded.stdout) == reward_of(folder)
 
 
-def test_the_command_line_takes_a_model_from_the_hub(hub, world, tmp_path):
-    pushed, _ = push(hub, world, tmp_path)
-    assert pushed.returncode == 0, pushed.stderr
+def test_the_command_line_takes_a_model_from_the_hub(hub, world, trained, tmp_path):
+    upload(hub, tmp_path, trained)
     command = [sys.executable, "-m", "sparserm_hf.cli", "evaluate", "me/rm", str(world / "test.jsonl")]
     shown = subprocess.run(
         [*command, "--cache_dir", str(tmp_path / "cache")],
@@ -156,11 +160,6 @@ def test_a_steered_copy_scores_the_same_after_a_push_and_a_pull(hub, trained, tm
     steered = tmp_path / "steered"
     assert main(["edit", str(trained), "--steer", f"{latent}=0", "--output_dir", str(steered)]) == 0
     assert reward_of(steered) != reward_of(trained).expected
-    code = (
-        "from huggingface_hub import HfApi; api = HfApi(); api.create_repo('me/rm'); "
-        f"api.upload_folder(repo_id='me/rm', folder_path={str(steered)!r})"
-    )
-    pushed = without_package(code, environment(hub, tmp_path / "home"))
-    assert pushed.returncode == 0, pushed.stderr
+    upload(hub, tmp_path, steered)
     pulled = load(hub, tmp_path / "elsewhere")
     assert float(pulled.stdout) == reward_of(steered), pulled.stderr

@@ -19,6 +19,7 @@ from sparserm_hf.scoring.scored_texts import score_texts
 from sparserm_hf.training.config import SparseRMTrainingConfig
 from sparserm_hf.training.trainer import SparseRMTrainer
 
+pytest.importorskip("bitsandbytes", reason="`make test` puts it on the path")
 WIDTH = 128  # bitsandbytes packs 64 numbers at a time
 PAIRS = Dataset.from_list(make_rows(40))
 CONVERSATIONS = [row["prompt"] + row[side] for row in make_rows(4, seed=2) for side in ("chosen", "rejected")]

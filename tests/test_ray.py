@@ -63,16 +63,6 @@ def one_chunk_a_part(monkeypatch):
     monkeypatch.setattr(ray_data, "PART_CHUNKS", 1)
 
 
-def test_it_equals_one_process_bit_for_bit(cluster, one_chunk_a_part, source, expected, trained, tmp_path, capsys):
-    command = ["score", str(trained), str(source), "--engine", "ray", "--workers", "2", "--dtype", "float32"]
-    assert main([*command, "--output", str(tmp_path / "scored")]) == 0
-    assert "Wrote" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["scored"]
-    assert sorted(path.name for path in (tmp_path / "scored").iterdir()) == [f"part-{i:06d}.parquet" for i in range(3)]
-    assert pq.read_table(tmp_path / "scored").to_pylist() == expected
-    assert main([*command, "--output", str(tmp_path / "scored")]) == 2, "nothing is overwritten"
-
-
 def test_a_lost_actor_is_replaced(cluster, one_chunk_a_part, source, expected, trained, tmp_path, monkeypatch):
     marker = tmp_path / "died"
 
@@ -89,7 +79,9 @@ def test_a_lost_actor_is_replaced(cluster, one_chunk_a_part, source, expected, t
     assert pq.read_table(tmp_path / "scored").to_pylist() == expected
 
 
-def test_a_run_that_gave_up_goes_on(cluster, one_chunk_a_part, source, expected, trained, tmp_path, monkeypatch):
+def test_a_run_that_gave_up_goes_on_and_equals_one_process_bit_for_bit(
+    cluster, one_chunk_a_part, source, expected, trained, tmp_path, monkeypatch, capsys
+):
     class Fails(ray_data.PartScorer):
         def score(self, part, table, rows, path):
             if part["number"] == 2:
@@ -100,21 +92,24 @@ def test_a_run_that_gave_up_goes_on(cluster, one_chunk_a_part, source, expected,
                 raise MemoryError("too little")
             super().score(part, table, rows, path)
 
-    def run():
-        return ray_data.score_parquet(str(trained), source, tmp_path / "scored", dtype="float32", workers=2)
-
+    scored = tmp_path / "scored"
     with monkeypatch.context() as patch:
         patch.setattr(ray_data, "PartScorer", Fails)
         with pytest.raises(SparseRMError, match="MemoryError: too little"):
-            run()
-    assert not (tmp_path / "scored").exists()
+            ray_data.score_parquet(str(trained), source, scored, dtype="float32", workers=2)
+    assert not scored.exists()
     (parts,) = tmp_path.glob("scored.*.parts")
     before = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
     assert len(before) == 2
-    assert run().kept == 2 * scoring.CHUNK_ROWS
-    scored = tmp_path / "scored"
+    command = ["score", str(trained), str(source), "--engine", "ray", "--workers", "2", "--dtype", "float32"]
+    assert main([*command, "--output", str(scored)]) == 0
+    kept = 2 * scoring.CHUNK_ROWS
+    assert f"Wrote {scored}; {kept} rows were there from a run before." in " ".join(capsys.readouterr().out.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["scored"]
+    assert sorted(path.name for path in scored.iterdir()) == [f"part-{i:06d}.parquet" for i in range(3)]
     assert {path: (scored / path.name).stat().st_mtime_ns for path in before} == before
     assert pq.read_table(scored).to_pylist() == expected
+    assert main([*command, "--output", str(scored)]) == 2, "nothing is overwritten"
 
 
 def test_a_run_does_not_go_on_with_the_rows_of_another_file(cluster, one_chunk_a_part, trained, tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
 from sparserm_hf.base_models.gguf import unpacked_folder
 from sparserm_hf.base_models.placement import cast_weights
 from sparserm_hf.cli.main import main
+from sparserm_hf.representations import collect
+from sparserm_hf.representations.representer import Representer
 from sparserm_hf.runtime.checkpoints import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae.loading.loaded_sae import LoadedSAE
@@ -357,75 +359,88 @@ def test_gguf_files_of_one_name_and_size_are_told_apart(tmp_path):
     assert len(folders | {unpacked_folder(paths[0], tmp_path)}) == 3
 
 
-def test_a_killed_run_resumes_to_the_same_bits(world, trained, tmp_path):
+KILLING = """
+import os, signal, sys
+from sparserm_hf.representations import collect
+from sparserm_hf.cli import main
+collect.SHARD_TOKENS = 400
+plan = collect.plan_batches
+collect.plan_batches = lambda lengths, max_tokens: plan(lengths, 200)
+real, calls = collect.Representer.compute_shard, []
+def compute(*args):
+    calls.append(1)
+    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 4 else real(*args)
+collect.Representer.compute_shard = compute
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """A 1 for each shard that this process computes."""
+    real, calls = Representer.compute_shard, []
+    monkeypatch.setattr(Representer, "compute_shard", lambda *args: calls.append(1) or real(*args))
+    return calls
+
+
+def test_a_killed_run_resumes_to_the_same_bits(world, tmp_path, monkeypatch, computed):
     """SIGKILL, in the middle of the representations: the next run ends with what an undisturbed one ends with."""
-    script = (
-        "import os, signal, sys\n"
-        "from sparserm_hf.representations import collect as r\n"
-        "from sparserm_hf.cli import main\n"
-        "r.SHARD_TOKENS = 400\n"
-        "plan = r.plan_batches\n"
-        "r.plan_batches = lambda lengths, max_tokens: plan(lengths, 200)\n"
-        "real, calls = r.Representer.compute_shard, []\n"
-        "def compute(*args):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == int(os.environ['DIE_AT']):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return real(*args)\n"
-        "r.Representer.compute_shard = compute\n"
-        "code = main(sys.argv[1:])\n"
-        "print(len(calls))\n"
-        "sys.exit(code)\n"
-    )
+    plan = collect.plan_batches
+    monkeypatch.setattr(collect, "SHARD_TOKENS", 400)
+    monkeypatch.setattr(collect, "plan_batches", lambda lengths, max_tokens: plan(lengths, 200))
 
-    def run(out, cache, die_at):
-        arguments = train_arguments(world, out, cache_dir=cache, eval_dataset=world / "test.jsonl")
-        environment = os.environ | {"DIE_AT": str(die_at)}
-        return subprocess.run(
-            [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True
-        )
+    def arguments(name):
+        changes = {"cache_dir": tmp_path / f"cache-{name}", "eval_dataset": world / "test.jsonl"}
+        return train_arguments(world, tmp_path / name, **changes)
 
-    undisturbed = run(tmp_path / "a", tmp_path / "cache-a", 10**6)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    killed = run(tmp_path / "b", tmp_path / "cache-b", 4)
-    assert killed.returncode == -9 and not (tmp_path / "b").exists()
-    resumed = run(tmp_path / "b", tmp_path / "cache-b", 10**6)
-    assert resumed.returncode == 0, resumed.stderr
-    computed = [int(result.stdout.splitlines()[-1]) for result in (undisturbed, resumed)]
-    assert computed[1] == computed[0] - 3, "the three finished shards are not computed again"
+    assert main(arguments("a")) == 0
+    undisturbed = len(computed)
+    killed = subprocess.run([sys.executable, "-c", KILLING, *arguments("b")], capture_output=True, text=True)
+    assert killed.returncode == -9 and not (tmp_path / "b").exists(), killed.stderr
+    assert main(arguments("b")) == 0
+    assert len(computed) == 2 * undisturbed - 3, "the three finished shards are not computed again"
     for file in sorted((tmp_path / "a").iterdir()):
         if file.name != "README.md":
             assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
-def test_several_processes_share_the_work_and_agree_to_the_bit(world, tmp_path):
+def test_several_processes_share_the_work_and_agree_to_the_bit(world, tmp_path, monkeypatch, computed):
     """It once ran under a launcher that starts a single process where there is no GPU, and passed."""
     script = tmp_path / "train.py"
     script.write_text(
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from sparserm_hf.representations import collect as representations\n"
+        "from sparserm_hf.representations import collect\n"
         "from sparserm_hf.cli import main\n"
-        "representations.SHARD_TOKENS = 200\n"
-        "representations.batch_tokens = lambda device: 200\n"
-        "real = representations.Representer.compute_shard\n"
+        "collect.SHARD_TOKENS = 200\n"
+        "collect.batch_tokens = lambda device: 200\n"
+        "real = collect.Representer.compute_shard\n"
         "def logged(*args):\n"
-        "    with Path(sys.argv[1], os.environ.get('RANK', 'alone')).open('a') as file:\n"
+        "    with Path(sys.argv[1], os.environ['RANK']).open('a') as file:\n"
         "        file.write('x')\n"
         "    return real(*args)\n"
-        "representations.Representer.compute_shard = logged\n"
+        "collect.Representer.compute_shard = logged\n"
         "sys.exit(main(sys.argv[2:]))\n"
     )
-    for name, launch in (("one", [sys.executable]), ("two", TWO_PROCESSES)):
-        arguments = train_arguments(world, tmp_path / name, cache_dir=tmp_path / f"cache-{name}")
-        command = [*launch, script, tmp_path, *arguments]
-        alike = os.environ | {"OMP_NUM_THREADS": "1"}  # as torchrun sets it: with more, float32 sums in another order
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=alike)
-        assert result.returncode == 0, result.stderr
-    alone, *shares = (len((tmp_path / rank).read_text()) for rank in ("alone", "0", "1"))
-    assert sum(shares) == alone and min(shares) == alone // 2 > 3, "each shard is computed once"
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+    one, two = (
+        train_arguments(world, tmp_path / name, cache_dir=tmp_path / f"{name}-cache") for name in ("one", "two")
+    )
+    alike = os.environ | {"OMP_NUM_THREADS": "1"}  # as torchrun sets it: with more, float32 sums in another order
+    command = [*TWO_PROCESSES, script, tmp_path, *two]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=alike)
+    assert result.returncode == 0, result.stderr
+    monkeypatch.setattr(collect, "SHARD_TOKENS", 200)
+    monkeypatch.setattr(collect, "batch_tokens", lambda device: 200)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(one) == 0
+    finally:
+        torch.set_num_threads(threads)
+    shares = [len((tmp_path / rank).read_text()) for rank in ("0", "1")]
+    assert sum(shares) == len(computed) and min(shares) == len(computed) // 2 > 3, "each shard is computed once"
+    alone, shared = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert alone.keys() == shared.keys() and all(alone[name].equal(shared[name]) for name in alone)
 
 
 def test_metrics_reach_the_trackers(world, tmp_path):
