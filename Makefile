@@ -26,9 +26,9 @@ QUANTIZED = .venv-transformers-4/quantized.installed .venv-transformers-5/quanti
 # sae_hub: the lowest huggingface_hub keeps its first session, which is offline. And TRL's trainers last: accelerate 1.4 keeps their bfloat16 for the rest of the process. TRL's FSDP 2 needs torch 2.7.
 LOWEST = ray.py::test_a_folder_of_files_keeps_its_order_and_the_columns sae_hub.py accelerate.py adapter.py combining.py comparison.py \
 	describe.py ensemble.py explain.py gate.py import.py joint_training.py modeling.py old_checkpoints.py predict.py reward_head.py unusable_saes.py \
-	peft.py quantized.py replacing.py report.py sae_formats.py sae_training.py saving.py scoring.py serve.py stock.py training.py \
+	peft.py quantized.py report.py sae_formats.py sae_training.py saving.py scoring.py serve.py stock.py training.py \
 	transformers.py weights.py trl.py align.py
-NOT_ON_LOWEST = FSDP or SmolLM2 or killed or learns or memory or processes
+NOT_ON_LOWEST = FSDP or SmolLM2 or imported_first or keyboard or killed or learns or memory or processes
 
 # Two environments at a time, but one step at a time in what the package itself is installed into: two pips in one environment, or
 # two builds in one folder, get in each other's way.
@@ -44,7 +44,7 @@ others: $(ENVIRONMENTS) $(QUANTIZED) .venv-schemathesis/installed
 # Two files at a time, in two processes of a thread each, in the order that is given: the longest first, or one process waits for them.
 PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 FILES = $(LONGEST:%=tests/test_%.py)
-LONGEST = training align documents
+LONGEST = align ray hub examples import adapter documents training ways_in vision_language
 
 test: environments
 	@$(MAKE) --no-print-directory lint

@@ -33,19 +33,19 @@ def test_the_demos_pairs_are_told_apart_by_question():
 
 def test_the_demo_shows_what_the_package_is_for(tmp_path, monkeypatch, capsys):
     """With a few of its pairs, and the real base model."""
-    for split, count in (("train", 80), ("test", 40)):
+    for split, count in (("train", 40), ("test", 24)):
         lines = gzip.decompress((PAIRS / f"{split}.jsonl.gz").read_bytes()).splitlines(keepends=True)[:count]
         (tmp_path / f"{split}.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
     monkeypatch.setattr(demo, "PAIRS", tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     assert main(["demo", "--output_dir", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
-    for said in ("Held-out questions, 40 pairs", "dense representation", "chosen wins by", "chosen loses by", ASKED):
+    for said in ("Held-out questions, 24 pairs", "dense representation", "chosen wins by", "chosen loses by", ASKED):
         assert said in shown
     ranked = re.findall(r"^ +([+-]\d\.\d\d)  \S", shown, flags=re.MULTILINE)
     assert len(ranked) == 8 and ranked == sorted(ranked, key=float, reverse=True)
     assert "<title>" in (tmp_path / "demo" / "report.html").read_text()
-    assert len((tmp_path / "demo" / "train.jsonl").read_text().splitlines()) == 80
+    assert len((tmp_path / "demo" / "train.jsonl").read_text().splitlines()) == 40
 
 
 def test_the_shipped_sae_fits_the_package_and_its_base_model():
