@@ -21,7 +21,7 @@ EQUALITY = """# Equal rewards
 
 The rewards of a checkpoint by other ways than `sparserm score` or the model itself; differences relative to rewards
 above 1. Made by `python -m pytest --write-compatibility` on tiny random models."""
-HEADER = ["| | version | tested |", "|---|---|---|"]
+HEADER = ["| | version | tested | largest difference |", "|---|---|---|---:|"]
 EQUAL = ROOT / "benchmarks" / "results" / "equality.md"
 EQUAL_HEADER = ["| rewards by way of | values | largest difference |", "|---|---:|---:|"]
 
@@ -42,6 +42,7 @@ class Claims:
 
     def __init__(self):
         self.held = {}
+        self.apart = {}  # the largest difference of rewards in the tests of a claim
         self.complete = False
 
     def collect(self, session):
@@ -60,18 +61,30 @@ class Claims:
                 if report.nodeid in tests:
                     tests[report.nodeid] = True
 
-    def add(self, held, complete):
+    def differ(self, test, difference):
+        """Note by how much rewards differ in a test."""
+        for mark in test.iter_markers("works_with"):
+            self.apart[mark.args] = max(difference, self.apart.get(mark.args, 0.0))
+
+    def add(self, held, apart, complete):
         """Add what a worker of pytest-xdist collected and ran: each collects all tests, and runs some."""
         self.complete |= complete
+        for claim, difference in apart.items():
+            self.apart[claim] = max(difference, self.apart.get(claim, 0.0))
         for claim, tests in held.items():
             mine = self.held.setdefault(claim, {})
             for test, passed in tests.items():
                 mine[test] = mine.get(test, False) or passed
 
     def rows(self):
-        """(library, versions, claim) where all tests of a claim passed, by library."""
-        whole = [claim for claim, tests in self.held.items() if all(tests.values())]
-        return [(lib, versions(lib, where), claim) for lib, claim, *where in sorted(whole, key=lambda c: c[0].lower())]
+        """(library, versions, claim, largest difference) where all tests of a claim passed, by library."""
+        rows = []
+        for args in sorted(self.held, key=lambda claim: claim[0].lower()):
+            if all(self.held[args].values()):
+                library, claim, *where = args
+                difference = f"{self.apart[args]:.0e}".replace("0e+00", "0") if args in self.apart else ""
+                rows.append((library, versions(library, where), claim, difference))
+        return rows
 
 
 class Equalities:
@@ -81,7 +94,7 @@ class Equalities:
         self.found = {}
 
     def check(self, what, ours, theirs, tolerance=1e-4):
-        """Assert that values are equal to a tolerance, relative to those above 1, and note the largest difference.
+        """Assert that values are equal to a tolerance, relative to those above 1; return the largest difference.
 
         Args:
             what: The way that `theirs` came by, as the table says it.
@@ -94,6 +107,7 @@ class Equalities:
         difference = np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
         assert difference.max() <= tolerance, f"{what}: {ours} and {theirs}"
         self.add({what: (ours.size, float(difference.max()))})
+        return float(difference.max())
 
     def add(self, found):
         """Add values and largest differences, of a comparison or of a worker of pytest-xdist."""
@@ -117,7 +131,7 @@ def read_rows(text):
 
 
 def read_claims(page):
-    """(library, version, claim) of each row of the manual's table."""
+    """(library, version, claim, largest difference) of each row of the manual's table."""
     return read_rows(page.split(BEGIN)[1].split(END)[0])
 
 
@@ -129,14 +143,18 @@ def library_of(way):
 def write(rows, equalities, complete):
     """Write the manual's table and the file of equal rewards.
 
-    The rows of libraries that did not run stay. After a run that was not complete, all other equal rewards stay too.
+    What did not run stays; after a complete run, only that of libraries which did not run at all.
     """
     page = TABLE.read_text()
-    others = [row for row in read_claims(page) if row[0] not in {library for library, *_ in rows}]
+    ran = {(library, claim) for library, _, claim, _ in rows}
+    libraries = {library for library, _ in ran}
+    others = [
+        row for row in read_claims(page) if row[0] not in libraries or (not complete and (row[0], row[2]) not in ran)
+    ]
     rows = sorted([*others, *rows], key=lambda row: row[0].lower())
     before, _, rest = page.partition(BEGIN)
     TABLE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
-    apart = {library.removesuffix("-cpu") for library, *_ in others}
+    apart = {row[0].removesuffix("-cpu") for row in others}
     known = [row for row in read_rows(EQUAL.read_text()) if row[0] not in equalities.found]
     kept = [row for row in known if not complete or library_of(row[0]) in apart]
     EQUAL.write_text(f"{EQUALITY}\n\n{table(sorted([*kept, *equalities.rows()]), EQUAL_HEADER)}\n")

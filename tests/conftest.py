@@ -50,14 +50,16 @@ def sae_parity():
 def pytest_sessionfinish(session):
     """A worker of pytest-xdist hands over what its tests noted."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["noted"] = CLAIMS.held, CLAIMS.complete, EQUALITIES.found, sae_parity()
+        noted = CLAIMS.held, CLAIMS.apart, CLAIMS.complete, EQUALITIES.found, sae_parity()
+        session.config.workeroutput["noted"] = noted
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """The process that prints takes it over; a worker that died says nothing, and its claims are not held."""
-    held, complete, found, lines = getattr(node, "workeroutput", {}).get("noted", ({}, False, {}, []))
-    CLAIMS.add(held, complete)
+    nothing = {}, {}, False, {}, []
+    held, apart, complete, found, lines = getattr(node, "workeroutput", {}).get("noted", nothing)
+    CLAIMS.add(held, apart, complete)
     EQUALITIES.add(found)
     PARITY.extend(lines)
 
@@ -68,10 +70,10 @@ def claims():
     return CLAIMS
 
 
-@pytest.fixture(scope="session")
-def equal():
+@pytest.fixture
+def equal(request):
     """Asserts that rewards are equal, and notes by how much they are not."""
-    return EQUALITIES.check
+    return lambda *compared: CLAIMS.differ(request.node, EQUALITIES.check(*compared))
 
 
 def pytest_terminal_summary(terminalreporter, config):

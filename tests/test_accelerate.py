@@ -81,9 +81,13 @@ def started(tmp_path_factory):
     return started
 
 
-@pytest.mark.works_with("accelerate", "FSDP 1 and FSDP 2, in float32 and bfloat16")
-@pytest.mark.works_with("deepspeed", "ZeRO-3, in float32 and bfloat16")
-@pytest.mark.parametrize("way", ["FSDP 1", "FSDP 2", "ZeRO-3"])
+FSDP = pytest.mark.works_with("accelerate", "FSDP 1 and FSDP 2, in float32 and bfloat16")
+ZERO = pytest.mark.works_with("deepspeed", "ZeRO-3, in float32 and bfloat16")
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param("FSDP 1", marks=FSDP), pytest.param("FSDP 2", marks=FSDP), pytest.param("ZeRO-3", marks=ZERO)]
+)
 def test_a_sharded_model_gives_the_rewards_of_a_whole_one(way, started, equal):
     found = started("ZeRO-3") if way == "ZeRO-3" else started("FSDP 1", "FSDP 2")
     for dtype in ("float32", "bfloat16"):
