@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,7 +54,8 @@ def rate(command: list[str], paths: list[Path], name: str) -> float:
     taken = []
     for path in tqdm(paths, name):
         run = [*command, str(path), str(output_of(path, name))]
-        taken.append(seconds(lambda run=run: subprocess.run(run, env=CPU | os.environ, check=True, capture_output=True)))
+        call = partial(subprocess.run, run, env=CPU | os.environ, check=True, capture_output=True)
+        taken.append(seconds(call))
     return (NUMBERS[1] - NUMBERS[0]) / (taken[1] - taken[0])
 
 
