@@ -49,7 +49,7 @@ LONGEST = align ray hub examples import adapter documents training ways_in visio
 test: environments
 	@$(MAKE) --no-print-directory lint
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(LOWEST:%=tests/test_%) -k "not ($(NOT_ON_LOWEST))"
-	PYTHONPATH=$(VENV)/quantized $(VENV)/bin/python -m pytest tests/test_quantized.py
+	PYTHONPATH=$(VENV)/quantized $(VENV)/bin/python -m pytest tests/test_quantized.py "tests/test_documents.py::test_the_examples_of_a_document_run[quantization]"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) $(FILES) $(filter-out $(FILES),$(wildcard tests/test_*.py))
 
 # Beside `make test`: 4 GB, for one file. On a GPU: make test-vllm VLLM="vllm>=0.32"

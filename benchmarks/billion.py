@@ -1,4 +1,4 @@
-"""What scoring a billion responses takes, by the rate at which one machine scores some thousand.
+"""What scoring a billion responses takes, by the rate at which one machine scores some hundred.
 
     python benchmarks/billion.py DATA_DIR MODEL [--vllm PYTHON]
 

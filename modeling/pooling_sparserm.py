@@ -17,8 +17,8 @@ def pooled_tokens(attention_mask: torch.Tensor, responses: Sequence[tuple[int, i
         responses: Place of the response in each text, see `find_responses`.
         pooling: One of ``fields_sparserm.POOLINGS``.
     """
-    places = torch.tensor([tuple(place) for place in responses], device=attention_mask.device)
-    starts, stops = places.reshape(-1, 2, 1).unbind(1)  # (B, 1) each
+    places = torch.tensor(responses, device=attention_mask.device).reshape(len(attention_mask), 2, 1)
+    starts, stops = places.unbind(1)  # (B, 1) each
     first = {"response_mean": starts, "mean": torch.zeros_like(starts), "last": stops - 1}[pooling]
     attended = attention_mask.bool()
     place = attended.cumsum(1) - 1  # (B, T), padding not counted

@@ -61,16 +61,15 @@ class Claims:
                 if report.nodeid in tests:
                     tests[report.nodeid] = True
 
-    def differ(self, test, difference):
-        """Note by how much rewards differ in a test."""
-        for mark in test.iter_markers("works_with"):
-            self.apart[mark.args] = max(difference, self.apart.get(mark.args, 0.0))
+    def differ(self, claim, difference):
+        """Note by how much rewards differ in a test of a claim."""
+        self.apart[claim] = max(difference, self.apart.get(claim, 0.0))
 
     def add(self, held, apart, complete):
         """Add what a worker of pytest-xdist collected and ran: each collects all tests, and runs some."""
         self.complete |= complete
         for claim, difference in apart.items():
-            self.apart[claim] = max(difference, self.apart.get(claim, 0.0))
+            self.differ(claim, difference)
         for claim, tests in held.items():
             mine = self.held.setdefault(claim, {})
             for test, passed in tests.items():

@@ -73,7 +73,13 @@ def claims():
 @pytest.fixture
 def equal(request):
     """Asserts that rewards are equal, and notes by how much they are not."""
-    return lambda *compared: CLAIMS.differ(request.node, EQUALITIES.check(*compared))
+
+    def check(*compared):
+        difference = EQUALITIES.check(*compared)
+        for mark in request.node.iter_markers("works_with"):
+            CLAIMS.differ(mark.args, difference)
+
+    return check
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import warnings
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ BLOCK = re.compile(r"^( *)```(python|bash)\n(.*?)^\1```", re.MULTILINE | re.DOTA
 # Tested elsewhere: these install something, run for ever, or take minutes.
 ELSEWHERE = ("pip ", "make ", "rewardbench ", "python -m scripts")
 ELSEWHERE += ("sparserm serve", "sparserm align", "sparserm label", "sparserm demo")
+NOT_RUN = {"ray", "--describe_with", *([] if find_spec("bitsandbytes") else ["--quantization"])}
 FILES = sorted(path for folder in ("src", "modeling", "hub_cards") for path in (ROOT / folder).rglob("*.py"))
 MODULES = [
     ".".join(path.relative_to(ROOT / "src" if path.is_relative_to(ROOT / "src") else ROOT).with_suffix("").parts)
@@ -85,7 +87,7 @@ def test_the_examples_of_a_document_run(document, here):
             exec(compile(block, document.name, "exec"), namespace)
             continue
         for command in commands(block):
-            if " ".join(command).startswith(ELSEWHERE) or {"ray", "--describe_with", "--quantization"} & set(command):
+            if " ".join(command).startswith(ELSEWHERE) or NOT_RUN & set(command):
                 continue
             if command[0] == "echo":
                 Path(command[3]).write_text(command[1])

@@ -128,8 +128,7 @@ def test_a_push_takes_what_was_written_and_removes_what_is_stale(hub, world, tra
 @pytest.mark.parametrize("step", ["lfs", "commit"])
 def test_a_push_that_fails_half_way_leaves_the_earlier_version_and_the_folder(step, hub, world, trained, tmp_path):
     upload(hub, tmp_path, trained)
-    repo = hub.repos["me/rm"]
-    earlier = dict(repo.branches)
+    earlier = dict(hub.repos["me/rm"].branches)
     hub.fails = step
     failed, folder = push(hub, world, tmp_path, k=12)
     last = failed.stderr.strip().splitlines()[-1]
@@ -137,11 +136,13 @@ def test_a_push_that_fails_half_way_leaves_the_earlier_version_and_the_folder(st
     assert {"lfs": "full", "commit": "Not now"}[step] in last and "It is whole on this machine" in last
     assert "HTTP/1.1" not in failed.stderr, "the client's log stays out"
     assert reward_of(folder) != reward_of(trained), "the new model lies in its folder all the same"
-    assert repo.branches == earlier
-    hub.fails = None
-    upload(hub, tmp_path, folder)
+    assert hub.repos["me/rm"].branches == earlier
     loaded = load(hub, tmp_path / "clean")
-    assert loaded.returncode == 0 and float(loaded.stdout) == reward_of(folder)
+    assert loaded.returncode == 0 and float(loaded.stdout) == reward_of(trained)
+    hub.fails = None
+    again, _ = push(hub, world, tmp_path, k=12)
+    assert again.returncode == 0
+    assert float(load(hub, tmp_path / "clean").stdout) == reward_of(folder)
 
 
 def test_the_command_line_takes_a_model_from_the_hub(hub, world, trained, tmp_path):

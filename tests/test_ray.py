@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
-from world import make_rows
+from world import make_rows, one_thread
 
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.errors import SparseRMError
@@ -43,10 +42,8 @@ def source(tmp_path_factory):
 def expected(source, trained):
     """What one process makes of it, with as many threads as each of two actors gets: they decide the last bit."""
     output = source.with_name("alone.jsonl")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert main(["score", str(trained), str(source), "--output", str(output), "--dtype", "float32"]) == 0
-    torch.set_num_threads(threads)
+    with one_thread():
+        assert main(["score", str(trained), str(source), "--output", str(output), "--dtype", "float32"]) == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     return [row | {"reward_error": None} for row in rows]  # a Parquet file has the column in every row
 

@@ -153,7 +153,7 @@ def test_a_reader_gets_the_old_model_or_the_new_one(tmp_path, record_property):
     writer = threading.Thread(target=replace)
     writer.start()
     try:
-        found = [tiny_rewards(load_reward_model(str(folder), torch.device("cpu"))[0]) for _ in range(8)]
+        found = [tiny_rewards(load_reward_model(str(folder), torch.device("cpu"))[0]) for _ in range(20)]
     finally:
         done.set()
         writer.join()

@@ -139,8 +139,7 @@ def test_a_reward_that_is_not_finite_is_an_error_of_its_row():
         function(["w1 ", "w1 "], ["w2", "w9"])
 
 
-def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained, tmp_path, monkeypatch, capsys):
-    """Two of them, and one goes on: their number does not change a bit."""
+def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained, tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", make_rows(40, seed=6))
     script = tmp_path / "score.py"
     script.write_text(
@@ -151,27 +150,28 @@ def test_several_processes_share_the_rows_and_a_lost_one_costs_one_chunk(trained
         "real, calls = scoring.score_texts, []\n"
         "def counted(*args):\n"
         "    calls.append(1)\n"
-        "    if os.environ['RANK'] == '1' and len(calls) > 2:\n"
+        "    if os.environ['RANK'] == '1' and len(calls) > int(os.environ['LIMIT']):\n"
         "        os.kill(os.getpid(), 9)\n"
         "    return real(*args)\n"
         "scoring.score_texts = counted\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
 
-    command = ["score", str(trained), source, "--output"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    lost = subprocess.run(
-        [*TWO_PROCESSES, script, *command, tmp_path / "two.jsonl"],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    def run(output, limit):
+        command = [*TWO_PROCESSES, script, "score", trained, source, "--output", output]
+        environment = os.environ | {"LIMIT": str(limit), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    lost = run(tmp_path / "two.jsonl", 2)
     assert lost.returncode != 0 and not (tmp_path / "two.jsonl").exists()
     (parts,) = tmp_path.glob("two.jsonl.*.parts")
     left = len(list(parts.glob("0*")))
     assert left >= 2, lost.stderr
+    resumed = run(tmp_path / "two.jsonl", 100)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{4 * left} rows were there" in resumed.stdout.replace("\n", " ")
     monkeypatch.setattr(scoring, "CHUNK_ROWS", 4)
-    for name in ("two", "one"):
-        assert main([*command, str(tmp_path / f"{name}.jsonl")]) == 0
-    assert f"{4 * left} rows were there" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["score", str(trained), source, "--output", str(tmp_path / "one.jsonl")]) == 0
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
 

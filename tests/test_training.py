@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sparserm_hf.modeling.backbone_sparserm import cut_base_model
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from world import HOOK, TWO_PROCESSES, make_rows, save_sae, train_arguments, write_jsonl
+from world import HOOK, TWO_PROCESSES, make_rows, one_thread, save_sae, train_arguments, write_jsonl
 
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
 from sparserm_hf.base_models.gguf import unpacked_folder
@@ -431,12 +431,8 @@ def test_several_processes_share_the_work_and_agree_to_the_bit(world, tmp_path, 
     assert result.returncode == 0, result.stderr
     monkeypatch.setattr(collect, "SHARD_TOKENS", 200)
     monkeypatch.setattr(collect, "batch_tokens", lambda device: 200)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         assert main(one) == 0
-    finally:
-        torch.set_num_threads(threads)
     shares = [len((tmp_path / rank).read_text()) for rank in ("0", "1")]
     assert sum(shares) == len(computed) and min(shares) == len(computed) // 2 > 3, "each shard is computed once"
     alone, shared = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))

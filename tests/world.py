@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
 
@@ -104,6 +106,17 @@ def random_prompts(subsets, sides, rng, levels=8):
 def named(scores):
     """The lines of a benchmark's report by name."""
     return {score.name: score.value for score in scores}
+
+
+@contextmanager
+def one_thread():
+    """Compute in one thread, as each of several processes does: the number decides the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def start_server(folder, *runner, **environment):
