@@ -18,13 +18,15 @@ SHORT = "Yes."
 
 @dataclass(frozen=True)
 class Attack:
-    """Share of pairs in which a constant response, or a suffix on the rejected response, beats the chosen one.
+    """An attack, and the share of prompts on which it beats the chosen response.
+
+    The attack is a constant response, or a suffix that is added to the rejected response.
 
     Attributes:
         name: The attack in words.
         written: The text that the attack writes.
         as_tokens: Success if the template's marks are special tokens, as in a trainer that passes token ids:
-            `accuracy` is the share of prompts on which the attack has the higher reward.
+            `accuracy` is the share of prompts on which the attack has a higher reward than the chosen response.
         as_text: Success if the marks are ordinary text, as in messages.
     """
 
@@ -41,7 +43,7 @@ class Attack:
 
 
 def attacks_on(chat: ChatFormat, bos: str | None, eos: str | None) -> dict[str, str]:
-    """Write responses out of a chat template's marks, by the name of the attack.
+    """Build the responses of the attacks from a chat template's marks, by the name of the attack.
 
     Args:
         chat: Marks of the chat template.
@@ -78,13 +80,13 @@ def measure_attacks(
     encoder: ChatEncoder,
     reward: Callable[[list[TokenizedText]], np.ndarray],
 ) -> list[Attack]:
-    """Attack the chosen responses to some of the prompts of preference pairs.
+    """Measure how often attacks beat the chosen responses of preference pairs, on at most `MOST_PROMPTS` prompts.
 
     The last attack is a suffix: an end of turn and an assistant header after the rejected response. Its `as_text` is
     the rejected response without the suffix.
 
     Args:
-        pairs: Preference pairs. Pairs of plain text are left out, as no template is written around them.
+        pairs: Preference pairs. Pairs of plain text are left out, as they have no chat template.
         encoder: Encoder of the reward model.
         reward: Maps N texts to their (N,) rewards.
 
@@ -120,7 +122,8 @@ def _respond(text: TokenizedText, response: Sequence[int], encoder: ChatEncoder,
         text: The text.
         response: Token ids of the new response.
         encoder: Encoder of the reward model.
-        live: Whether the place of the response is found by its marks, as in a trainer, or known, as in messages.
+        live: True if the response is found by its marks, as in token ids from a trainer; False if its place is known,
+            as in messages.
     """
     ids = text.ids[: text.start] + tuple(response) + text.ids[text.stop :]
     if not live:

@@ -44,7 +44,8 @@ REWARDBENCH_SECTIONS = {
         "hep-rust": 164,
     },
 }
-# RM-Bench has three styles, plain to fancy: concise, detailed, detailed with Markdown. (3, 3): chosen by rejected.
+# RM-Bench has three styles, plain to fancy: concise, detailed, detailed with Markdown. In arrays (3, 3) a row is the
+# style of the chosen response and a column is the style of the rejected response.
 FANCIER = np.triu(np.ones((3, 3), dtype=bool), 1)
 LEVELS = {"hard": FANCIER, "normal": np.eye(3, dtype=bool), "easy": FANCIER.T}
 
@@ -209,7 +210,7 @@ def score_rm_bench(prompts: list[Prompt], rewards: np.ndarray) -> list[Score]:
 
     Every chosen response is compared with every rejected response. A comparison is hard if the rejected response has
     the fancier style, normal if the styles are the same, and easy if it has the plainer style. A domain with several
-    subsets, such as safety, is their mean and counts once. Source: Liu et al., 2024, arXiv 2410.16184.
+    subsets, such as safety, gets the mean of their scores and counts once. Source: Liu et al., 2024, arXiv 2410.16184.
 
     Args:
         prompts: Prompts with three right and three wrong responses, one in each style.

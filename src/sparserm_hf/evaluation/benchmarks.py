@@ -69,7 +69,7 @@ def read_row(row: Mapping[str, Any], number: int, benchmark: Benchmark) -> Bench
         benchmark: The benchmark.
 
     Raises:
-        SparseRMError: The row has another form.
+        SparseRMError: A column is missing, or a response is not usable.
 
     Example:
         >>> row = {"prompt": "2 + 2?", "chosen": "4.", "rejected": "5.", "subset": "math"}
@@ -112,7 +112,7 @@ def tokenize_benchmark(
         The prompts, and the texts that the prompts refer to by index.
 
     Raises:
-        SparseRMError: A row has another form, or there is no row.
+        SparseRMError: A row is malformed, or there is no row.
     """
     index: dict[TokenizedText, int] = {}
     prompts = []
@@ -144,7 +144,7 @@ def run_benchmark(
         model: Folder or Hub id of the reward model.
         benchmark: One of `BENCHMARKS`.
         rows: Rows of the benchmark's dataset; by default all of them, from the Hub.
-        max_length: Longer texts lose their start; by default the length limit of training.
+        max_length: Length limit in tokens: longer texts lose their start; by default the limit of training.
         dtype: Data type of the base model; `auto` takes the type that training ran in.
         revision: Revision of the reward model on the Hub.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.
@@ -153,7 +153,7 @@ def run_benchmark(
         The benchmark's scores by row name, see `RowName`; the last score of a row is the headline figure.
 
     Raises:
-        SparseRMError: The model cannot be loaded, the benchmark is unknown, or a row has another form.
+        SparseRMError: The model cannot be loaded, the benchmark is unknown, or a row is malformed.
 
     Example:
         ```python

@@ -16,16 +16,16 @@ from ..modeling.pooling_sparserm import pooled_tokens
 
 AGREEMENT = 0.1  # largest difference between a contribution and the measured change, as a share of the contribution
 ROUNDING = 1e-5  # rounding error of a reward in float32
-INTERVENTIONS = 10  # number of latents of a text, those with the largest contributions, that are set to their average
+INTERVENTIONS = 10  # number of latents of a text that are set to their average: those with the largest contributions
 MOST_PROMPTS = 20  # number of prompts whose responses are explained: the base model runs once more for each response
 
 
 @dataclass(frozen=True)
 class CheckedClaims:
-    """Numbers of claims of explanations: how many were checked, and how many hold.
+    """The number of checked claims of explanations, and the number of claims that hold.
 
-    A claim is "this latent adds c to the reward". It holds if the reward loses c, to a tenth, when the latent's part
-    of the residual stream is set to its training average.
+    A claim is "this latent adds c to the reward". The claim holds if the reward falls by c, to within 10%, when the
+    latent's part of the residual stream is set to its training average.
 
     Attributes:
         responses: Number of responses that were explained.
@@ -59,7 +59,7 @@ def check_claims(
 
     Args:
         model: The reward model.
-        base_model: Its cut base model, in the data type that it runs in.
+        base_model: The cut base model, in the data type that it runs in.
         pairs: Preference pairs.
 
     Returns:
@@ -90,9 +90,10 @@ def _check(model: SparseRMForSequenceClassification, base_model: PreTrainedModel
 def measure_removals(
     model: SparseRMForSequenceClassification, texts: RunTexts, columns: list[int]
 ) -> dict[int, float]:
-    """Set a latent's part of a text's tokens to its average, and measure the change of the reward, for each column.
+    """Measure how the reward of a text changes when a latent's part of its pooled tokens is set to its average.
 
-    The rewards are those without pessimism, as are the contributions of latents.
+    Each latent is changed alone, and the result is given by its column. Pessimism is left out of the rewards, as it is
+    left out of the contributions.
     """
     if not texts.pooled.any():  # an empty response has no token to change
         return {}

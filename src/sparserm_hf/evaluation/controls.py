@@ -1,4 +1,4 @@
-"""Controls, beside which every result is shown: the same kind of head on simpler inputs than the selected features.
+"""Controls: the same kind of head on simpler inputs than the selected features. Every result is shown beside them.
 
 `training/control_fitting.py` fits them. This file computes their rewards, and saves and loads them.
 """

@@ -28,9 +28,9 @@ class DriftReference:
         low: (F,) lower end of the range that holds 99% of a feature's values.
         high: (F,) upper end of the range.
         rewards: (2,) mean and standard deviation of the rewards.
-        twin: (3,) mean and standard deviation of the dense twin's rewards, then the 99% quantile of the distance of
-            the two standardised rewards; empty without a twin. The dense twin is the control on the whole
-            representation.
+        twin: (3,) mean and standard deviation of the dense twin's rewards, then the 99% quantile of the distance
+            between the two standardised rewards; empty without a twin. The dense twin is the control that reads the
+            whole representation.
 
     Example:
         >>> features = np.array([[0.0, 1.0], [2.0, 1.0]])
@@ -68,7 +68,7 @@ class DriftReference:
         return _standardise(rewards, self.rewards)
 
     def disagreements(self, rewards: np.ndarray, twin: np.ndarray) -> np.ndarray:
-        """Mark the rewards, (N,), that differ more from the twin's than 99% of the training rewards do.
+        """Mark, in (N,), the rewards that differ more from the twin's than 99% of the training rewards do.
 
         Args:
             rewards: (N,) rewards.
@@ -105,5 +105,5 @@ def _standardise(x: np.ndarray, mean_and_std: np.ndarray) -> np.ndarray:
 
 
 def find_twin(controls: Sequence[Control]) -> Control | None:
-    """Find the dense twin: the control whose head is on the whole representation; None if it is missing."""
+    """Find the dense twin, the control that reads the whole representation; None if it is missing."""
     return next((control for control in controls if control.name == RowName.DENSE), None)

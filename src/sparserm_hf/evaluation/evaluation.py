@@ -33,9 +33,9 @@ class Evaluation:
         styles: (N, 2) measures of the chosen and rejected responses, by style; see `measure_styles`.
         temperature: Temperature in units of reward: sigmoid(margin / temperature) is the probability that the chosen
             response is preferred.
-        attacks: Responses made of the chat template's own tokens, measured in training.
-        claims: Claims of explanations, checked in training; None with an MLP head.
-        own: Numbers of the pairs that belong to each objective, by its name; empty unless the pairs say so.
+        attacks: Success of responses made of the chat template's own tokens; measured by the trainer, else empty.
+        claims: Checked claims of explanations; checked by the trainer, else None. None for an MLP head, too.
+        own: Indices of the pairs that belong to each objective, by its name; empty if the pairs name no objectives.
 
     Example:
         >>> margins = {"SparseRM": np.array([0.5, 1.5, -0.2]), "length alone": np.array([0.1, 0.0, -0.1])}
@@ -148,8 +148,8 @@ class Evaluation:
         with reading(f"The file {path.name} beside the reward model"), safe_open(path, "numpy") as file:
             described = json.loads(file.metadata()["evaluation"])
             temperature = described.pop("temperature")
-            attacks = tuple(Attack.from_dict(attack) for attack in described.pop("attacks", []))  # 0.1 has none
-            claims = described.pop("claims", None)  # nor has 0.4
+            attacks = tuple(Attack.from_dict(attack) for attack in described.pop("attacks", []))  # none in version 0.1
+            claims = described.pop("claims", None)  # none up to version 0.4
             parts = {part: {name: file.get_tensor(f"{part}/{name}") for name in of} for part, of in described.items()}
             checked = CheckedClaims(**claims) if claims else None
             evaluation = cls(**parts, temperature=float(temperature), attacks=attacks, claims=checked)

@@ -63,7 +63,7 @@ def draw_length(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_calibration(axes: Axes, evaluation: Evaluation) -> None:
-    """Draw the share of pairs whose preferred response is the chosen one, by its predicted probability."""
+    """Draw the accuracy of the preferred responses, those with the higher reward, by their predicted probability."""
     bins = calibration_bins(evaluation.margins[RowName.REWARD_MODEL], evaluation.temperature)
     axes.plot([50, 100], [50, 100], color=MUTED, linewidth=0.8, linestyle=":")
     axes.plot(100 * bins.confidence, 100 * bins.accuracy, color=ACCENT, linewidth=1)
@@ -73,7 +73,7 @@ def draw_calibration(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_k(axes: Axes, accuracies: Mapping[str, float], chosen: int) -> None:
-    """Draw the cross-validated accuracy by the number of latents on either side.
+    """Draw the cross-validated accuracy by the number of latents on each side.
 
     Args:
         axes: Axes to draw into.

@@ -31,7 +31,7 @@ class PairMetrics:
 
 
 def pair_metrics(margins: np.ndarray) -> PairMetrics:
-    """Measure (N,) reward differences, chosen minus rejected.
+    """Compute accuracy, interval and mean margin of (N,) reward differences, chosen minus rejected.
 
     Example:
         >>> print(pair_metrics(np.array([0.5, 1.5, -0.2, 0.0])))
@@ -63,7 +63,7 @@ def pair_accuracy(margins: np.ndarray) -> float:
 
 
 def pair_credits(margins: np.ndarray) -> np.ndarray:
-    """Give each pair 1 if its reward difference is positive, 1/2 for a tie, else 0; the shape stays.
+    """Give each pair 1 if its reward difference is positive, 1/2 for a tie, else 0, in an array of the same shape.
 
     Example:
         >>> pair_credits(np.array([0.5, 1.5, -0.2, 0.0]))

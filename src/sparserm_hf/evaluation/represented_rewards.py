@@ -25,9 +25,9 @@ def shard_features(model: SparseRMForSequenceClassification, shard: Shard) -> to
 
 @torch.inference_mode()
 def shard_shares(model: SparseRMForSequenceClassification, shard: Shard) -> torch.Tensor | None:
-    """Compute the (n, objectives) shares of the objectives by the prompts of the n texts in a shard.
+    """Compute the shares that the gate gives the objectives for the prompts of a shard's n texts, (n, objectives).
 
-    Without a gate it returns None.
+    The result is None for a model without a gate.
     """
     return model.shares_of(
         torch.from_numpy(shard.prompt_mean).to(model.directions.device) if model.config.gate else None
@@ -72,7 +72,7 @@ def objective_margins(
 def prompt_features(
     model: SparseRMForSequenceClassification, representations: Representations, pairs: TokenizedPreferences
 ) -> np.ndarray:
-    """Compute the features of the prompts of P pairs, (P, K), whose prompts are represented too."""
+    """Compute the (P, K) features of the prompts of P pairs; the representations must include the prompts."""
 
     @torch.inference_mode()
     def of_shard(shard: Shard) -> np.ndarray:
@@ -90,7 +90,7 @@ def reward_with_controls(
 ) -> dict[str, np.ndarray]:
     """Compute the rewards of represented texts, (N,) by row name, by the reward model and by each of its controls.
 
-    Beside a combined reward model each of its objectives counts as a control, and so does its sum without the gate.
+    For a combined reward model, each objective counts as a control, and so does the sum without the gate.
 
     Args:
         model: The reward model.
@@ -117,7 +117,7 @@ def evaluate_representations(
     styles: dict[str, np.ndarray],
     latents: Sequence[int],
 ) -> Evaluation:
-    """Evaluate a reward model on represented pairs whose styles are measured; see `reward_with_controls`."""
+    """Evaluate a reward model on represented pairs; see `reward_with_controls` and, for `styles`, `Evaluation`."""
     rewards = reward_with_controls(model, controls, representations, pairs.lengths, latents)
     margins = {name: r[pairs.chosen] - r[pairs.rejected] for name, r in rewards.items()}
     return Evaluation(margins, styles, model.config.reward_temperature)

@@ -21,7 +21,7 @@ from .represented_rewards import evaluate_representations
 
 @dataclass(frozen=True)
 class SavedRewardModel:
-    """A loaded checkpoint.
+    """A reward model that was loaded with its tokenizer and controls.
 
     Attributes:
         model: The reward model.
@@ -59,7 +59,7 @@ class SavedRewardModel:
 
         Args:
             rows: Preference pairs in any of TRL's formats.
-            max_length: Longer texts lose their start; by default the length limit of training.
+            max_length: Length limit in tokens: longer texts lose their start; by default the limit of training.
         """
         return tokenize_preferences(rows, self.encoder(max_length))
 
@@ -71,7 +71,7 @@ class SavedRewardModel:
         Args:
             texts: The texts.
             cache_dir: Folder of the cache; by default in `HF_HOME`.
-            prompts: Average the prompts too, as is always done for a model with a gate.
+            prompts: Average the tokens of the prompts too; always done for a model with a gate.
         """
         config = self.model.config
         marks = config.response_marks if prompts or config.gate else None
@@ -103,7 +103,7 @@ def evaluate(
     Args:
         model: Folder or Hub id of the reward model.
         rows: Preference pairs in any of TRL's formats.
-        max_length: Longer texts lose their start; by default the length limit of training.
+        max_length: Length limit in tokens: longer texts lose their start; by default the limit of training.
         dtype: Data type of the base model; `auto` takes the type that training ran in.
         revision: Revision of the reward model on the Hub.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.

@@ -1,9 +1,9 @@
 """Explain rewards by the contributions of latents and tokens, report on latents, and edit them.
 
-One reward: `attribution.py` computes a `text_explanation.py`. Rows and pairs: `explained_rows.py` for files,
-`explained_pairs.py` for reports. Two models: `compared_models.py` makes a `comparison.py`. Latents:
-`latent_reports.py`, with `passages.py` and `describe.py`. The report is made by `html_report.py` and `pages.py`;
-`editing.py` steers and labels latents.
+`attribution.py` explains one reward, and `text_explanation.py` holds the result. `explained_rows.py` explains the rows
+of files, and `explained_pairs.py` explains pairs for reports. `compared_models.py` compares two models, and
+`comparison.py` holds the result. `latent_reports.py`, `passages.py` and `describe.py` report on latents.
+`html_report.py` and `pages.py` write the HTML report. `editing.py` steers and labels latents.
 """
 
 import lazy_loader

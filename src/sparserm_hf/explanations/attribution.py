@@ -33,7 +33,7 @@ def explain(
         model: The reward model.
         tokenizer: Its tokenizer.
         text: A string, or messages that end with an assistant's message.
-        max_length: A longer text loses its start; by default the length limit of training.
+        max_length: Length limit in tokens: a longer text loses its start; by default the limit of training.
 
     Raises:
         SparseRMError: The text is empty, or captum is missing.
@@ -101,12 +101,12 @@ def explain_tokens(
 def _by_objective(
     model: SparseRMForSequenceClassification, features: torch.Tensor, prompt: torch.Tensor | None
 ) -> tuple[list[dict[str, float]], list[ObjectiveEffect]]:
-    """Split the reward of a text's (K,) features, and what each latent adds to it, by objective.
+    """Split the reward of a text, and the contribution of each latent, by objective.
 
     Args:
         model: The reward model.
         features: (K,) features of the text.
-        prompt: (1, d_model) average token of its prompt; None without a gate.
+        prompt: (1, d_model) average token of the prompt; None without a gate.
     """
     config = model.config
     if model.objectives is None:
@@ -141,7 +141,7 @@ def _reasons(model: SparseRMForSequenceClassification, prompt: torch.Tensor | No
 
 
 def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts) -> torch.Tensor:
-    """Average the (1, K) gradient of the reward by the features between the average response and this response."""
+    """Average the (1, K) gradient of the reward on the line from the average response's features to this text's."""
     try:
         from captum.attr import IntegratedGradients  # slow to import, and an extra
     except ModuleNotFoundError as error:
@@ -155,8 +155,8 @@ def _average_gradient(model: SparseRMForSequenceClassification, texts: RunTexts)
 def group_contributions(model: SparseRMForSequenceClassification, scores: Scores) -> dict[str, np.ndarray]:
     """Sum the contributions of the latents that were selected for each side, for a linear head.
 
-    The two groups add up to the reward, without pessimism, minus the reward of the average training response. A
-    combined reward model's rewards by objective stand beside them, and an ensemble's standard deviations.
+    The two groups add up to the reward, without pessimism, minus the reward of the average training response. The
+    result also holds a combined reward model's rewards by objective, and an ensemble's standard deviations.
 
     Args:
         model: The reward model.
@@ -164,7 +164,7 @@ def group_contributions(model: SparseRMForSequenceClassification, scores: Scores
 
     Returns:
         (N,) values by name: `chosen` and `rejected`, objectives, `deviation`. Empty for an MLP head, whose reward is
-        no sum over features.
+        not a sum over features.
     """
     config = model.config
     if config.head_type != "linear":

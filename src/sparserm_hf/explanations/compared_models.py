@@ -69,10 +69,10 @@ def compare(
         against: Folder or Hub id of the reward model to compare it with.
         rows: Preference pairs in any of TRL's formats.
         max_length: Length limit of a text in tokens, for both models; by default each has its own.
-        dtype: Data type to run both in; `auto` takes that of a SparseRM's training, or of a classifier's weights.
+        dtype: Data type of both models; `auto` takes the type of a SparseRM's training or of a classifier's weights.
         revision: Revision of `model` on the Hub.
         cache_dir: Folder of a SparseRM's cached representations; by default in `HF_HOME`.
-        examples: Number of pairs to explain of those on which the models disagree, the strongest disagreement first.
+        examples: Number of disagreements to explain, the strongest first.
 
     Returns:
         Accuracies, their paired difference, and the disagreements with their explanations.
@@ -100,7 +100,7 @@ def compare(
 
 
 def is_sparserm(name: str, revision: str | None = None) -> bool:
-    """Tell if a folder or a Hub id is that of a SparseRM."""
+    """Tell if a folder or a repository on the Hub holds a SparseRM."""
     with loading(f"The reward model {name!r}"):
         file = find_file(name, CONFIG_NAME, revision)  # the folder of a LoRA adapter has none
         kind = json.loads(file.read_text(encoding="utf-8")).get("model_type") if file else None
@@ -134,7 +134,7 @@ def _score(
 
 
 def _side_by_side(names: tuple[str, str], scored: Sequence[ScoredPairs]) -> Comparison:
-    """Bring the margins of two models together, on the pairs that both can use.
+    """Collect the margins of two models on the pairs that both can use.
 
     Raises:
         SparseRMError: There is no such pair.
@@ -182,7 +182,7 @@ def _explain_strongest(
 
 
 def _as_text(part: str | Messages) -> str:
-    """Write a prompt or a response as text; several messages get their roles."""
+    """Write a prompt or a response as text; if there are several messages, each begins with its role."""
     if isinstance(part, str):
         return part
     contents = [message["content"] for message in part]

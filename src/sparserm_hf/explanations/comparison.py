@@ -30,7 +30,7 @@ class Disagreement:
         rejected: The rejected response as text.
         margins: Reward difference, chosen minus rejected, of each model.
         deviations: The margins in standard deviations of each model's margins over all compared pairs.
-        explanations: The pair taken apart by latent for each model; None for a model that is not a SparseRM.
+        explanations: Explanation of the pair by each model's latents; None for a model that is not a SparseRM.
     """
 
     row: int

@@ -1,4 +1,4 @@
-"""Describe latents by a language model behind any OpenAI-compatible endpoint."""
+"""Describe latents with a language model at any OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 TIMEOUT = 60  # seconds for an answer
-LONGEST_ANSWER = 1000  # characters of an answer; a description is shorter still
+LONGEST_ANSWER = 1000  # characters of an answer that are read; the description is cut to fewer
 ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)"
 )  # terminal codes for colours, links and titles
@@ -98,7 +98,7 @@ class Describer:
             left.
 
         Raises:
-            SparseRMError: The endpoint does not answer, or its answer has another form.
+            SparseRMError: The endpoint does not answer, or its answer is malformed.
         """
         shown = {"fires": [_marked(passage) for passage in firing], "silent": [_plain(passage) for passage in silent]}
         answer = self._ask(DESCRIBE, shown).get("description")
@@ -163,7 +163,7 @@ def _is_address(url: str) -> bool:
 
 
 def _content(answer: Any) -> str:
-    """Return the text of a chat completion; empty if the answer has another form, which openai does not check."""
+    """Return the text of a chat completion; empty if the answer is malformed, which openai does not check."""
     try:
         content = answer.choices[0].message.content
     except (AttributeError, LookupError, TypeError):

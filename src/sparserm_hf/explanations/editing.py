@@ -74,7 +74,7 @@ def edit_model(
         rows: Preference pairs to measure the effect on, in any of TRL's formats.
         revision: Revision of the reward model on the Hub.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.
-        pessimism: Number of standard deviations over the ensemble to take from each reward; by default as it is.
+        pessimism: Number of standard deviations over the ensemble to subtract from each reward; by default unchanged.
 
     Returns:
         Rewards before and after the edit; None without pairs.
@@ -133,7 +133,7 @@ def _set_pessimism(saved: SavedRewardModel, pessimism: float) -> None:
 def _measure_effect(
     saved: SavedRewardModel, before: tuple[list[Latent], float], pairs: TokenizedPreferences, cache_dir: Path | None
 ) -> EditEffect:
-    """Compare the rewards under the latents and the pessimism before with those of the edited model."""
+    """Measure the rewards with the latents and the pessimism of `before`, and with those of the edited model."""
     config, representations = saved.model.config, saved.represent(pairs.texts, cache_dir)
 
     def summarise(edit: tuple[list[Latent], float]) -> RewardSummary:
@@ -180,7 +180,7 @@ def save_edited(saved: SavedRewardModel, name: str, folder: Path, revision: str 
 
 
 def _edit_card(text: str, name: str, section: str) -> str:
-    """Rename a card and renew its section on steering."""
+    """Rename a card, and replace its section on steering."""
     text = re.sub(rf"\n{SECTION}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)
     text = re.sub(r"^# .*$", lambda _: f"# {name}", text, count=1, flags=re.MULTILINE)
     text = re.sub(r'^name = ".*?"', lambda _: f'name = "{name}"', text, count=1, flags=re.MULTILINE)

@@ -21,10 +21,10 @@ TOP = 6  # number of latents that are shown for a pair
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a bar: the contribution of a latent.
+    """A part of a response's bar, which shows the contribution of a latent.
 
     Attributes:
-        number: Number of the latent in the pair, from 1; 0 for all other latents together.
+        number: Rank of the latent in the pair's list, from 1; 0 for all other latents together.
         value: The contribution.
         start: Left end, in % of the bar's width.
         width: Width, in % of the bar's width.
@@ -44,10 +44,10 @@ class ExplainedResponse:
         name: `chosen` or `rejected`.
         explanation: Explanation of its reward.
         bar: Contributions of the latents, side by side.
-        zero: Place of the average response's reward, in % of the bar's width.
-        total: Place of the reward, in % of the bar's width.
-        colours: Contributions of the tokens, divided by the largest, from -1 to 1: by latent id, and under `all`
-            summed over all latents. The last tokens of a long response are left out.
+        zero: Position of the average response's reward, in % of the bar's width.
+        total: Position of the reward, in % of the bar's width.
+        colours: Contributions of the tokens, divided by the largest absolute value, from -1 to 1: by latent id, and
+            summed over all latents under `all`. The last tokens of a long response are left out.
         left_out: Number of tokens that are left out.
     """
 
@@ -67,7 +67,7 @@ class ExplainedPair:
     Attributes:
         turns: Turns of the prompt.
         margin: Reward difference, chosen minus rejected.
-        probability: Probability that chosen is preferred.
+        probability: Probability that the chosen response is preferred.
         sides: The chosen and the rejected response.
         latents: The latents with the largest contributions to the difference. Each has its effect on the chosen
             response, its effect on the rejected response, and the difference of the two contributions.
@@ -81,7 +81,7 @@ class ExplainedPair:
 
     @property
     def asked(self) -> str:
-        """End of the last turn of the prompt."""
+        """Last 160 characters of the prompt's last turn."""
         return self.turns[-1].content[-160:] if self.turns else ""
 
 
@@ -132,7 +132,7 @@ def explain_pair(saved: SavedRewardModel, pairs: TokenizedPreferences, number: i
 
 
 def _parts(explanation: TextExplanation, latents: list[int]) -> list[float]:
-    """List the contributions of some latents, and last the sum of all other contributions."""
+    """List the contributions of some latents, followed by the sum of all other contributions."""
     added = {effect.latent: effect.contribution for effect in explanation.latents}
     parts = [added[latent] for latent in latents]
     return [*parts, explanation.reward + explanation.penalty - explanation.base - sum(parts)]

@@ -73,7 +73,7 @@ def explain_row(
         where: Name of the row, for errors.
 
     Raises:
-        SparseRMError: The row has another form or is empty, or a reward is not finite.
+        SparseRMError: The row is malformed or empty, or a reward is not finite.
     """
     texts = {name: encoder(text, where) for name, text in texts_of_row(row, where).items()}
     explained = {name: explain_tokens(model, encoder.tokenizer, text) for name, text in texts.items()}
@@ -94,7 +94,7 @@ def explain_rows(
         model: The reward model.
         tokenizer: Its tokenizer.
         rows: Rows as `texts_of_row` takes them.
-        max_length: Longer texts lose their start; by default the length limit of training.
+        max_length: Length limit in tokens: longer texts lose their start; by default the limit of training.
         source: Name of the file that the rows come from, for errors.
 
     Example:

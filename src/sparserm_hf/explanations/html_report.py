@@ -1,4 +1,4 @@
-"""Write the report on a reward model, one HTML file with its accuracy, its latents, and pairs token by token."""
+"""Write the report on a reward model: one HTML file with its accuracy, its latents, and pairs explained by token."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Listed:
 
     Attributes:
         report: Report on the latent.
-        value: Standard deviation of the latent's contribution over the pairs, with the sign of its weight. Without
+        value: Standard deviation of the latent's contribution over the responses, with the sign of its weight. Without
             pairs it is the weight, and without a linear head the separation.
-        share: `value` divided by the largest value of the list.
+        share: `value` divided by the largest absolute value in the list.
     """
 
     report: LatentReport
@@ -52,7 +52,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Content:
-    """The figures of a report.
+    """The contents of a report.
 
     Attributes:
         evaluation: Evaluation of the reward model; None if there is none.
@@ -66,7 +66,7 @@ class Content:
 
 
 def check_report(output: Path) -> None:
-    """Raise a `SparseRMError` if a path holds another file than a report, or if its folder is missing."""
+    """Raise a `SparseRMError` if the path is a file that is not a report, or if its folder is missing."""
     if output.exists() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:1000]:
         raise SparseRMError(f"{output} exists already and is not a report: name another file, or remove it.")
     if not output.parent.is_dir():
@@ -91,7 +91,7 @@ def write_report(
         rows: Preference pairs to measure the model on and to show, in any of TRL's formats. Without pairs the report
             shows what the checkpoint holds.
         examples: Number of pairs to show, spread evenly over the margins.
-        max_length: Longer texts lose their start; by default the length limit of training.
+        max_length: Length limit in tokens: longer texts lose their start; by default the limit of training.
         dtype: Data type of the base model; `auto` takes the type that training ran in.
         revision: Revision of the reward model on the Hub.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.

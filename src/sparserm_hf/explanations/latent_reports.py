@@ -1,4 +1,4 @@
-"""Report on the selected latents: the figures of each over preference pairs, and the passages that it fires on."""
+"""Report on the selected latents: figures over preference pairs, and passages that each latent fires on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..runtime import SparseRMError, as_numpy
 from .describe import Describer
 from .passages import Passage, Passages
 
-DESCRIBED = 10  # number of firing and of silent passages for a description, and as many again for its test
+DESCRIBED = 10  # number of firing and of silent passages to describe a latent by; its test takes as many again
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LatentReport:
         suppresses: Words that the direction suppresses.
         link: Page of the latent on Neuronpedia; None if the SAE is not published there.
         purity: Cosine of the latent's direction with the SAE's own decoder direction.
-        stability: Share of the cross-validation folds that select the latent too; None if unknown.
+        stability: Share of cross-validation folds in which the latent is selected for its side too; None if unknown.
         separation: Share of the chosen minus share of the rejected training responses that the latent fires on.
         weight: Weight of the linear head, without the gate of a combined model; None for an MLP head.
         importance: Standard deviation of the latent's contribution over the texts; None for an MLP head or without
@@ -174,7 +174,7 @@ class MeasuredLatents:
         return np.argsort(-np.abs(key), kind="stable")[:top].tolist()
 
     def report(self, i: int, examples: int) -> LatentReport:
-        """Report on latent i of K, with a number of strongest and of weakest passages."""
+        """Report on latent i of K, with up to `examples` strongest and `examples` weakest passages."""
         rates: dict[str, Any] = {}
         if self.fires is not None:
             sides = {"firing_chosen": self.pairs.chosen, "firing_rejected": self.pairs.rejected}
@@ -250,7 +250,7 @@ def report_latents(
         top: Number of latents; by default all.
         examples: Number of strongest and of weakest passages of each latent.
         describer: Language model that describes the latents; by default they keep the names of the checkpoint.
-        max_length: Longer texts lose their start; by default the length limit of training.
+        max_length: Length limit in tokens: longer texts lose their start; by default the limit of training.
         dtype: Data type of the base model; `auto` takes the type that training ran in.
         revision: Revision of the reward model on the Hub.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.

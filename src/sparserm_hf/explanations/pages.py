@@ -19,7 +19,7 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Fill a template; every value is escaped.
+    """Fill a template; every value except `Markup` is escaped.
 
     Args:
         template: File name of the template.

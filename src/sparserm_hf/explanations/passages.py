@@ -37,7 +37,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages of texts by K latents.
+    """The passages of texts in which K latents fire or stay silent.
 
     Attributes:
         tokenizer: Tokenizer of the reward model.
@@ -90,7 +90,7 @@ class Passages:
         return np.minimum.reduceat(rows, starts[:-1])
 
     def _around(self, i: int, place: int, row: int) -> Passage:
-        """Take the passage around a row, from the text at a place."""
+        """Take the passage around a row of `found`, from the text at a place in `found`."""
         rows, start = self._window(place, row), int(self.found.starts[place])
         text = self.texts[self.found.texts[place]]
         positions = pooled_positions(text, self.pooling)
@@ -98,6 +98,6 @@ class Passages:
         return Passage(tokens, self.found.values[rows.start : rows.stop, [i]].toarray()[:, 0].tolist())
 
     def _window(self, place: int, row: int) -> range:
-        """Find the rows around a row that belong to the same text."""
+        """Find the rows around a row, within the same text."""
         start, stop = self.found.starts[place : place + 2].tolist()
         return range(max(start, row - WINDOW), min(stop, row + WINDOW + 1))

@@ -26,7 +26,7 @@ class LatentEffect:
         value: Feature of the latent: the projection of the average token on its direction.
         average: Feature of the average training response.
         contribution: Amount added to the reward: the loss of reward if `value` becomes `average`.
-        own: The contribution, under its name before version 0.3.
+        own: Same as `contribution`, which had this name before version 0.3.
         tokens: Contribution of each response token through this latent.
         removed: Measured change of the reward when the latent's part of every pooled token of the residual stream is
             set to its training average; None if it was not measured.
@@ -48,7 +48,7 @@ class LatentEffect:
 
     @property
     def as_stated(self) -> bool | None:
-        """True if the measured loss of reward equals the contribution, to a tenth; None if it was not measured."""
+        """True if the measured fall of the reward equals the contribution to within 10%; None if it was not measured."""
         if self.removed is None:
             return None
         return holds(self.contribution, self.removed)
@@ -76,7 +76,7 @@ class PromptLatent:
     Attributes:
         latent: Id of the latent in the SAE.
         name: Name of the latent, see `Latent.title`; empty if it has none.
-        contribution: Amount added to the logarithm of the share, less the mean over the objectives: zero for a prompt
+        contribution: Amount added to the logarithm of the share, minus the mean over the objectives: zero for a prompt
             in which the latent is as strong as in the average prompt.
     """
 
@@ -127,11 +127,11 @@ class TextExplanation:
         base: Reward of the average training response.
         latents: All latents of the model, the largest contributions first.
         tokens: Tokens of the response.
-        unexplained: Rest of the sum: a rounding error with a linear head; the error of integrated gradients with an
+        unexplained: Remainder: a rounding error with a linear head; the error of integrated gradients with an
             MLP head.
-        objectives: Split of the reward by objective, which is its sum; empty unless the model is a combined one.
-        deviation: Standard deviation of the reward over the ensemble; None without one.
-        penalty: Amount that pessimism takes: `config.pessimism * deviation`.
+        objectives: Objectives, whose contributions add up to the reward; empty unless the model is a combined one.
+        deviation: Standard deviation of the reward over the ensemble; None without an ensemble.
+        penalty: Amount that pessimism subtracts: `config.pessimism * deviation`.
 
     Example:
         >>> effect = LatentEffect(8, "chosen", "politeness", 0.9, 0.98, 1.5, 0.5, 0.4, 0.4, [0.1, 0.3], None)
@@ -164,13 +164,13 @@ class TextExplanation:
         return "\n".join([self.summary, *parts, *rows, *rest])
 
     def others(self, top: int) -> OtherLatents:
-        """Sum up the latents after the `top` largest ones, so that a list of those leaves nothing out."""
+        """Sum up all latents but the `top` largest, for the last line of a list of the `top` largest."""
         rest = self.latents[top:]
         return OtherLatents(len(rest), sum(effect.contribution for effect in rest))
 
     @property
     def summary(self) -> str:
-        """The sum in one line: the reward, the average response's reward, and what the latents add to it."""
+        """The sum in one line: the reward, the average response's reward, and the contributions of the latents."""
         rest = f" {-self.penalty:+.3f} for uncertainty" if self.penalty else ""
         rest += f" {self.unexplained:+.3f} unexplained" if round(self.unexplained, 3) else ""
         spread = "" if self.deviation is None else f" (± {self.deviation:.3f})"
@@ -184,7 +184,7 @@ class TextExplanation:
 
     @property
     def by_prompt(self) -> str:
-        """The share of each objective in one line, with the latents of the prompt behind it; empty without a gate."""
+        """The share of each objective in one line, with the prompt's latents that moved it; empty without a gate."""
         shares = [
             f"{visible(part.name)} counts {part.share:.2f} times"
             + (f" ({', '.join(map(str, part.reasons))})" if part.reasons else "")

@@ -15,7 +15,7 @@ from ..runtime import SparseRMError, find_file
 from ..scoring import check_reward_model
 from .scored_responses import ScoredResponses, score_for_drift
 
-ALARM = 0.03  # share of features outside their range, or of rewards that the twin contradicts, that is too many
+ALARM = 0.03  # an alarm is raised above this share of features outside their range, or of rewards the twin contradicts
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,13 +23,13 @@ class Drift:
     """The distance of N responses from the training responses, over F features.
 
     Attributes:
-        responses: N.
+        responses: Number of responses, N.
         shift: (F,) shift of each feature's mean, in standard deviations of training.
         outside: (F,) share of the responses whose feature is outside the range that holds 99% in training.
         reward_shift: Shift of the mean reward, in standard deviations of training.
         disagreement: Share of the rewards that the dense twin contradicts more than it contradicts 99% of the
             training rewards; None without a twin.
-        latents: Names of the latents by id, in the order of the features; empty where they are not known.
+        latents: Names of the latents by id, in the order of the features; empty if they are not known.
 
     Example:
         >>> Drift(200, shift=np.array([0.1, -2.0]), outside=np.array([0.01, 0.35]), reward_shift=0.8, disagreement=0.0)
@@ -55,7 +55,7 @@ class Drift:
         return float(self.outside.mean())
 
     def alarms(self, threshold: float = ALARM) -> list[str]:
-        """Name each share above a threshold, in words; empty without drift."""
+        """Describe each share above a threshold in words; empty without drift."""
         found = []
         if self.outside_share > threshold:
             found.append(f"{100 * self.outside_share:.1f}% of the features are outside their range in training")
@@ -90,7 +90,7 @@ def measure_drift(reference: DriftReference, scored: ScoredResponses) -> Drift:
 
 
 def load_reference(name: str, revision: str | None = None) -> DriftReference:
-    """Load the drift reference that lies beside a checkpoint.
+    """Load the drift reference of a checkpoint.
 
     Args:
         name: Folder or Hub id of the reward model.
@@ -132,7 +132,7 @@ def monitor(
         model: Folder or Hub id of the reward model.
         rows: Rows as `texts_of_row` takes them.
         source: Name of the file that the rows come from, for errors.
-        max_length: Longer texts lose their start; by default the length limit of training.
+        max_length: Length limit in tokens: longer texts lose their start; by default the limit of training.
         dtype: Data type of the base model; `auto` takes the type that training ran in.
         revision: Revision of the reward model on the Hub.
 

@@ -1,4 +1,4 @@
-"""Features and rewards of responses without steering, which drift is measured on."""
+"""Features and rewards of responses, without steering, from which drift is measured."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ScoredResponses:
         )
 
     def last(self, count: int) -> ScoredResponses:
-        """Keep the last responses only."""
+        """Keep the last `count` responses."""
         twin = None if self.twin is None else self.twin[-count:]
         return ScoredResponses(self.features[-count:], self.rewards[-count:], twin)
 
@@ -59,7 +59,7 @@ def score_for_drift(
 
     Args:
         model: The reward model.
-        controls: Its controls. The rewards of the twin are left out where it is not among them.
+        controls: The model's controls. The twin's rewards are left out if the twin is not among them.
         texts: Texts that end with the responses.
     """
     config, device = model.config, model.directions.device
