@@ -95,7 +95,7 @@ def test_vectors_of_your_own_get_an_ensemble_too():
     pairs = PairIndices(np.arange(40), np.arange(40, 80), np.arange(40))
     assert fit_reward_head(texts, pairs, RewardHeadConfig(k=1, ensemble=3)).ensemble.weights.shape == (3, 2)
     assert fit_reward_head(texts, pairs, RewardHeadConfig(k=1)).ensemble is None
-    with pytest.raises(SparseRMError, match=r"there are only 2: add prompts, up to 10"):
+    with pytest.raises(SparseRMError, match=r"there are only 2: add prompts until there are at least 10"):
         fit_reward_head(
             texts, PairIndices(pairs.chosen, pairs.rejected, pairs.groups % 2), RewardHeadConfig(ensemble=3)
         )

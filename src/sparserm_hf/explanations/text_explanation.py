@@ -48,7 +48,7 @@ class LatentEffect:
 
     @property
     def as_stated(self) -> bool | None:
-        """True if the measured fall of the reward equals the contribution to within 10%; None if it was not measured."""
+        """True if the measured fall of the reward equals the contribution to within 10%; None if not measured."""
         if self.removed is None:
             return None
         return holds(self.contribution, self.removed)

@@ -1,7 +1,7 @@
 """The method: select latents, project on their directions, fit the reward head, assemble the model.
 
-`trainer.py` is the recipe from preference pairs to a saved model. `steps.py` has its steps on vectors, which
-`selection.py`, `directions.py`, `linear_head.py` and `mlp_head.py` compute.
+`trainer.py` is the recipe from preference pairs to a saved model. `steps.py` holds its steps on vectors. Their
+mathematics is in `selection.py`, `directions.py`, `linear_head.py` and `mlp_head.py`.
 """
 
 import lazy_loader

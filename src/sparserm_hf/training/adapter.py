@@ -1,8 +1,8 @@
 """The step `adapt`: a LoRA adapter in front of the frozen SAE, trained together with the reward head.
 
 The frozen method chooses latents and directions. The adapter then changes the upper half of the base model's layers so
-that projections on these directions tell chosen from rejected responses better. It is merged into the base model, so
-the reward model is of the same kind as without it.
+that projections on these directions tell chosen from rejected responses better. The adapter is merged into the base
+model, so the reward model has the same form as without an adapter.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .adapter_training import PairRewards
 
 RECIPE = 1  # raise it when a change of the training gives other weights
-HELD_OUT = 10  # one prompt of so many is held out
+HELD_OUT = 10  # one prompt in ten is held out
 RESULT_FILE = "adapter.safetensors"
 
 
@@ -54,8 +54,8 @@ class Adapted:
     Attributes:
         base_model: A changed copy of the cut base model.
         layers: (weight, bias) of each affine layer of the head, on the directions of the frozen method.
-        held_out: Numbers of the pairs that were held out.
-        parameters: Number of trained parameters, those of the head included.
+        held_out: Indices of the held-out pairs.
+        parameters: Number of trained parameters, including the head's.
     """
 
     base_model: PreTrainedModel
@@ -76,7 +76,7 @@ def adapt(
 
     One prompt in ten is held out: the weights with the lowest loss on these prompts are kept. The latents and the
     penalty of the head were chosen with all prompts. The result is kept in the cache, where a run with the same input
-    finds it. A killed run resumes from its last evaluation; on a CPU it ends with the same bits.
+    finds it. A killed run resumes from its last evaluation; on a CPU its result is the same to the bit.
 
     Args:
         parts: Cut base model, SAE and tokenizer; they are not changed.
@@ -103,9 +103,9 @@ def adapt(
         if not _load(model, folder / RESULT_FILE):
             train(model, rows, held_out, args.seed, folder)
             _save(model, folder / RESULT_FILE)
-        folder.touch()  # when the cache grows too large, what was used last stays
+        folder.touch()  # when the cache grows too large, the folders that were used last are kept
     merged: Any = adapter.merge_and_unload()
-    # To the data type of the checkpoint and back, so that the saved weights are the evaluated ones.
+    # Round the weights to the data type of the checkpoint, so that the evaluated weights equal the saved weights.
     merged = cast_weights(cast_weights(merged, parts.saved_dtype), parts.dtype)
     parameters = sum(tensor.numel() for tensor in model.parameters())
     return Adapted(merged.eval().requires_grad_(False), model.layers, held_out, parameters)
@@ -141,7 +141,7 @@ def add_adapter(base_model: PreTrainedModel, rank: int, seed: int) -> PeftModel:
 
 
 def _split(fitted: FittedRewardHead, pairs: TokenizedPreferences, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the numbers of the pairs into those to train on and those that are held out."""
+    """Split the pairs into training pairs and held-out pairs; returns the indices of both."""
     fold_of = group_folds(np.array(pairs.groups), HELD_OUT, seed)
     rows = pairs_outside(fold_of, 0)
     if not len(rows) or fitted.head.held_out_margins is None:
@@ -155,7 +155,7 @@ def _split(fitted: FittedRewardHead, pairs: TokenizedPreferences, seed: int) -> 
 def _start(fitted: FittedRewardHead, pairs: PairIndices, config: SparseRMTrainingConfig) -> Layers:
     """Make the head that the training starts from: fitted to the given pairs, and scaled to log odds.
 
-    An MLP head was fitted without a fifth of the prompts, which are held out here too.
+    An MLP head was fitted without a fifth of the prompts, among which are all prompts that are held out here.
     """
     head, margins = fitted.head, fitted.head.held_out_margins
     assert margins is not None  # see adapt
@@ -180,7 +180,7 @@ def _fingerprint(
 
 
 def _load(model: PairRewards, path: Path) -> bool:
-    """Load trained weights, in place, if they are there."""
+    """Load trained weights, in place; returns False if there are none in the file, or the file is broken."""
     try:
         model.load_state_dict(load_file(path))
     except (FileNotFoundError, SafetensorError, RuntimeError):  # absent, or broken: train again
@@ -189,7 +189,7 @@ def _load(model: PairRewards, path: Path) -> bool:
 
 
 def _save(model: PairRewards, path: Path) -> None:
-    """Keep trained weights in place of the checkpoints that led to them."""
+    """Write the trained weights, then remove the checkpoints of the training."""
     if not all(tensor.isfinite().all() for tensor in model.parameters()):
         raise SparseRMError(
             "The training of the adapter diverged, as a weight is not finite: take another seed, dtype or base model."

@@ -30,10 +30,10 @@ from ..runtime import as_numpy, batch_tokens, last_whole_checkpoint, plan_batche
 LEARNING_RATE = 1e-3  # of AdamW, decaying to zero
 BATCH_SIZE = 8  # pairs
 EPOCHS = 2
-PENALTY = 0.1  # weight of what the SAE leaves unexplained, as a multiple of what it leaves without the adapter
-EVALUATIONS = 4  # of the held-out pairs in each epoch; a killed run loses at most the steps since the last one
-MEASURED_BATCHES = 4  # of held-out pairs, on which `usual` is measured
-MEASURED_TOKENS = 1024  # of a batch: the SAE's activations are the largest tensor
+PENALTY = 0.1  # weight of `PairRewards.unexplained` in the loss
+EVALUATIONS = 4  # evaluations in each epoch; a killed run loses at most the steps since the last evaluation
+MEASURED_BATCHES = 4  # batches of held-out pairs on which `usual` is measured
+MEASURED_TOKENS = 1024  # tokens of a batch that the SAE encodes, because its activations are the largest tensor
 
 
 class PairRewards(nn.Module):
@@ -62,23 +62,23 @@ class PairRewards(nn.Module):
         pairs: TokenizedPreferences,
     ):
         super().__init__()
-        self.frozen = (base_model, sae)  # a tuple's modules are not registered
+        self.frozen = (base_model, sae)  # in a tuple, so that torch does not register the modules
         self.how, self.pairs, device = how, pairs, base_model.device
         self.adapter = nn.ParameterList(x for x in base_model.parameters() if x.requires_grad)
         self.head = nn.ParameterList(
             torch.from_numpy(tensor).float().to(device) for layer in layers for tensor in layer
         )
-        self.usual = 1.0  # share of the tokens that the SAE leaves unexplained without the adapter
+        self.usual = 1.0  # share of a token's squared norm that the SAE leaves unexplained without the adapter
         self.register_buffer("directions", torch.from_numpy(directions).float().to(device), persistent=False)
 
     def rewards(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the (n,) rewards of texts, by their numbers, and how much the SAE leaves unexplained."""
+        """Compute the (n,) rewards of the texts with the given indices, and `unexplained` of their pooled tokens."""
         base_model, _ = self.frozen
         texts = Representer(base_model, None, [self.pairs.texts[i] for i in numbers], self.how)
         families, device, dtype = texts.families(), base_model.device, base_model.dtype
         order: list[int] = []
         vectors, tokens = [], []
-        # Families of similar length run together: with little padding, and attention that is quadratic in few tokens.
+        # Families of similar length run together, which saves padding and quadratic attention over the padding.
         for some in plan_batches([family.length for family in families], batch_tokens(device) // 4):
             members = [i for family in some for i in families[family].members]
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -86,16 +86,16 @@ class PairRewards(nn.Module):
             vectors.append(pool_representations(hidden, pooled, self.how.representation_norm))
             tokens.append(hidden[pooled].float())
             order += members
-        with torch.autocast(device.type, enabled=False):  # the launcher's would round the rewards to bfloat16
+        with torch.autocast(device.type, enabled=False):  # the launcher's autocast would round the rewards to bfloat16
             x = torch.cat(vectors)[np.argsort(order)] @ self.directions.T
             for i in range(0, len(self.head), 2):
                 x = nn.functional.linear(torch.relu(x) if i else x, self.head[i], self.head[i + 1])
             return x[:, 0], self.unexplained(torch.cat(tokens))
 
     def unexplained(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Compute the mean of |x - reconstruction|^2 / |x|^2 over (N, d_model) tokens, as a multiple of the usual.
+        """Compute the mean of |x - reconstruction|^2 / |x|^2 over (N, d_model) tokens, divided by `usual`.
 
-        Of many tokens, some at equal distances are measured.
+        Of many tokens, only every n-th one is measured.
         """
         _, sae = self.frozen
         tokens = tokens[:: 1 + len(tokens) // MEASURED_TOKENS]
@@ -105,7 +105,7 @@ class PairRewards(nn.Module):
     def forward(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the (B,) reward differences, chosen minus rejected, of the pairs with the given numbers (B,).
 
-        Also returns how much of the pooled tokens the SAE leaves unexplained, see `unexplained`.
+        Also returns the share of the pooled tokens that the SAE leaves unexplained, see `unexplained`.
         """
         sides = [[of[i] for i in pairs.tolist()] for of in (self.pairs.chosen, self.pairs.rejected)]
         numbers = sorted({number for side in sides for number in side})
@@ -121,10 +121,10 @@ class PairRewards(nn.Module):
 
 
 class PairTrainer(Trainer):
-    """A trainer that minimises the Bradley-Terry loss of a `PairRewards`, plus what the SAE leaves unexplained.
+    """A trainer that minimises the Bradley-Terry loss of a `PairRewards`, plus a penalty on `unexplained`.
 
-    The Bradley-Terry loss is -log sigmoid(difference - margin). Without the second term, latents lose their meaning:
-    the SAE was trained on the stream of the frozen base model.
+    The Bradley-Terry loss is -log sigmoid(difference - margin). Without the penalty, latents lose their meaning: the
+    SAE was trained on the residual stream of the frozen base model.
     """
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, *args: Any, **_: Any) -> Any:  # noqa: D102
@@ -154,7 +154,7 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.update(1)
         if state.global_step == state.max_steps:
-            control.should_evaluate = True  # transformers 4 would leave the last weights out
+            control.should_evaluate = True  # transformers 4 would not evaluate the last weights
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: D102
         logs = logs or {}
@@ -175,8 +175,8 @@ def train(model: PairRewards, rows: np.ndarray, held_out: np.ndarray, seed: int,
 
     Args:
         model: Rewards of pairs.
-        rows: Numbers of the pairs to train on.
-        held_out: Numbers of the held-out pairs.
+        rows: Indices of the pairs to train on.
+        held_out: Indices of the held-out pairs.
         seed: Seed of the order of the pairs.
         folder: Folder of the checkpoints, from which a killed run resumes.
     """
@@ -204,7 +204,7 @@ def train(model: PairRewards, rows: np.ndarray, held_out: np.ndarray, seed: int,
         use_cpu=process_state().device.type == "cpu",
     )
     use_one_gpu(args)
-    with torch.no_grad():  # before a checkpoint is loaded: the adapter is new, and changes nothing yet
+    with torch.no_grad():  # before a checkpoint is loaded, as long as the new adapter changes nothing
         batches = torch.from_numpy(held_out).split(BATCH_SIZE)[:MEASURED_BATCHES]
         model.usual = max(float(np.mean([model(batch)[1].item() for batch in batches])), 1e-6)
     trainer = PairTrainer(
@@ -216,7 +216,7 @@ def train(model: PairRewards, rows: np.ndarray, held_out: np.ndarray, seed: int,
         callbacks=[Progress()],
     )
     trainer.remove_callback(PrinterCallback)
-    with process_state().main_process_first():  # which removes what a kill has left incomplete
+    with process_state().main_process_first():  # which removes incomplete checkpoints of a killed run
         checkpoint = last_whole_checkpoint(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
 

@@ -28,7 +28,7 @@ def assemble_model(
         latents: Records of the selected latents.
     """
     config, base_model = _make_config(parts, fitted, args, latents), parts.base_model
-    if base_model.dtype != parts.saved_dtype:  # a copy, as the given model keeps running in its fastest data type
+    if base_model.dtype != parts.saved_dtype:  # a copy: the given model keeps running in its fastest data type
         base_model = cast_weights(copy.deepcopy(base_model), parts.saved_dtype)
     features = fitted.projection.features  # (T, 2K)
     rewards = fitted.head.rewards(features)
@@ -38,7 +38,7 @@ def assemble_model(
     model.sae = parts.sae.autoencoder
     model.directions = torch.from_numpy(fitted.projection.directions.rows).float()
     model.feature_mean = torch.from_numpy(features.mean(0)).float()
-    # No token is pooled in an empty response: it gets the features of the worst training response.
+    # An empty response has no pooled tokens. It gets the features of the worst training response.
     model.empty_features = torch.from_numpy(features[rewards.argmin()]).float()
     with torch.no_grad():
         for module, (weight, bias) in zip(model.score.layers, fitted.head.layers, strict=True):

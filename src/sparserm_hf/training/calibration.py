@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
-WEIGHT_PENALTY = 1e-3  # on half the sum of squares of the weights, relative to the mean loss of a pair
+WEIGHT_PENALTY = 1e-3  # factor of half the sum of the squared weights, which is added to the mean loss of the pairs
 
 
 def fit_temperature(margins: np.ndarray) -> float:
@@ -40,8 +40,8 @@ def fit_temperature(margins: np.ndarray) -> float:
 def fit_weights(margins: np.ndarray) -> np.ndarray:
     """Fit weights of objectives, none below zero, that make the preferences of pairs most likely.
 
-    The probability of a preference is sigmoid(sum of weight * margin), as in the Bradley-Terry model. The slight
-    penalty keeps the weights finite where they tell all pairs right.
+    The probability of a preference is sigmoid(sum of weight * margin), as in the Bradley-Terry model. A slight L2
+    penalty keeps the weights finite if they can rank all pairs right.
 
     Args:
         margins: (N, objectives) reward differences by objective, chosen minus rejected, of a similar size.

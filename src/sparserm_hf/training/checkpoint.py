@@ -31,7 +31,7 @@ def write_checkpoint(
     evaluation: Evaluation | None,
     card: str,
 ) -> list[str]:
-    """Write a reward model and all that is known about it; a failure leaves the folder as it was before.
+    """Write a reward model with all files that belong to it; a failure leaves the folder as it was before.
 
     Args:
         folder: Folder to write to.
@@ -46,7 +46,7 @@ def write_checkpoint(
         Paths of the files in the folder.
 
     Raises:
-        SparseRMError: The folder holds something else, or the saved model does not load to the same rewards.
+        SparseRMError: The folder holds other files, or the saved model gives other rewards when it is loaded.
     """
     check_output_dir(folder)
     with replacing_folder(folder) as temporary:

@@ -1,4 +1,4 @@
-"""The heads of several reward models on shared directions, on which they keep their rewards."""
+"""Move the heads of several reward models to shared directions, without a change of their rewards."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Member:
     Attributes:
         name: Name of its objective.
         config: Configuration of the reward model.
-        weight: (K,) weights of the head, with its steering.
-        bias: Bias of the head, with its steering.
+        weight: (K,) weights of the head, with the steering applied.
+        bias: Bias of the head, with the steering applied.
         empty: Reward of an empty response.
         rows: (K, d_model) directions.
         average: (K,) features of the average training response.
         decoder: (K, d_model) decoder directions of its latents.
-        shared: What all members must have in common; see `shared_traits`.
+        shared: Traits that all members must have in common; see `shared_traits`.
     """
 
     name: str
@@ -109,8 +109,8 @@ def combine_heads(members: Sequence[Member]) -> CombinedHeads:
     """Put the heads of several reward models on shared directions; their rewards stay the same.
 
     Raises:
-        SparseRMError: The models have more latents together than the base model has dimensions, or two of them are
-            hardly different.
+        SparseRMError: The models together have too many latents for the base model's dimensions, or their rewards are
+            multiples of each other except on an empty response.
     """
     latents = _merge_latents(members)
     position = {latent.id: i for i, latent in enumerate(latents)}
@@ -130,7 +130,7 @@ def combine_heads(members: Sequence[Member]) -> CombinedHeads:
         directions, weights = Directions(decoder, np.ones(len(latents))), np.zeros((len(members), len(latents)))
         for row, member in zip(weights, members, strict=True):
             row[[position[latent] for latent in member.config.latent_ids]] = member.weight
-    # The smallest vectors that have the features, or give the rewards, that each member knows of.
+    # Of all vectors that agree with every member's average features, or with its empty reward, take the shortest.
     all_rows, averages = (np.concatenate([getattr(m, of) for m in members]) for of in ("rows", "average"))
     average = directions.rows @ np.linalg.lstsq(all_rows, averages, rcond=None)[0]
     biases = np.array([member.bias for member in members])
@@ -146,7 +146,7 @@ def combine_heads(members: Sequence[Member]) -> CombinedHeads:
 
 
 def _merge_latents(members: Sequence[Member]) -> list[Latent]:
-    """List the latents of all members once, those for the chosen side first; the first member's record counts."""
+    """List the latents of all members, the chosen side first; of a shared latent, the first record is kept."""
     merged: dict[int, Latent] = {}
     for member in members:
         for latent in member.config.latents:
@@ -155,7 +155,7 @@ def _merge_latents(members: Sequence[Member]) -> list[Latent]:
 
 
 def shared_traits(saved: SavedRewardModel) -> dict[str, Any]:
-    """Collect what a loaded reward model must have in common with others, by the words for it in an error."""
+    """Collect the traits that combined reward models must share, by the name of the trait in an error."""
     model, tokenizer = saved.model, saved.tokenizer
     assert model.sae is not None
     return {name: getattr(model.config, name) for name in SHARED} | {

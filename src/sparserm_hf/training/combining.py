@@ -1,7 +1,7 @@
 """Combine reward models of one base model into one reward model with several objectives.
 
-The heads keep their rewards. The directions are made anew from the latents of all models, so that each latent has one
-direction, and one term in the combined reward.
+Each head gives the same rewards as before. The directions are made anew from the latents of all models, so that each
+latent has one direction, and one term in the combined reward.
 """
 
 from __future__ import annotations
@@ -57,27 +57,27 @@ def combine(
 ) -> Evaluation | None:
     """Combine reward models that share base model, layer, SAE and pooling into one reward model, and write it.
 
-    A response runs through the base model once and gets a reward for each objective, the same as from that model
-    alone. The combined reward is the sum of these rewards, standardised over the training responses of each model and
-    multiplied by the weights.
+    A response runs through the base model once and gets a reward for each objective, the same as from that objective's
+    own model. The combined reward is the sum of these rewards, standardised over the training responses of each model
+    and multiplied by the weights.
 
     Args:
         models: Folders or Hub ids of self-contained reward models with linear heads. Each
             objective is named after the last part of its model's name.
         output_dir: Folder to write.
         weights: A weight for each model. By default they are fitted to `rows`, or 1 each without rows.
-        rows: Preference pairs that are labelled on the whole, in any of TRL's formats.
+        rows: Preference pairs, labelled by which response is better overall, in any of TRL's formats.
         slim: Write a slim checkpoint, without base model and SAE.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.
-        gate: Fit a gate to `rows`, by which the prompt tells how much each objective counts. It is left out, with a
-            warning, unless it makes the preferences of held-out rows likelier.
+        gate: Fit a gate to `rows`, which weighs the objectives by the prompt. The gate is left out, with a warning,
+            unless it makes the preferences of held-out rows more likely.
 
     Returns:
         Evaluation of the combined reward and of each objective on `rows`; None without rows.
 
     Raises:
-        SparseRMError: The models do not share what they must, there are too few or too many, or the folder holds
-            something else than a reward model.
+        SparseRMError: The models differ in more than their heads, there are fewer than two, they have too many latents
+            together, or the folder holds something else than a reward model.
 
     Example:
         ```python
@@ -129,7 +129,7 @@ def _name(model: str) -> str:
 
 
 def _load(models: Sequence[str]) -> tuple[SavedRewardModel, list[Member]]:
-    """Load reward models one after the other, and assemble them on the base model of the first."""
+    """Load the reward models one by one, and assemble the combined model on the base model of the first."""
     first = SavedRewardModel.load(models[0])
     members = [Member.load(_name(models[0]), first)]
     for model in models[1:]:
@@ -141,7 +141,7 @@ def _load(models: Sequence[str]) -> tuple[SavedRewardModel, list[Member]]:
 def _as_saved(
     model: SparseRMForSequenceClassification, dtype: torch.dtype | None, slim: bool
 ) -> SparseRMForSequenceClassification:
-    """Give a model that was measured the form and the data type of its checkpoint, which loses nothing."""
+    """Turn an evaluated model into the form and the data type of its checkpoint; no precision is lost."""
     model.config.dtype = dtype or model.model.dtype
     cast_weights(model.model, model.config.dtype)
     return model.to_slim() if slim else model
@@ -209,7 +209,7 @@ def _weigh_by_pairs(
     """Weigh the objectives, in place, by pairs unless weights are given; measure the combined reward on the pairs.
 
     Returns:
-        The evaluation, and the statistics of the pairs' responses that `sparserm monitor` compares others with.
+        The evaluation, and the statistics of the pairs' responses for `sparserm monitor`.
 
     Raises:
         SparseRMError: No objective agrees with the pairs.
@@ -259,7 +259,7 @@ def measure_rewards(
     """Measure the mean and the standard deviation of a combined reward on N texts, and set them in the configuration.
 
     Returns:
-        (N,) rewards, and the statistics of the texts that `sparserm monitor` compares others with.
+        (N,) rewards, and the statistics of the texts for `sparserm monitor`.
     """
     rewards = reward_represented(model, representations)
     model.config.reward_mean, model.config.reward_std = float(rewards.mean()), float(rewards.std())

@@ -58,11 +58,11 @@ loss='bradley_terry', ensemble=0, exclude_latents='', gamma=1.0, seed=42)
     ensemble: int = option(
         0,
         "Number of further heads to fit on bootstrap samples of the prompts, such as 20: each reward then has a "
-        "standard deviation, which tells how much the training pairs leave open.",
+        "standard deviation, which tells how uncertain the training pairs leave it.",
     )
     exclude_latents: str = option(
         "",
-        "Ids of latents that must not be selected, separated by commas, such as those that a reward must not follow.",
+        "Ids of latents that must not be selected, separated by commas, such as latents of a style or a topic.",
     )
     gamma: float = option(1.0, "Reward difference that the margin loss demands of every pair.")
     seed: int = option(42, "Seed of the folds, the random directions and the MLP head.")

@@ -1,4 +1,4 @@
-"""The directions of the residual stream on which texts are projected: decoder rows, made orthonormal, or random."""
+"""The directions of the residual stream on which texts are projected: decoder rows, orthonormal or random ones."""
 
 from __future__ import annotations
 
@@ -60,11 +60,12 @@ def make_directions(given: np.ndarray, kind: str, average: np.ndarray) -> Direct
 
 
 def directions_through(given: np.ndarray, kept: np.ndarray) -> Directions:
-    """Make orthonormal directions, close to given ones, whose span holds some vectors exactly.
+    """Make orthonormal directions that are close to given directions and whose span holds some vectors exactly.
 
-    A linear reward is the product of a text's vector with one vector, so it keeps its value on other directions if
-    these span that vector. The span is that of the kept vectors and of the main part of what the given directions have
-    beside it. Within this span no orthonormal directions are closer to the given ones, see `make_directions`.
+    A linear reward is the dot product of a text's vector with a weight vector, so other directions can give the same
+    reward if they span the weight vector. Each given direction has a part orthogonal to the kept vectors. The
+    span holds the kept vectors and the leading right singular vectors of these parts. Within this span no orthonormal
+    directions are closer to the given directions, see `make_directions`.
 
     Args:
         given: (K, d_model) directions, such as decoder directions of latents; K < d_model.

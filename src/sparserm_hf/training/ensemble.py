@@ -35,7 +35,7 @@ class Ensemble:
 def fit_ensemble(
     features: np.ndarray, pairs: PairIndices, objective: Objective, l2: float, heads: int, seed: int
 ) -> Ensemble:
-    """Fit each head to as many prompts as there are, drawn with replacement.
+    """Fit each head to a bootstrap sample: as many prompts as there are, drawn with replacement.
 
     Args:
         features: (T, K) features of the training texts.
@@ -51,8 +51,8 @@ def fit_ensemble(
     names, prompt = np.unique(pairs.groups, return_inverse=True)
     if len(names) < FEWEST_PROMPTS:
         raise SparseRMError(
-            f"An ensemble draws samples of the prompts, but there are only {len(names)}: add prompts, up to "
-            f"{FEWEST_PROMPTS} at least, or leave ensemble out."
+            f"An ensemble draws samples of the prompts, but there are only {len(names)}: add prompts until "
+            f"there are at least {FEWEST_PROMPTS}, or leave ensemble out."
         )
     of_pairs, rng = pairs.features(features), np.random.default_rng(seed)
     weights = np.zeros((heads, features.shape[1]))

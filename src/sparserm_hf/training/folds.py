@@ -10,8 +10,8 @@ FOLDS = 5
 def group_folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Assign preference pairs to folds, so that all pairs of one group are in one fold.
 
-    So no pair is judged by a head that was fitted to its prompt. scikit-learn's `GroupKFold` would shuffle the groups
-    in another order, and every published figure would have to be measured again.
+    Thus no held-out pair has a prompt that the head was fitted to. scikit-learn's `GroupKFold` would shuffle the
+    groups in another order, and every published figure would have to be measured again.
 
     Args:
         groups: (N,) number of each pair's group, such as its prompt.

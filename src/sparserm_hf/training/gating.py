@@ -1,4 +1,4 @@
-"""Fit the gate of a combined reward model: the prompt tells how much each objective counts."""
+"""Fit the gate of a combined reward model, which weighs the objectives by the prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.special import expit, softmax
 from .calibration import fit_temperature
 from .folds import FOLDS, group_folds, pairs_outside
 
-GATE_PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # on half the sum of squares of the weights, for a mean loss
+GATE_PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # factors of half the sum of the squared weights in the loss
 MOST_SCALE = np.log(100)  # largest logarithm of the scale of the margins, relative to their size
 
 
@@ -60,7 +60,7 @@ def fit_gate(prompts: np.ndarray, margins: np.ndarray, groups: np.ndarray) -> Fi
         (True, True, True)
     """
     folds = group_folds(groups, FOLDS, seed=0)
-    losses = np.zeros((len(GATE_PENALTIES) + 1, len(margins)))  # the last row without a gate
+    losses = np.zeros((len(GATE_PENALTIES) + 1, len(margins)))  # the last row: without a gate
     for fold in np.unique(folds):
         train, held_out = pairs_outside(folds, fold), np.flatnonzero(folds == fold)
         for i, (weight, scale) in enumerate(_fit_path(prompts[train], margins[train])):
@@ -75,7 +75,7 @@ def fit_gate(prompts: np.ndarray, margins: np.ndarray, groups: np.ndarray) -> Fi
 
 
 def _fit_path(prompts: np.ndarray, margins: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Fit a gate on (N, K) prompts for each penalty, the strongest first: weights, and the scale of the margins."""
+    """Fit a gate to (N, K) prompts for each penalty, the strongest first; returns weights and scale of each gate."""
     spread = prompts.std(0)
     spread = np.where(spread > 0, spread, 1.0)
     x = (prompts - prompts.mean(0)) / spread
@@ -92,12 +92,12 @@ def _fit_path(prompts: np.ndarray, margins: np.ndarray) -> list[tuple[np.ndarray
 def _objective(
     parameters: np.ndarray, prompts: np.ndarray, margins: np.ndarray, l2: float
 ) -> tuple[float, np.ndarray]:
-    """Compute the penalised loss and its gradient by the weights, and by the logarithm of the scale, the last one."""
+    """Compute the penalised loss and its gradient; the last parameter is the logarithm of the scale."""
     weight, scale = parameters[:-1].reshape(margins.shape[1], -1), np.exp(parameters[-1])
     shares = len(weight) * softmax(prompts @ weight.T, 1)  # (N, objectives)
     sums = (shares * margins).sum(1)
     z = scale * sums
-    slope = -expit(-z) / len(z)  # of the loss, by z
+    slope = -expit(-z) / len(z)  # derivative of the loss with respect to z
     by_logit = slope[:, None] * scale * shares * (margins - sums[:, None] / len(weight))
     gradient = by_logit.T @ prompts + l2 * weight
     loss = np.logaddexp(0.0, -z).mean() + 0.5 * l2 * (weight**2).sum()

@@ -1,6 +1,6 @@
-"""Joint training: a head for each of several objectives, on one pass of the base model over the texts of all.
+"""Joint training: fit a head for each of several objectives, while the base model runs only once over all texts.
 
-The result is the reward model that `combine` makes of separately trained ones, with a weight of 1 for each objective.
+The result is the reward model that `combine` makes of separately trained models, with weight 1 for each objective.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class JointlyTrained:
 
 
 def join_pairs(parts: Sequence[TokenizedPreferences]) -> TokenizedPreferences:
-    """Join the pairs of several objectives; a text that objectives share is there once.
+    """Join the pairs of several objectives; a text that objectives share is listed once.
 
-    The texts of the objectives alternate, as the latents are named after the first texts.
+    The texts of the objectives alternate, because latents are named after the first texts in the list.
     """
     if len(parts) == 1:
         return parts[0]
@@ -88,7 +88,7 @@ def train_objectives(
         parts: Cut base model, SAE and tokenizer.
         objectives: Pairs of each objective.
         joined: The pairs of all objectives; see `join_pairs`.
-        represent: Represents texts by the parts.
+        represent: Function that represents texts with the base model and the SAE.
         args: Settings, the same for each objective.
         cache_dir: Folder in which Neuronpedia's descriptions are cached.
 

@@ -1,4 +1,4 @@
-"""Describe the selected latents: make their records for the configuration of a reward model."""
+"""Describe the selected latents in records, which the configuration of a reward model holds."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def warn_of_purity(latents: np.ndarray, purities: np.ndarray) -> None:
         worst = low[np.argmin(purities[low])]
         logger.warning(
             "%d of %d directions have a purity (cosine with the latent's decoder direction) below %g; the lowest is "
-            "that of latent %d, %.2f. These latents overlap with other selected latents, so a term of the reward "
-            "belongs partly to those. Choose a smaller --k.",
+            "that of latent %d, %.2f. These latents overlap with other selected latents, so part of their terms "
+            "in the reward belongs to the others. Choose a smaller --k.",
             len(low),
             len(latents),
             LOW_PURITY,

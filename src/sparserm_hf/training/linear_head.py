@@ -22,7 +22,7 @@ CROSS_VALIDATION_TOLERANCE = {"margin": 1e-2, "bradley_terry": 1e-4, "bce": 1e-4
 
 
 def _fit_margin(differences: np.ndarray, thresholds: np.ndarray, l2: float, tolerance: float) -> np.ndarray:
-    """Minimise mean(max(0, thresholds - D w)) + l2/2 |w|^2.
+    """Minimise mean(max(0, thresholds - D w)) + l2/2 |w|^2 over w; D are the differences.
 
     That is a support vector machine without intercept on the differences, each divided and weighted by its threshold.
     The machine needs two classes, so every other difference is negated.
@@ -48,7 +48,7 @@ def _fit_logistic(
     start: np.ndarray | None,
     tolerance: float,
 ) -> np.ndarray:
-    """Minimise mean(log(1 + exp(offsets - X w))) + l2/2 |w|^2 over the penalised entries of w."""
+    """Minimise mean(log(1 + exp(offsets - X w))) + l2/2 |w|^2 over w; |w| counts the penalised entries only."""
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         z = signed @ w - offsets
@@ -113,7 +113,7 @@ class CrossValidation:
     Attributes:
         l2: The penalty with the best accuracy.
         accuracy: Accuracy with that penalty over all held-out pairs; None if there are too few pairs to hold some out.
-        margins: (N,) reward difference of each pair, by the head fitted without its fold; None if accuracy is.
+        margins: (N,) reward difference of each pair, by the head fitted without its fold; None if `accuracy` is None.
     """
 
     l2: float

@@ -1,4 +1,4 @@
-"""Measure what the latents of a reward model are worth as explanations, with and without an adapter."""
+"""Measure how well the latents of a reward model explain it, with and without an adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..modeling.backbone_sparserm import residual_stream
 from ..sae import LoadedSAE, measure_fit
 from .trained_model import TrainedModel
 
-TOKENS = 4096  # of training responses, on which the SAE's fit is measured
+TOKENS = 4096  # number of tokens of training responses on which the SAE's fit is measured
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Meaning:
         explained_variance: Share of the variance of the responses' tokens that the SAE explains, see `Fit`.
         l0: Mean number of latents that fire on a token.
         name_f1: Mean F1 of the latents' names; None without tested names.
-        claims: Share of the claims of explanations that hold; None for an MLP head, or without held-out pairs.
+        claims: Share of the checked claims that hold; None for an MLP head, or without held-out pairs.
     """
 
     explained_variance: float

@@ -13,7 +13,7 @@ from ..runtime import SparseRMError, as_numpy
 from .folds import FOLDS, group_folds, pairs_outside
 from .objective import FittedHead, Objective, PairFeatures, standardization, style_basis, without_basis
 
-HIDDEN_SIZE = 512  # the paper's
+HIDDEN_SIZE = 512  # as in the paper
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1  # of AdamW
 BATCH_SIZE = 64  # pairs
 MAX_EPOCHS = 100

@@ -1,4 +1,4 @@
-"""The input and output of fitting a reward head: features of pairs, objective, fitted head.
+"""The inputs and the result of fitting a reward head: features of pairs, objective, fitted head.
 
 `linear_head.py` and `mlp_head.py` fit the two kinds of head. `modeling/head_sparserm.py` is the head in a reward
 model.
@@ -75,10 +75,11 @@ class FittedHead:
 
     Attributes:
         layers: (weight, bias) of each layer; the last layer has one output.
-        l2: L2 penalty of a linear head; None for an MLP.
-        validation_accuracy: Accuracy on the held-out pairs by which the penalty (linear head) or the number of epochs
-            (MLP) was chosen; None without held-out pairs.
-        held_out_margins: Reward differences of the held-out pairs, by heads that were not fitted to these pairs.
+        l2: L2 penalty of a linear head; None for an MLP, and for a head that was trained with an adapter.
+        validation_accuracy: Accuracy on the held-out pairs by which the penalty (linear head), the number of epochs
+            (MLP) or the weights (adapter) were chosen; None without held-out pairs.
+        held_out_margins: Reward differences of the held-out pairs, by heads that were not fitted to these pairs; None
+            without held-out pairs, and with an adapter.
     """
 
     layers: Layers

@@ -36,7 +36,7 @@ class ObjectiveRows(NamedTuple):
 
     Attributes:
         rows: The rows.
-        numbers: Number of each row in the data that it was taken from; None if all of that data is here.
+        numbers: Number of each row in the original data, from 1; None if `rows` is all of the data.
     """
 
     rows: Any
@@ -44,14 +44,14 @@ class ObjectiveRows(NamedTuple):
 
 
 def load_objectives(sources: Sequence[str], split: str = "train") -> Dataset | dict[str, Dataset]:
-    """Load preference pairs from one source, or from a source for each objective, which is named after it.
+    """Load preference pairs from one source, or from several sources, each of which names an objective.
 
     Args:
         sources: Files or Hub ids; see `load_preferences`.
         split: Split of each source.
 
     Raises:
-        SparseRMError: A source cannot be loaded, or two of them have one name.
+        SparseRMError: A source cannot be loaded, or two sources have the same name.
     """
     if len(sources) == 1:
         return load_preferences(sources[0], split)
@@ -64,16 +64,16 @@ def split_objectives(dataset: Any, args: SparseRMTrainingConfig) -> dict[str, Ob
     """Split training pairs by objective.
 
     Args:
-        dataset: Preference pairs, perhaps with a column `objective`; or preference pairs by the name of an objective.
+        dataset: Preference pairs, perhaps with a column `objective`; or a mapping from objectives to preference pairs.
         args: Settings.
 
     Returns:
-        The rows of each objective by its name, in the order of the data. Without several objectives, all rows, under
-        an empty name.
+        The rows of each objective by its name, in the order of the data. If there are not several objectives, all rows
+        are under an empty name.
 
     Raises:
-        SparseRMError: There are no pairs, some rows have no objective, a name is not possible, or a setting does not
-            fit several objectives.
+        SparseRMError: There are no pairs, some rows have no objective, a name is empty, repeated or reserved, or a
+            setting does not fit several objectives.
     """
     if dataset is None or (isinstance(dataset, Mapping) and not dataset):
         raise SparseRMError("train_dataset is missing: pass preference pairs, see load_preferences.")
@@ -112,7 +112,7 @@ def read_objectives(rows: Any) -> list[str] | None:
         rows: A `datasets.Dataset` or a list of rows. Rows of any other type have no objectives.
 
     Raises:
-        SparseRMError: Some rows have an objective and others have none, or an objective is no string.
+        SparseRMError: Some rows have an objective and others have none, or an objective is not a string.
     """
     given: list[Any] = []
     if isinstance(rows, Dataset):
@@ -137,7 +137,7 @@ def tokenize_objectives(rows: Mapping[str, ObjectiveRows], encoder: ChatEncoder)
     """Tokenise the training pairs of each objective; see `tokenize_preferences`.
 
     Raises:
-        SparseRMError: A row has another form, or an objective has too few usable pairs.
+        SparseRMError: A row is malformed, or an objective has too few usable pairs.
     """
     found = {}
     for name, (of_objective, numbers) in rows.items():
@@ -157,7 +157,7 @@ class EvaluationPairs:
 
     Attributes:
         pairs: The pairs.
-        own: Numbers of the pairs that belong to each objective; empty without objectives, or if the rows have no
+        own: Indices of the pairs that belong to each objective; empty without objectives, or if the rows have no
             column `objective`.
     """
 
@@ -166,7 +166,7 @@ class EvaluationPairs:
 
     @classmethod
     def of(cls, rows: Any, encoder: ChatEncoder, objectives: Collection[str]) -> EvaluationPairs:
-        """Tokenise evaluation pairs, and find those of each objective.
+        """Tokenise evaluation pairs, and find the pairs of each objective.
 
         Args:
             rows: Preference pairs in any of TRL's formats.
@@ -174,7 +174,7 @@ class EvaluationPairs:
             objectives: Names of the objectives; empty for an ordinary reward model.
 
         Raises:
-            SparseRMError: A row has another form, or an objective that the reward model does not have.
+            SparseRMError: A row is malformed, or has an objective that the reward model does not have.
         """
         of_rows = (read_objectives(rows) or []) if objectives else []
         unknown = sorted(set(of_rows) - set(objectives))
@@ -194,7 +194,7 @@ class EvaluationPairs:
 
 @contextmanager
 def naming(objective: str) -> Iterator[None]:
-    """Name the objective in the `SparseRMError` of a block; without a name the error passes unchanged."""
+    """Add an objective's name to a `SparseRMError` of the `with` block; an empty name adds nothing."""
     try:
         yield
     except SparseRMError as error:

@@ -42,7 +42,7 @@ class FrozenParts:
         base_model: Base model; `cut` cuts it after `layer` layers.
         base_name: Hub id or folder of the base model.
         recorded_name: Name of the base model in the checkpoint.
-        revision: Commit of the base model on the Hub, if it came from there.
+        revision: Commit of the base model on the Hub; None for a model that is not from the Hub.
         lens: Logit lens of the whole base model.
         sae: SAE.
         layer: Number of decoder layers before the residual stream that the SAE encodes.
@@ -80,7 +80,7 @@ class FrozenParts:
             SparseRMError: The base model cannot be cut, or the SAE does not fit.
         """
         state, layer = process_state(), self.layer
-        if args.check_sae:  # the check compares the next layer, to which the SAE may belong
+        if args.check_sae:  # the check also tries the next layer, in case the SAE belongs there
             layer = min(layer + 1, self.base_model.config.get_text_config().num_hidden_layers)
         base = prepare_base_model(self.base_model, layer, state.device, self.dtype)
         if not args.slim and state.is_main_process:

@@ -1,4 +1,4 @@
-"""Texts as vectors, and preference pairs as positions of texts: the input of a reward head's fit."""
+"""Texts as vectors, and preference pairs as positions of texts: the data that a reward head is fitted to."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RepresentedTexts:
         return np.concatenate([block.astype(np.float64) @ directions.T for block in blocks])
 
     def count_firing(self, sides: Sequence[np.ndarray]) -> np.ndarray:
-        """Count the texts on which each latent fires, in several lists of positions: (number of lists, d_sae)."""
+        """Count the texts on which each latent fires, in each of several lists of positions: (lists, d_sae)."""
         if isinstance(self.activations, Representations):
             return np.stack(self.activations.count_firing(*sides))
         fires = self.activations > 0

@@ -24,10 +24,10 @@ PLACES = ("output_dir", "cache_dir", "report_to", "push_to_hub", "hub_model_id",
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Numbers about preference pairs; lengths are in tokens.
+    """Counts and lengths of preference pairs; lengths are in tokens.
 
     Attributes:
-        source: Name of the dataset.
+        source: Name of the dataset, and its split on the Hub.
         pairs: Number of pairs.
         prompts: Number of prompts; pairs with a text in common count as pairs of one prompt.
         median_response: Median length of the chosen and rejected responses.
@@ -70,8 +70,8 @@ class RunFacts:
         data: Numbers about the pairs, by their use: `training`, with the objective if there are several, and
             `held-out` after an evaluation.
         settings: Values of the main settings, and of each other setting that differs from its default.
-        defaults: Default of each setting in `settings` that differs from it.
-        max_length: Most tokens of a text, as the settings and the base model permit.
+        defaults: Default of each setting in `settings` that was changed.
+        max_length: Maximum number of tokens of a text, by the settings and the limit of the base model.
         device: Model of the GPU or CPU.
         processes: Number of processes, each on a device of its own.
         dtype: Data type that the base model ran in.
@@ -100,8 +100,8 @@ class RunFacts:
         Args:
             args: Settings.
             parts: Base model, SAE and tokenizer.
-            trained: Pairs of the training by objective; an ordinary reward model's are under an empty name.
-            evaluated: Pairs of the evaluation; None if there was none.
+            trained: Training pairs by objective; without objectives, all pairs are under an empty name.
+            evaluated: Evaluation pairs; None if there was no evaluation.
         """
         given = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in PLACES}
         defaults = {field.name: field.default for field in fields(args) if field.name in given}
@@ -131,7 +131,7 @@ def training_metrics(
     """Collect the metrics of a training run.
 
     Args:
-        pairs: Pairs of the training.
+        pairs: Training pairs.
         parts: Base model, SAE and tokenizer.
         trainable: Number of trained parameters.
         representation_seconds: Seconds in which the base model ran on the texts.
@@ -147,5 +147,5 @@ def training_metrics(
 
 
 def validation_metrics(head: FittedHead, prefix: str = "") -> dict[str, float]:
-    """Return the accuracy on the pairs that were held out while a head was fitted, as a metric; empty without such."""
+    """Return the validation accuracy of a head as a metric; empty if no pairs were held out while it was fitted."""
     return {} if head.validation_accuracy is None else {f"{prefix}validation_accuracy": head.validation_accuracy}

@@ -75,7 +75,7 @@ class FittedRewardHead:
         selected: The selected latents.
         projection: The directions, and the features of the training texts.
         head: The head on these features.
-        ensemble: Further heads on these features; None without.
+        ensemble: Further heads on these features; None without an ensemble.
     """
 
     selected: SelectedLatents
@@ -146,7 +146,7 @@ def check_k(config: RewardHeadConfig, d_sae: int, d_model: int) -> None:
 
 
 def _has_room(config: RewardHeadConfig, k: int, d_model: int) -> bool:
-    return config.directions == "raw" or 2 * k < d_model  # orthogonal directions avoid the average token's too
+    return config.directions == "raw" or 2 * k < d_model  # they are also orthogonal to the average token
 
 
 def select(texts: RepresentedTexts, pairs: PairIndices, config: RewardHeadConfig) -> SelectedLatents:
@@ -222,24 +222,24 @@ def fit(
 def carry_over(
     fitted: FittedRewardHead, layers: Layers, texts: RepresentedTexts, pairs: PairIndices, held_out: np.ndarray
 ) -> FittedRewardHead:
-    """Put a head that was trained with an adapter in place of the fitted one; latents and directions stay.
+    """Replace the fitted head by the head that was trained with an adapter; latents and directions stay the same.
 
-    Its reward differences are log odds, as the Bradley-Terry loss takes them, so their temperature is 1. The few
-    held-out pairs would not tell a better one.
+    The Bradley-Terry loss treats reward differences as log odds, so their temperature is 1. The held-out pairs are too
+    few to fit a better temperature.
 
     Args:
         fitted: Latents, directions and head for the frozen base model.
         layers: (weight, bias) of each affine layer of the trained head.
         texts: The texts as the adapted base model represents them.
         pairs: Preference pairs of these texts.
-        held_out: Numbers of the pairs that were held out of the training.
+        held_out: Indices of the pairs that were held out of the training.
     """
     directions = fitted.projection.directions
     features = texts.project(directions.rows)
     rewards = apply_layers(layers, features)
     margins = (rewards[pairs.chosen] - rewards[pairs.rejected])[held_out]
     *rest, (weight, bias) = layers
-    centred = (*rest, (weight, bias - rewards.mean()))  # as the fitted heads: the mean training reward is zero
+    centred = (*rest, (weight, bias - rewards.mean()))  # as in a fitted head, the mean training reward is zero
     head = FittedHead(centred, None, pair_accuracy(margins))
     return FittedRewardHead(fitted.selected, Projection(directions, features, lambda fold: features), head)
 

@@ -28,8 +28,8 @@ class TrainedModel:
 
     Attributes:
         model: The reward model.
-        base_model: Its cut base model in the data type that it runs in, which may not be the saved one.
-        represent: Represents texts by that base model.
+        base_model: The cut base model in the data type that it runs in, which may differ from the saved data type.
+        represent: Function that represents texts with that base model.
     """
 
     model: SparseRMForSequenceClassification

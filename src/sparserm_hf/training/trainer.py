@@ -54,10 +54,10 @@ class SparseRMTrainer:
             for the base model.
         args: Settings. By default the reward model goes to a folder named after the base model.
         train_dataset: Preference pairs in any of TRL's formats. With several values in a column `objective`, or a
-            dataset for each name of an objective, a combined reward model is trained.
+            mapping from objectives to datasets, a combined reward model is trained.
         eval_dataset: Preference pairs to evaluate on; a column `objective` says which objective a pair belongs to.
         processing_class: Tokenizer (copied, not changed); by default the base model's.
-        revision: Revision of the base model on the Hub. The checkpoint records its commit in any case.
+        revision: Revision of the base model on the Hub. The checkpoint always records the commit.
 
     Attributes:
         model: The reward model; None before `train`.
@@ -242,7 +242,7 @@ class SparseRMTrainer:
         return move(assemble_model(self.parts, fitted, self.args, latents), self.state.device)
 
     def measure_reference(self, fitted: FittedRewardHead, texts: Representations) -> DriftReference:
-        """Compute the statistics of the training responses that `sparserm monitor` compares others with."""
+        """Compute the statistics of the training responses with which `sparserm monitor` compares other responses."""
         features, twin = fitted.projection.features, None if self.frozen else find_twin(self.controls)
         of_twin = twin.rewards(texts, self.train_pairs.lengths, []) if twin else None
         return DriftReference.of(features, fitted.head.rewards(features), of_twin)
@@ -255,7 +255,7 @@ class SparseRMTrainer:
                 the model is then uploaded too.
 
         Raises:
-            SparseRMError: Nothing is trained yet, the folder holds something else, or the upload failed.
+            SparseRMError: Nothing is trained yet, the folder holds other files, or the upload failed.
         """
         if output_dir is None and self.args.push_to_hub:
             self.push_to_hub()
@@ -268,7 +268,7 @@ class SparseRMTrainer:
         if not self.state.is_main_process:
             return []
         model = self.model.to_slim() if self.args.slim else self.model
-        # With an adapter, the other controls read a base model that the checkpoint does not hold.
+        # With an adapter, all controls but length read the frozen base model, which the checkpoint does not hold.
         controls = [control for control in self.controls if not self.frozen or control.reads == "length"]
         facts = RunFacts.of(self.args, self.parts, self.objectives or {"": self.train_pairs}, self.evaluated)
         name = self.args.hub_model_id or folder.name
