@@ -1,6 +1,7 @@
 """Rounds of alignment: the policy writes pairs, a filter drops some, DPO trains on the others, the policy is measured.
 
-`policy.py` writes, `responses.py` filters by the rewards of `judges.py`, `dpo.py` trains, and `measures.py` measures.
+`policy.py` generates, `responses.py` filters by the rewards of `sparse_judge.py`, `dpo.py` trains, `measures.py`
+measures.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class IterativeAligner:
         self.contrast = Contrast.load(config.task) if config.pairs == "contrast" else None
         given = read_questions(questions)
         self.questions = Questions.split(given, config)
-        # Drop all questions of the file, not only those of the rounds: a run that grows is measured on the same items.
+        # Drop all questions of the file, not only those of the rounds, so that added rounds keep the same items.
         items = drop_asked(truthfulqa or [], (question[-1]["content"] for question in given))
         self.measures = Measures.of(self.questions.held_out, eval_pairs, items).without(given)
         self.judge = SparseJudge.load(reward_model, reward_revision)
@@ -147,7 +148,7 @@ class IterativeAligner:
         controls = (
             "control_reward_model",
             "control reward model's weights",
-        )  # a continued run may add or drop it
+        )  # a continued run may add or drop this model
         settings |= {name: settings[name] or before.get(name) for name in controls}
         for name, value in settings.items():
             added = name in controls and before.get(name) is None

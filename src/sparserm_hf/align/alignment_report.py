@@ -40,7 +40,7 @@ def change_cell(after: Sequence[float], before: Sequence[float]) -> str:
 
 
 def cells(figures: dict[str, Any], first: dict[str, Any]) -> list[str]:
-    """Format the figures of a policy; TruthfulQA's have the change since the first policy and its 95% interval."""
+    """Format the figures of a policy; MC1 and MC2 with their change since the first policy and its 95% interval."""
     found = []
     for name in COLUMNS:
         if name not in first:

@@ -40,8 +40,9 @@ class Outcome:
         first: Figures of the first policy, before the training.
         rounds: Figures of each round, by the name of the arm.
         ended: Reason why an arm ended before its last round, by the name of the arm.
-        best: Number of the reward model's round whose answers it rewards most; None if no round finished.
-        adapter: Folder with the adapter of the best round.
+        best: Number of the SparseRM arm's round with the highest mean reward of answers. Stopped rounds do not count;
+            None if no other round is left.
+        adapter: Folder with the adapter of the best round; None without a best round.
     """
 
     first: dict[str, Any]
@@ -52,5 +53,5 @@ class Outcome:
 
     @property
     def kept(self) -> dict[str, Any] | None:
-        """Figures of the best round; None if no round finished."""
+        """Figures of the best round; None without a best round."""
         return None if self.best is None else self.rounds[SPARSERM][self.best - 1]

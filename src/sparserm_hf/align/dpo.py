@@ -41,7 +41,7 @@ def _training_arguments(policy: Policy, config: AlignmentConfig, seed: int, fold
         learning_rate=config.learning_rate,
         beta=config.beta,
         per_device_train_batch_size=config.train_batch_size,
-        precompute_ref_log_probs=True,  # once in all, not once an epoch
+        precompute_ref_log_probs=True,  # once, instead of in every epoch
         precompute_ref_batch_size=config.train_batch_size,
         gradient_checkpointing=config.gradient_checkpointing,
         max_length=None,
@@ -94,7 +94,7 @@ def train_adapter(policy: Policy, pairs: Sequence[Row], config: AlignmentConfig,
         )
         checkpoint = last_whole_checkpoint(work)
         trained: Any = trainer.model
-        if checkpoint:  # transformers 4 restores the adapter in a subfolder only: the reference
+        if checkpoint:  # transformers 4 restores only adapters in subfolders, and so only the reference
             trained.load_adapter(checkpoint, "default", is_trainable=True)
         trainer.train(resume_from_checkpoint=checkpoint)
     if not all(parameter.isfinite().all() for parameter in trained.parameters() if parameter.requires_grad):

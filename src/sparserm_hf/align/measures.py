@@ -37,10 +37,10 @@ class Measures:
 
     @classmethod
     def of(cls, held_out: list[Messages], rows: Any, items: list[Item]) -> Measures:
-        """Check and split preference pairs, as `load_preferences` gives them.
+        """Collect the data; `rows` are preference pairs in the form that `load_preferences` returns.
 
         Raises:
-            SparseRMError: A pair has another form, or no prompt.
+            SparseRMError: A pair is malformed, or has no prompt.
         """
         pairs = []
         for number, row in enumerate(rows or [], 1):
@@ -140,8 +140,8 @@ def preference_accuracy(policy: Policy, pairs: Sequence[Preference]) -> np.ndarr
     """Compare the likelihoods of the responses of N pairs.
 
     Returns:
-        (N,) with 1 if the chosen response has the higher likelihood, 0 if the rejected one has, one half if both are
-        equal.
+        (N,) with 1 if the chosen response has the higher likelihood, 0 if the rejected response has it, one half if
+        both are equal.
     """
     texts, starts = [], []
     for pair in pairs:

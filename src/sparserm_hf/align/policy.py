@@ -127,7 +127,7 @@ class Policy:
         """Sample a response to each prompt, all of them in one batch.
 
         Args:
-            prompts: Messages that end with the user's.
+            prompts: Messages that end with the user's message.
             max_new_tokens: Largest number of tokens of a response.
             temperature: Sampling temperature; tokens are sampled without top-k or top-p.
             seed: The same seed, prompts and machine give the same responses.

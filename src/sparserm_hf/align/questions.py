@@ -1,4 +1,4 @@
-"""Questions for the policy: take them from rows, split them into held-out questions and rounds, ask them two ways."""
+"""Questions for the policy: read from rows, split into held-out questions and rounds, and asked in two ways."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Messages]:
     """Collect the distinct questions of rows, each as messages that end with the user's.
 
     Args:
-        rows: Rows with a `prompt` or a `question`, each a string or messages; preference pairs with a `prompt` will
-            do.
+        rows: Rows with a `prompt` or a `question`, each a string or messages; preference pairs with a `prompt`
+            work too.
 
     Raises:
         SparseRMError: A row has no question, its last message is not the user's, or there are no rows.
@@ -99,7 +99,7 @@ class Contrast:
         """Load a task of the package by its name, or a task from a YAML file.
 
         Raises:
-            SparseRMError: There is no such task, or the file has another form.
+            SparseRMError: There is no such task, or the file is malformed.
         """
         path = Path(task)
         known = sorted(file.name.removesuffix(".yaml") for file in TASKS.iterdir())

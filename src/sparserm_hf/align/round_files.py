@@ -12,7 +12,7 @@ from ..scoring import json_line
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value."""
+    """Write a value as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -31,9 +31,9 @@ class AlignmentConfig:
         TASK, "Behaviour for contrast: truthfulness, harmlessness, or a YAML file with `preferred` and `opposite`."
     )
     num_samples: int = option(4, "Number of responses to each question, for best-of-n.")
-    min_margin: float = option(0.0, "Least difference of the two rewards; pairs with a smaller one are dropped.")
+    min_margin: float = option(0.0, "Minimum reward difference of a pair; pairs with a smaller one are dropped.")
     num_rounds: int = option(5, "Number of rounds; each starts from the policy of the round before.")
-    questions_per_round: int = option(2000, "Questions in a round; if there are too few, they are asked again.")
+    questions_per_round: int = option(2000, "Number of questions in a round; if there are too few, they recur.")
     held_out_questions: int = option(64, "Number of held-out questions, on which policies are compared.")
     max_new_tokens: int = option(128, "Maximum number of tokens of a response.")
     temperature: float = option(0.7, "Sampling temperature; a small policy writes nonsense at 1.")
@@ -41,18 +41,18 @@ class AlignmentConfig:
     num_train_epochs: float = option(3.0, "Epochs of DPO on the kept pairs of a round.")
     learning_rate: float = option(1e-4, "Learning rate of DPO; LoRA needs ten times that of full fine-tuning.")
     beta: float = option(
-        0.1, "Beta of DPO: a larger one keeps the policy closer to the policy at the start of the round."
+        0.1, "Beta of DPO: a larger beta keeps the policy closer to the policy at the start of the round."
     )
     train_batch_size: int = option(8, "Number of pairs in a training step.")
     gradient_checkpointing: bool = option(False, "Save memory at the price of more computation.")
     lora_rank: int = option(16, "Rank of the LoRA adapter, on all linear layers.")
     max_kl: float = option(
-        100.0, "Stop if the policy's mean KL divergence from the first policy exceeds so many nats an answer."
+        100.0, "Stop if the policy's mean KL divergence from the first policy is above this number of nats per answer."
     )
     max_length_ratio: float = option(
         2.0,
-        "Stop if responses become so many times as long as the first policy's, or as short. Responses are cut at "
-        "max_new_tokens, so look at the share that is cut too.",
+        "Stop if responses are longer than the first policy's by more than this factor, or shorter. Responses are cut "
+        "at max_new_tokens, so look at the share that is cut too.",
     )
     seed: int = option(42, "Random seed.")
 

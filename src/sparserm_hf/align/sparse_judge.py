@@ -19,7 +19,7 @@ from ..scoring import encoder_of
 
 @dataclass(frozen=True)
 class SparseJudge:
-    """A SparseRM reward model.
+    """A SparseRM reward model that judges responses.
 
     Attributes:
         saved: The reward model with its controls.
@@ -45,10 +45,10 @@ class SparseJudge:
 
     @property
     def fingerprint(self) -> list[Any]:
-        """Fingerprint of head, steering and pessimism: they differ if the folder now holds another reward model."""
+        """Fingerprint of head, steering and pessimism, which changes if the folder holds another reward model."""
         config = self.saved.model.config
         steering = {str(latent): factor for latent, factor in config.steering.items()}
-        pessimism = [config.pessimism] if config.pessimism else []  # a run of version 0.5 can go on
+        pessimism = [config.pessimism] if config.pessimism else []  # [] as in version 0.5
         return [fingerprint_module(self.saved.model.score), steering, *pessimism]
 
     def score(self, texts: Sequence[Messages]) -> ScoredResponses:

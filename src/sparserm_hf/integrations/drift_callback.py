@@ -23,10 +23,10 @@ class DriftCallback(TrainerCallback):
 
     The last 256 completions are measured, because the figures of a few completions are mostly chance. The figures are
     those of `sparserm monitor`: `drift/shift`, `drift/outside`, `drift/reward_shift` and `drift/disagreement`; see
-    `Drift`. A figure above the threshold is logged as a warning.
+    `Drift`. A warning is logged if `drift/outside` or `drift/disagreement` is above the threshold.
 
     Args:
-        trainer: Trainer of the policy; its logs get the figures.
+        trainer: Trainer of the policy; the figures are added to its logs.
         reward: A reward function of the trainer.
         alarm: Threshold of the warnings, from 0 to 1.
 
@@ -69,7 +69,7 @@ class DriftCallback(TrainerCallback):
         self.window += gather_object([score_for_drift(model, self.controls, self.reward.seen)])
         self.window = [ScoredResponses.joined(self.window).last(WINDOW)]
         drift = measure_drift(self.reference, self.window[0])
-        Trainer.log(self.trainer, drift.flat())  # TRL's own `log` would empty the trainer's metrics into ours
+        Trainer.log(self.trainer, drift.flat())  # TRL's `log` would move its own pending metrics into this entry
         if state.is_world_process_zero:
             for alarm in drift.alarms(self.alarm):
                 logger.warning("Step %d: %s.", state.global_step, alarm)

@@ -36,11 +36,11 @@ try:
 except ModuleNotFoundError as error:
     raise without_extra("The Ray engine", error, "ray") from None
 
-ROWS = b"sparserm_rows"  # in the metadata of a part: the fingerprint of the rows that were scored into it
-PART_CHUNKS = 8  # chunks of rows in an output file, which is what a lost actor loses at most
-MAX_BLOCKS = 1000  # units that Ray Data hands out and, after a failure, hands out again
-CPUS_A_WORKER = 4  # where there is no GPU
-# What Ray says stays in its log files, and it sends no statistics.
+ROWS = b"sparserm_rows"  # key in the metadata of a part; the value is the fingerprint of the rows in the part
+PART_CHUNKS = 8  # chunks of rows in an output file; a lost actor loses at most one file
+MAX_BLOCKS = 1000  # maximum number of blocks, the units of work that Ray Data assigns to actors
+CPUS_A_WORKER = 4  # if there is no GPU
+# Ray writes its messages to its log files only, and sends no statistics.
 QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
 
 Part = dict[str, Any]  # `number`, `file`, first row `start` and number of `rows`: a row of a Ray data set
@@ -50,7 +50,7 @@ def parquet_files(source: Path) -> list[Path]:
     """List a Parquet file, or the Parquet files of a folder by name.
 
     Raises:
-        SparseRMError: There are none.
+        SparseRMError: There are no Parquet files.
     """
     files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
     if not files or not all(file.suffix == ".parquet" and file.is_file() for file in files):
@@ -62,7 +62,7 @@ def parquet_files(source: Path) -> list[Path]:
 
 
 def plan_parts(files: list[Path]) -> list[Part]:
-    """Cut files into parts of some chunks of rows; none goes over the end of a file."""
+    """Cut files into parts of at most `PART_CHUNKS` chunks of rows; each part is from one file."""
     size = PART_CHUNKS * CHUNK_ROWS
     parts: list[Part] = []
     for file in files:
@@ -74,7 +74,7 @@ def plan_parts(files: list[Path]) -> list[Part]:
 
 
 def fingerprint_files(files: list[Path]) -> str:
-    """Hash of the footers of Parquet files, which hold the place, size and extremes of every column of theirs."""
+    """Hash the footers of Parquet files, which hold the offset, size, minimum and maximum of every column."""
     digest = hashlib.blake2b(digest_size=4)
     for file in files:
         with file.open("rb") as stream:
@@ -84,7 +84,7 @@ def fingerprint_files(files: list[Path]) -> str:
 
 
 def read_rows(file: str, start: int, rows: int) -> pa.Table:
-    """Read rows of a Parquet file; only the row groups that hold them are read."""
+    """Read rows of a Parquet file; only the row groups with these rows are read."""
     source = pq.ParquetFile(file)
     sizes = [source.metadata.row_group(i).num_rows for i in range(source.num_row_groups)]
     ends = np.cumsum(sizes)
@@ -94,7 +94,7 @@ def read_rows(file: str, start: int, rows: int) -> pa.Table:
 
 
 def rows_of(path: Path) -> bytes | None:
-    """Read the fingerprint of the rows that a part was made of; None if the part is missing or broken."""
+    """Read the fingerprint of the rows in a part; None if the part is missing or broken."""
     if not path.exists():
         return None
     try:
@@ -107,7 +107,7 @@ class PartScorer:
     """An actor that holds the model and scores parts of the input into Parquet files.
 
     Args:
-        output: The folder that the whole run is to become; the parts wait beside it.
+        output: Folder to write. Until the run is complete, its parts are in another folder beside it.
         source: Fingerprint of the input.
         model: Reward model: a folder that every node sees, or a Hub id.
         dtype: See `load_reward_model`.
@@ -134,7 +134,7 @@ class PartScorer:
         self.folder = output.with_name(f"{output.name}.{fingerprint}.parts")
 
     def __call__(self, part: Part) -> dict[str, Any]:
-        """Score a part unless its file exists. Errors are returned, because Ray would bury an exception."""
+        """Score a part unless its file exists. Errors are returned, because Ray would hide an exception."""
         path = self.folder / f"part-{part['number']:06d}.parquet"
         kept, error = False, ""
         try:
@@ -245,7 +245,7 @@ def score_parquet(
         probabilities: See `score_rows`.
 
     Raises:
-        SparseRMError: The input has another form, or the cluster failed.
+        SparseRMError: The input is not in Parquet files or has no rows, or the cluster failed.
 
     Example:
         ```python

@@ -20,14 +20,14 @@ class SparseRMReward:
 
     The rewards are those of `sparserm score`. With a linear head, the logs also show the contributions of the features
     by group: the mean contribution of a group is a metric (`<name>/chosen`, `<name>/rejected`), and its contribution
-    to each completion is a column of the table of completions. So are the rewards by objective of a combined reward
-    model (`<name>/<objective>`), and the standard deviations of an ensemble (`<name>/deviation`). The function can be
-    pickled; a copy loads the model at its first call.
+    to each completion is a column of the table of completions. The rewards by objective of a combined reward model
+    (`<name>/<objective>`) and the standard deviations of an ensemble (`<name>/deviation`) are logged in the same way.
+    The function can be pickled; a copy loads the model at its first call.
 
     Args:
         model: Folder or Hub id of the reward model.
         revision: Revision of the reward model on the Hub.
-        dtype: Type to compute in; `auto` is the type of the training.
+        dtype: Data type of the base model; `auto` takes the type that training ran in.
         max_length: Maximum number of tokens of a text; a longer text loses its start. Default: as in training.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The stock form: a reward model folded into a plain sequence classifier of transformers, without code of its own."""
+"""The stock form: a reward model folded into a plain sequence classifier of transformers, without remote code."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ def check_exact(config: SparseRMConfig) -> None:
     wrong = [reason for reason, applies in reasons.items() if applies]
     if wrong:
         raise SparseRMError(
-            "The stock form, one linear layer on the last token behind the final norm, would not be exact for this "
+            "The stock form, one linear layer on the last token after the final norm, would not be exact for this "
             f"reward model: {'; '.join(wrong)}."
         )
 
 
 def folded(model: SparseRMForSequenceClassification) -> tuple[torch.Tensor, float]:
-    """Compute the direction (1, d_model) whose product with the normalised last token is the reward plus a constant.
+    """Compute the direction (1, d_model) and the constant that give the reward from the normalised last token.
 
     Returns:
-        The direction and the constant. transformers' classifiers have no bias that could hold it.
+        The direction and the constant: the reward is the direction's product with the token, plus the constant.
+        transformers' classifiers have no bias that could hold the constant.
     """
     weight = exact(model.score.weight)  # (1, K)
     steered = exact(model.steering_factors())
@@ -53,11 +54,11 @@ def folded(model: SparseRMForSequenceClassification) -> tuple[torch.Tensor, floa
 def to_stock(model: SparseRMForSequenceClassification) -> PreTrainedModel:
     """Fold a reward model into the sequence classifier of its base model's architecture.
 
-    With `representation_norm="rms"` the final norm, its weights set to one, takes over the division, and `score`
-    holds the folded direction. The rewards are lower by `config.reward_offset`, which no comparison notices.
+    The final norm, with its weights set to one, divides each token by its root mean square. `score` holds the folded
+    direction. The rewards are lower by `config.reward_offset`, which changes no reward difference.
 
     Raises:
-        SparseRMError: It would not be exact, with the reason.
+        SparseRMError: The stock form would not be exact; the error gives the reason.
     """
     check_exact(model.config)
     weight, constant = folded(model)
@@ -93,7 +94,7 @@ def set_to_division(norm: nn.Module, architecture: str) -> None:
     """Make a final norm, in place, divide by the root mean square and do nothing else.
 
     Raises:
-        SparseRMError: It does more than that.
+        SparseRMError: The norm does more than that.
     """
     weight = norm.get_parameter("weight")
     probe = 10 * torch.randn(8, len(weight), generator=torch.Generator().manual_seed(0))
@@ -112,15 +113,16 @@ def set_to_division(norm: nn.Module, architecture: str) -> None:
 def stock_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Copy a tokenizer for the stock form, whose classifier reads the last token that is not the pad token.
 
-    The copy's chat template ends a conversation with the content of the response. It pads with a special token, which
-    no content ends with: with the end of the turn where that is one, so that a text may end with it after all.
+    The copy's chat template ends a conversation with the content of the response. The copy pads with a special token,
+    because no content ends with a special token. The pad token is the end of the turn if that is a special token: the
+    classifier then skips an end of turn at the end of a text.
 
     Raises:
         SparseRMError: The tokenizer has no special token to pad with.
     """
     tail = ChatFormat.of(tokenizer).end_of_turn
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    specials = [content for content in added if content != tokenizer.unk_token]  # which may stand for any word
+    specials = [content for content in added if content != tokenizer.unk_token]  # it may stand for any word
     end = [content for content in specials if tail.strip().startswith(content)]
     pads = [token for token in (*end, tokenizer.pad_token, tokenizer.eos_token) if token in specials]
     if not pads:
@@ -149,7 +151,7 @@ def without_tail(template: str, tail: str) -> str:
     """
     if not tail:
         return template
-    # The line break keeps the template at the start of a line. Jinja drops it, and one at the end of a template.
+    # The line break keeps the template at the start of a line. Jinja drops this line break, and one at the end.
     return (
         f"{{% set rendered %}}\n{template.removesuffix(chr(10))}{{%+ endset %}}"
         f"{{% if rendered.endswith({json.dumps(tail, ensure_ascii=False)}) and not add_generation_prompt %}}"

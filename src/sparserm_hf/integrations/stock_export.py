@@ -22,7 +22,7 @@ PROBE_TOKENS, PROBES = 32, 4
 
 
 def probe_responses(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Responses that the stock form is checked on: random tokens, and ends of the usual kinds."""
+    """Make responses to check the stock form on: random tokens, and texts with common endings."""
     added = list(tokenizer.added_tokens_decoder)
     ids = torch.randint(0, len(tokenizer), (PROBES, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
     texts = [str(tokenizer.decode(row[~torch.isin(row, torch.tensor(added))])) for row in ids]
@@ -36,12 +36,18 @@ def largest_difference(
     tokenizer: PreTrainedTokenizerBase,
     own_tokenizer: PreTrainedTokenizerBase,
 ) -> float:
-    """Between the rewards of a model and its stock form, in standard deviations of the reward.
+    """Compute the largest difference of a model's and its stock form's rewards, in standard deviations of the reward.
 
-    Each gets the same messages through its own tokenizer's chat template.
+    Both get the same messages, each through its own tokenizer's chat template.
+
+    Args:
+        model: The reward model.
+        stock: The stock form.
+        tokenizer: Tokenizer of the reward model.
+        own_tokenizer: Tokenizer of the stock form.
 
     Raises:
-        SparseRMError: The tokens of a response are others where the text ends with it.
+        SparseRMError: The token ids of a response change when the text after the response is left out.
     """
     question = {"role": "user", "content": "What is it?"}
     probes = [[question, {"role": "assistant", "content": text}] for text in probe_responses(tokenizer)]
@@ -66,10 +72,10 @@ def write_card(class_name: str, source: str, offset: float, softcapped: bool) ->
     """Write the README of a stock form.
 
     Args:
-        class_name: Its class in transformers.
-        source: The reward model that it was made of.
-        offset: By how much its rewards are lower.
-        softcapped: Whether its attention has softcapping.
+        class_name: Class of the stock form in transformers.
+        source: Name of the reward model.
+        offset: Amount by which the rewards of the stock form are lower.
+        softcapped: True if the base model's attention has softcapping.
     """
     text = (
         f"# Stock form of {source}\n\nA `{class_name}` with the rewards of a SparseRM reward model, lower by "
@@ -96,7 +102,7 @@ def write_stock(
     own_tokenizer = stock_tokenizer(tokenizer)
     stock.config.pad_token_id = own_tokenizer.pad_token_id
     with replacing_folder(folder) as temporary:
-        # Whoever loads it in float32 gets all digits.
+        # The direction is saved in float32, so that loading in float32 loses no digits.
         stock.get_parameter("score.weight").data = folded(model)[0].float()
         stock.save_pretrained(temporary)
         config_file = temporary / "config.json"
@@ -108,7 +114,7 @@ def write_stock(
         (temporary / "README.md").write_text(
             write_card(type(stock).__name__, source, stock.config.reward_offset, softcapped)
         )
-        how = {"attn_implementation": "eager"} if softcapped else {}  # which alone caps, under transformers 4
+        how = {"attn_implementation": "eager"} if softcapped else {}  # transformers 4 needs it to cap
         again = AutoModelForSequenceClassification.from_pretrained(temporary, trust_remote_code=False, **how)
         again = again.to(model.directions.device).eval()
         difference = largest_difference(model, again, tokenizer, own_tokenizer)

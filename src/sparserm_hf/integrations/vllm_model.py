@@ -18,17 +18,17 @@ from .vllm_settings import BASE_CLASSES
 
 
 class ResidualSum(nn.Module):
-    """Stands in the place of vLLM's final norm: it adds a layer's output to the residual stream, and nothing else."""
+    """A replacement for vLLM's final norm that only adds a layer's output to the residual stream."""
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Add two tensors of one shape; vLLM's layers read the first of the two results."""
+        """Add two tensors of one shape; vLLM's models read the first of the two results."""
         return hidden_states + residual, None
 
 
 def head_from_config(config: SparseRMConfig) -> TransformersRewardModel:
     """Build a reward model without base model and SAE, in float32, without its weights.
 
-    What it computes from the average token on is the code that `sparserm score` runs.
+    From the average token to the reward, it runs the same code as `sparserm score`.
     """
     fields = config.to_dict() | {"slim": True, "sae": None}
     return TransformersRewardModel(SparseRMConfig.from_dict(fields)).float().eval()
@@ -48,14 +48,14 @@ class SparseRMForSequenceClassification(nn.Module):
     """
 
     is_pooling_model = True
-    # The files that vLLM loads; beside them lie those of the controls and of drift.
+    # The files that vLLM loads. The controls and the drift reference have other names and are not loaded.
     allow_patterns_overrides = ("model*.safetensors",)
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__()
         config = vllm_config.model_config.hf_config
         base_config = copy.deepcopy(config.base_config)
-        base_config.tie_word_embeddings = True  # else vLLM makes an output layer, which no checkpoint of ours has
+        base_config.tie_word_embeddings = True  # else vLLM makes an output layer, which our checkpoints lack
         self.base = init_vllm_registered_model(
             vllm_config,
             prefix=maybe_prefix(prefix, "base"),
@@ -81,13 +81,13 @@ class SparseRMForSequenceClassification(nn.Module):
         return self.base.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load the weights of a checkpoint; those of the SAE are not needed.
+        """Load the weights of a checkpoint, except the SAE's, which are not needed.
 
         Returns:
             Names of the loaded weights, as vLLM wants them.
 
         Raises:
-            SparseRMError: The checkpoint lacks weights of the head, or has further ones.
+            SparseRMError: The checkpoint lacks weights of the head, or has unknown weights.
         """
         own: dict[str, torch.Tensor] = {}
 

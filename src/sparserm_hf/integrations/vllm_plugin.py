@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ARCHITECTURE = "SparseRMForSequenceClassification"
-MODE = "sparserm"  # vLLM's name for a way to tokenise
+MODE = "sparserm"  # name of the reward model's tokenisation, a `tokenizer_mode` of vLLM
 
 
 def register() -> None:
@@ -18,7 +18,7 @@ def register() -> None:
     from vllm.tokenizers.registry import TokenizerRegistry
     from vllm.transformers_utils.model_arch_config_convertor import MODEL_ARCH_CONFIG_CONVERTORS
 
-    from ..modeling.configuration_sparserm import SparseRMConfig  # which registers it with transformers
+    from ..modeling.configuration_sparserm import SparseRMConfig  # this import registers it with transformers
     from .vllm_settings import RewardModelArchitecture, RewardModelSettings
 
     MODEL_ARCH_CONFIG_CONVERTORS[SparseRMConfig.model_type] = RewardModelArchitecture

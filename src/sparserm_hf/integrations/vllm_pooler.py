@@ -1,4 +1,4 @@
-"""From the hidden states of vLLM's batch to rewards: the pooler of a reward model."""
+"""The pooler of a reward model in vLLM, which turns the hidden states of a batch into rewards."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class RewardPooler(Pooler):
 
         Args:
             hidden_states: (tokens of all texts, d_model) residual streams, one text after the other.
-            pooling_metadata: vLLM's `PoolingMetadata`, which says where each text begins and what came before.
+            pooling_metadata: vLLM's `PoolingMetadata`, with the start of each text and its number of tokens so far.
 
         Returns:
-            A reward (1,) in float32 for each text; None for a text of which further chunks will come.
+            A reward (1,) in float32 for each text; None for a text with chunks still to come.
         """
         cursor = pooling_metadata.get_pooling_cursor()
         chunks = hidden_states.split(cursor.num_scheduled_tokens_cpu.tolist())
@@ -80,13 +80,13 @@ class RewardPooler(Pooler):
     def add_chunk(
         self, kept: list[torch.Tensor], chunk: torch.Tensor, where: torch.Tensor, is_first: bool
     ) -> torch.Tensor:
-        """Add the pooled tokens of a chunk to those of the chunks before, and keep the sum.
+        """Add the pooled tokens of a chunk to the sum of the previous chunks, and keep the new sum.
 
         Args:
-            kept: vLLM's memory of a text, changed in place. It holds the sum of the chunks before.
+            kept: vLLM's memory of a text, changed in place. It holds the sum of the previous chunks.
             chunk: (T, d_model) residual stream.
             where: (T,) bool, true for the pooled tokens.
-            is_first: Whether the text starts here, for the first time or once more after an interruption.
+            is_first: True if the text starts with this chunk, for the first time or again after an interruption.
 
         Returns:
             (d_model,) sum in float32.
@@ -102,7 +102,7 @@ class RewardPooler(Pooler):
         return total
 
     def rewards(self, sums: list[torch.Tensor], counts: list[int]) -> torch.Tensor:
-        """Turn the sums (d_model,) of B texts' pooled tokens, and their numbers, into rewards (B, 1) in float32."""
+        """Turn the sums (d_model,) of B texts' pooled tokens and the token counts into rewards (B, 1) in float32."""
         stacked = torch.stack(sums)
         number = torch.tensor(counts, device=stacked.device)[:, None]  # (B, 1)
         features = self.head.project(stacked / number.clamp(min=1), number > 0)

@@ -1,4 +1,4 @@
-"""From the texts and messages of a request to token ids, as `sparserm score` makes them: vLLM's renderer."""
+"""vLLM's renderer for a reward model: it turns texts and messages into the token ids of `sparserm score`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from vllm.renderers.hf import HfRenderer
 from ..modeling.predict_sparserm import ConversationEncoder
 from ..modeling.text_sparserm import with_trained_bos
 
-# Settings of a request that say how to render a prompt for an answer; a conversation with its answer needs none.
+# Settings that render a prompt for generation. They are dropped: a reward model gets whole conversations.
 FOR_ANSWERS = ("add_generation_prompt", "continue_final_message", "tokenize", "return_dict")
 
 
 class RewardRenderer(HfRenderer):
     """Tokenise requests for a reward model.
 
-    A text gets the begin-of-text tokens that it had in training, however many it comes with. No content of a message
-    can write structure.
+    A text gets as many begin-of-text tokens as in training, whatever the request holds. The content of a message
+    cannot create the special tokens of the chat template.
     """
 
     @cached_property
@@ -31,7 +31,7 @@ class RewardRenderer(HfRenderer):
         """Encode a conversation that ends with the assistant's message.
 
         Raises:
-            ValueError: The request brings a chat template, or see `ConversationEncoder`.
+            ValueError: The request has a chat template of its own, or `ConversationEncoder` refuses the conversation.
         """
         settings = dict(params.chat_template_kwargs)
         if params.chat_template is not None or settings.pop("chat_template", None) is not None:
@@ -67,4 +67,4 @@ class RewardRenderer(HfRenderer):
         return prompt
 
     def warmup(self, chat_params: Any) -> None:
-        """Do nothing: vLLM would render a conversation without an answer."""
+        """Do nothing: vLLM would render a conversation without a response."""

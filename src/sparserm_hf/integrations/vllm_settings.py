@@ -34,7 +34,7 @@ def check_served(config: Any) -> None:
         config: The reward model's `SparseRMConfig`.
 
     Raises:
-        SparseRMError: The checkpoint is slim or quantised, has a gate, or its base model is of another type.
+        SparseRMError: The checkpoint is slim or quantised, has a gate, or its base model is not of a supported type.
     """
     base, known = config.base_config, ", ".join(BASE_CLASSES)
     reasons = {
@@ -51,12 +51,12 @@ def check_served(config: Any) -> None:
 
 
 def trained_dtype(config: Any) -> torch.dtype:
-    """Return the data type that the base model ran in when the head was trained, or else that of its saved weights."""
+    """Return the data type that the base model ran in during training, or else the data type of its saved weights."""
     return getattr(torch, config.run_dtype) if config.run_dtype else config.dtype
 
 
 class RewardModelArchitecture(ModelArchConfigConvertorBase):
-    """The sizes that vLLM plans memory and attention by: those of the cut base model."""
+    """The sizes of the cut base model, by which vLLM plans memory and attention."""
 
     def __init__(self, hf_config: Any, hf_text_config: Any, revision: str | None = None):
         super().__init__(hf_config, hf_config.base_config, revision)
@@ -77,7 +77,7 @@ class RewardModelSettings(VerifyAndUpdateConfig):
         check_served(model_config.hf_config)
         model_config.hf_text_config = model_config.hf_config.base_config
         if model_config.dtype == torch.float16:
-            # By itself vLLM runs a float32 model in float16, where the largest activations are infinite.
+            # By default vLLM runs a float32 model in float16, in which the largest activations overflow.
             model_config.dtype = trained_dtype(model_config.hf_config)
         model_config.tokenizer_mode = MODE
         if model_config.pooler_config is not None and model_config.pooler_config.task is None:
@@ -85,7 +85,7 @@ class RewardModelSettings(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Turn prefix caching off, in place: the states of cached tokens are gone, and the response may be cached."""
+        """Turn prefix caching off, in place: a reward needs the hidden states of all tokens, which the cache lacks."""
         if vllm_config.cache_config.enable_prefix_caching:
             logger.info("Prefix caching is off: a reward needs the states of all tokens of the response.")
             vllm_config.cache_config.enable_prefix_caching = False

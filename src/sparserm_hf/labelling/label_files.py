@@ -19,21 +19,21 @@ Row = dict[str, Any]
 
 
 def is_held_out(prompt: Messages) -> bool:
-    """Tell if the answers about a prompt are held out, by a checksum: it stays so when prompts are added."""
+    """Tell if a prompt is held out. This depends on its checksum only, so adding prompts changes nothing."""
     return zlib.crc32(repr([(message["role"], message["content"]) for message in prompt]).encode()) % EVERY == 0
 
 
 def pair_key(row: Mapping[str, Any]) -> Hashable:
-    """Name a pair, whichever of its responses is chosen."""
+    """Make a key of a pair that does not depend on which response is chosen."""
     prompt = tuple((message["role"], message["content"]) for message in row["prompt"])
     return prompt, frozenset(row[side][-1]["content"] for side in ("chosen", "rejected"))
 
 
 class LabelFiles:
-    """The labels in a folder, in the order of the answers; every change is on disk before it counts.
+    """The labels in a folder, in the order of the answers; every change is written to disk first.
 
     Args:
-        folder: The folder, which is made by the first label.
+        folder: The folder; the first label creates it.
 
     Attributes:
         rows: Rows with `prompt`, `chosen` and `rejected` as messages, and `answer`, the number of the answer.
@@ -43,7 +43,7 @@ class LabelFiles:
     """
 
     def __init__(self, folder: Path):
-        self.paths = {False: folder / TRAINING_FILE, True: folder / HELD_OUT_FILE}  # by whether a row is held out
+        self.paths = {False: folder / TRAINING_FILE, True: folder / HELD_OUT_FILE}  # True: rows of held-out prompts
         rows = [row for path in self.paths.values() for row in _read(path)]
         self.rows: list[Row] = sorted(rows, key=lambda row: row["answer"])
 

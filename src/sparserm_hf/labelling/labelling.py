@@ -23,7 +23,7 @@ from .session import EXCLUDED_FILE, Session
 
 RESPONSES_FILE = "responses.jsonl"
 MODEL_FOLDER = "reward-model"
-STOP_SECONDS = 2  # in which a page that polls is answered after a stop
+STOP_SECONDS = 2  # seconds after a stop in which requests of the page are still answered
 
 
 @dataclass
@@ -39,7 +39,7 @@ class LabellingConfig:
     """
 
     output_dir: str = field(
-        metadata={"help": "Folder of labels, responses and reward model; an earlier session in it goes on."}
+        metadata={"help": "Folder of labels, responses and reward model; an earlier session in it is continued."}
     )
     num_responses: int = option(4, "Number of responses that the policy writes to each question.")
     max_new_tokens: int = option(128, "Maximum number of tokens of a response.")
@@ -110,12 +110,12 @@ def label(
             too, a list of strings.
         config: Settings.
         model: Base model: a Hub id, a folder or a GGUF file.
-        sae: SAE: anything that `load_sae` takes; None and `auto` choose one that was published for the base model.
+        sae: SAE: anything that `load_sae` takes; None and `auto` choose an SAE that was published for it.
         policy: Language model that writes the responses: a Hub id, a folder or a GGUF file.
         revision: Revision of the base model on the Hub.
 
     Raises:
-        SparseRMError: A model cannot be loaded, a row has another form, or the folder holds something else.
+        SparseRMError: A model cannot be loaded, a row is malformed, or the folder holds something else.
 
     Example:
         ```python
@@ -144,7 +144,7 @@ def label(
 
 
 def _responses(questions: Iterable[Mapping[str, Any]], policy: str, config: LabellingConfig) -> list[dict[str, Any]]:
-    """Have the policy write responses, or take those that it wrote in an earlier session."""
+    """Have the policy write responses, or read the responses that it wrote in an earlier session."""
     asked, path = read_questions(questions), config.folder / RESPONSES_FILE
     if not path.is_file():
         _write_responses(asked, policy, config, path)

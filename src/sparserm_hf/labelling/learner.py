@@ -9,7 +9,7 @@ import numpy as np
 
 from ..training import FittedRewardHead, PairIndices, RepresentedTexts, RewardHeadConfig, fit_reward_head
 
-CONFIG = RewardHeadConfig(k=8, ensemble=20)  # the fewest latents that `train` takes by itself, for speed
+CONFIG = RewardHeadConfig(k=8, ensemble=20)  # for speed, k is the smallest that `train` chooses by itself
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Answer:
     """An answer: which response of a pair is chosen.
 
     Attributes:
-        pair: Number of the pair.
+        pair: Index of the pair.
         chosen: 0 for the pair's first response, 1 for its second.
     """
 
@@ -30,7 +30,7 @@ class Pairs:
     """P pairs of texts that can be labelled.
 
     Attributes:
-        texts: (P, 2) numbers of the texts.
+        texts: (P, 2) indices of the texts.
         groups: (P,) number of each pair's prompt.
     """
 
@@ -55,8 +55,8 @@ class Learned:
     Attributes:
         fitted: The head, its latents and its ensemble.
         rewards: (T,) rewards of all texts.
-        doubts: (P,) how little the ensemble agrees on each pair: the standard deviation of its reward difference
-            over the heads, divided by the mean's size.
+        doubts: (P,) disagreement of the ensemble on each pair: the standard deviation of the reward difference over
+            the heads, divided by the absolute value of its mean.
     """
 
     fitted: FittedRewardHead
@@ -64,7 +64,7 @@ class Learned:
     doubts: np.ndarray
 
     def importances(self) -> np.ndarray:
-        """(2K,) standard deviation over the texts of what each latent adds to the reward, with its weight's sign."""
+        """(2K,) standard deviation of each latent's contribution over the texts, with the sign of the weight."""
         ((weight, _),) = self.fitted.head.layers
         return weight[0] * self.fitted.projection.features.std(0)
 
@@ -99,14 +99,14 @@ def pick(
 ) -> int:
     """Pick the pair to answer next.
 
-    It is the pair that the ensemble doubts most. Before there is an ensemble, it is a random pair, of a prompt without
-    an answer if there is one.
+    With an ensemble, this is the pair with the largest doubt. Without an ensemble, it is a random pair, if possible of
+    a prompt that has no answer yet.
 
     Args:
         pairs: The pairs.
-        left: Numbers of the pairs to pick from, at least one.
+        left: Indices of the pairs to pick from, at least one.
         answers: The answers so far.
-        learned: What was learned from them.
+        learned: Result of `learn` for these answers; None before there is an ensemble.
         draw: Generator of random numbers.
     """
     if learned is not None:

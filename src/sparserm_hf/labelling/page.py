@@ -36,8 +36,8 @@ def create_page(session: Session, token: str) -> FastAPI:
 
     Args:
         session: The session.
-        token: Bearer token that every request but the page itself must carry. The page takes it from the end of its
-            address, which a browser sends nowhere.
+        token: Bearer token that every request but the page itself must carry. The page reads it from the fragment
+            of its address, which a browser does not send.
     """
     app = FastAPI(title="the labelling page", docs_url=None, redoc_url=None, openapi_url=None)
 

@@ -20,16 +20,16 @@ from .learner import Pairs
 
 
 def pairs_of(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Pair the responses of each question, each with each.
+    """Make a pair of every two different responses to each question.
 
     Args:
         rows: Rows with a `prompt` or `question`, a string or messages, and `responses`, a list of strings.
 
     Returns:
-        Rows with `prompt`, `chosen` and `rejected` as messages; which response is chosen means nothing.
+        Rows with `prompt`, `chosen` and `rejected` as messages; the choice has no meaning.
 
     Raises:
-        SparseRMError: A row has another form, or no row has two different responses.
+        SparseRMError: A row is malformed, or no row has two different responses.
 
     Example:
         >>> pairs = pairs_of([{"question": "2 + 2?", "responses": ["4", "5", "4"]}])
@@ -63,10 +63,10 @@ class Pool:
 
     Attributes:
         rows: For each of P pairs, its `prompt`, and its first and second response as `chosen` and `rejected`.
-        pairs: The pairs as numbers of texts.
+        pairs: The pairs as indices of texts.
         texts: The represented texts.
         tokenized: The pairs as token ids.
-        representations: The representations behind `texts`.
+        representations: The representations from which `texts` was loaded.
         tokenizer: Tokenizer of the base model.
         pooling: Tokens that are pooled, as in `SparseRMConfig`.
     """
@@ -96,7 +96,7 @@ class Pool:
         )
 
     def names(self, latents: Sequence[int]) -> dict[int, str]:
-        """Name latents after the tokens that they fire on in the pool; a name that is unknown is empty."""
+        """Name latents after the tokens that they fire on in the pool; an unknown name is empty."""
         new = [latent for latent in latents if latent not in self._names]
         if new:
             found = name_selected(new, self.tokenized, self.representations, self.pooling, self.tokenizer)

@@ -29,18 +29,18 @@ State = dict[str, Any]
 
 
 class StaleError(Exception):
-    """An answer is about another pair than the one that is shown."""
+    """An answer is not about the pair that is shown now."""
 
 
 class Session:
-    """A labelling session in a folder, which goes on where an earlier one stopped.
+    """A labelling session in a folder, which continues an earlier session in the folder.
 
     All methods may be called from any thread. After a change, a head is fitted in the background.
 
     Args:
         pool: The pairs.
         folder: Folder of the labels.
-        finish: Takes the ids of excluded latents, trains and saves a reward model, and returns a sentence on it.
+        finish: Takes the ids of excluded latents, trains and saves a reward model, and describes it in a sentence.
         excluded: Ids of latents that must not be selected.
         seed: Seed of the random choices.
     """
@@ -58,7 +58,7 @@ class Session:
         self._names: dict[int, str] = {}
         self._message, self._finishing = "", False
         self._lock, self._worker = RLock(), ThreadPoolExecutor(1)
-        self._version, self._fitted = 0, 0  # versions of the labels: the present one, and the one that was fitted
+        self._version, self._fitted = 0, 0  # the present version of the labels, and the version that was fitted last
         self._current = self._pick()
         self._refit()
 
@@ -71,7 +71,7 @@ class Session:
         return found
 
     def _pick(self) -> int | None:
-        """Pick a pair; each fifth one is a random pair of a held-out prompt, so that the accuracy is an honest one."""
+        """Pick a pair. Every fifth is a random pair of a held-out prompt, for an accuracy without selection bias."""
         training, held_out = self._answers(held_out=False), self._answers(held_out=True)
         done = self._skipped | {answer.pair for answer in training + held_out}
         left = np.array([number for number in range(len(self.pool.rows)) if number not in done], int)
@@ -88,8 +88,8 @@ class Session:
         """Label the pair that is shown, or skip it.
 
         Args:
-            pair: Number of the pair.
-            number: Number of labels when it was shown.
+            pair: Index of the pair.
+            number: Number of labels at the time when the pair was shown.
             side: `left` or `right`, the better response, or `neither` to skip the pair.
 
         Returns:
@@ -122,7 +122,7 @@ class Session:
             return self.state()
 
     def switch(self, latent: int, on: bool) -> State:
-        """Let the reward model look at a latent, or forbid it; return the new state."""
+        """Allow or forbid the reward model to use a latent; return the new state."""
         with self._lock:
             excluded = set(self.excluded) - {latent} | (set() if on else {latent})
             write_json(self.folder / EXCLUDED_FILE, sorted(excluded))
@@ -180,7 +180,7 @@ class Session:
         self._worker.submit(lambda: None).result()
 
     def _order(self, pair: int) -> tuple[str, str]:
-        """Say which response of a pair is on the left, at random, but always the same one."""
+        """Order the responses of a pair, the left one first: at random, but in the same order at every call."""
         names = ("chosen", "rejected")
         return names if np.random.default_rng([self.seed, pair]).random() < 0.5 else names[::-1]
 

@@ -57,7 +57,7 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
     """Answer every other error of a request in the same form."""
     assert isinstance(error, StarletteHTTPException)
     path, code, sentence = request.url.path, error.status_code, error.detail
-    if code == 400:  # FastAPI's word for JSON that Python cannot read
+    if code == 400:  # FastAPI's status for JSON that Python cannot read
         code, sentence = 422, "body: It cannot be read as JSON."
     elif code == 404:
         sentence = f"There is no {path} here (Not Found): /openapi.json lists the endpoints."

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class QueueFullError(Exception):
-    """More texts wait than may wait."""
+    """The queue has no room for the texts of a request."""
 
 
 class _Request:
@@ -61,10 +61,10 @@ class Batcher:
     small request does not wait until a large one is done. A request whose caller has left is taken out of the queue.
 
     Args:
-        score: From texts to their scores.
-        max_waiting: Most texts that may wait.
-        max_tokens: Tokens at which the thread takes no further request.
-        share: Tokens at which it takes no further text of a request.
+        score: Function that computes the scores of texts.
+        max_waiting: Maximum number of waiting texts.
+        max_tokens: Number of taken tokens at which the thread takes no further request.
+        share: Number of taken tokens of a request at which the thread takes no more of its texts.
     """
 
     def __init__(self, score: Callable[[list[TokenizedText]], Scores], max_waiting: int, max_tokens: int, share: int):
@@ -75,7 +75,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "score")
 
     async def submit(self, texts: list[TokenizedText]) -> Scores:
-        """Scores of a request's texts, when its turn has come; cancel it to give its place up.
+        """Wait for the scores of a request's texts; cancelling this call takes the request out of the queue.
 
         Raises:
             QueueFullError: Too many texts wait already.
@@ -94,7 +94,7 @@ class Batcher:
                 self._requests.remove(request)
 
     async def alone(self, computations: Sequence[Callable[[], T]], texts: int) -> list[T]:
-        """Run computations on some texts in the thread that scores; between two of them, batches are scored.
+        """Run computations on some texts in the thread that scores; batches can be scored between two computations.
 
         Raises:
             QueueFullError: Too many texts wait already.

@@ -48,7 +48,7 @@ def check_json(row: Mapping[str, Any], where: str) -> None:
 
 
 def encode_row(encoder: ChatEncoder, where: str, row: Mapping[str, Any]) -> dict[str, TokenizedText]:
-    """Token ids of the texts of a row, by the name of the reward that each gets.
+    """Encode the texts of a row, and return each under the name of its reward.
 
     Raises:
         SparseRMError: The row has no text, or cannot be sent back as JSON.
@@ -104,11 +104,11 @@ class Endpoints:
         self._explaining_encoder = copy.deepcopy(tokenizing.encoder)  # for the thread that scores
 
     async def _score(self, rows: list[NamedRow], field: str = "") -> tuple[list[list[str]], Scores]:
-        """Score rows: the names of each row's rewards, and the scores of all texts in their order.
+        """Score rows; returns the names of each row's rewards, and the scores of all texts in order.
 
         Args:
             rows: The rows.
-            field: Start of an error.
+            field: Text that an error begins with.
         """
         try:
             encoded = await self.tokenizing.map(encode_row, rows)

@@ -35,8 +35,8 @@ class GetReward(BaseModel):
 class Rewards(BaseModel):
     """OpenRLHF's answer.
 
-    With a linear head, `extra_logs` holds what each group of features adds to each reward. Of a combined reward model
-    it also holds the rewards by objective, of an ensemble `deviation`.
+    With a linear head, `extra_logs` holds what each group of features adds to each reward. It also holds the rewards
+    by objective of a combined reward model, and the `deviation` of an ensemble.
     """
 
     rewards: list[float]
@@ -134,6 +134,6 @@ class Health(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Every answer that is an error: one sentence."""
+    """An answer that reports an error in one sentence."""
 
     error: str

@@ -21,7 +21,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def refusal(code: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Make an error answer in the form of the server: `{"error": "<one sentence>"}`."""
-    text = sentence.encode(errors="backslashreplace").decode()  # half of a surrogate pair can stand in a name
+    text = sentence.encode(errors="backslashreplace").decode()  # a name may hold half of a surrogate pair
     return JSONResponse({"error": text}, code, headers)
 
 
@@ -57,8 +57,8 @@ class Guard:
 class CheckHost(Guard):
     """Answer 421 to requests that name another host than this machine.
 
-    A web page can point its own name at 127.0.0.1 and then read a server without a token (DNS rebinding). Its requests
-    still carry the page's name.
+    A web page can point its own name at 127.0.0.1 and then read a server without a token (DNS rebinding). The Host
+    header of its requests still holds the page's name.
     """
 
     async def guard(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +95,7 @@ class ReceiveBody(Guard):
     """Receive the body within limits of size and time, and drop a request whose client leaves before the answer.
 
     Args:
-        app: The application behind it.
+        app: The application that is guarded.
         limit: Maximum size of a body in bytes; a larger body is answered 413.
         seconds: Maximum time in seconds for a body to arrive; a slower body is answered 408.
     """
@@ -173,7 +173,7 @@ class CountAnswers(Guard):
     """Count answers by path and code, and the seconds until they start.
 
     Args:
-        app: The application behind it.
+        app: The application that is guarded.
         paths: Paths to count by name; all others count as `other`.
         answered: The counter.
         seconds: The histogram.
@@ -200,5 +200,5 @@ class CountAnswers(Guard):
         try:
             await self.app(scope, receive, counting)
         except Exception:
-            count(500)  # which starlette answers outside of every middleware
+            count(500)  # Starlette answers this exception outside of every middleware
             raise

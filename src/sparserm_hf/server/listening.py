@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from ..runtime import SparseRMError, reason, say
 from .guards import LOOPBACK
 
-KEEP_ALIVE = 75  # seconds; shorter than a client's, a connection is closed under a request that is just being sent
+KEEP_ALIVE = 75  # seconds; if shorter than a client's, the server closes connections while a request is being sent
 GRACE = 60  # seconds after a stop in which accepted requests are still answered
 BACKLOG = 2048  # connections that wait to be accepted
 
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, grace: int = GRACE, end: str = ""):
-        # No logging set up by uvicorn: that closes every handler there is, and some take the stream with them.
+        # uvicorn must not set up logging: that closes all existing handlers, and some handlers close their stream.
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -82,7 +82,7 @@ def run_app(app: FastAPI, host: str, port: int, grace: int = GRACE, end: str = "
     """Run a server until a signal stops it; see `Server`.
 
     Raises:
-        SparseRMError: The port is taken, or is none.
+        SparseRMError: The port is taken or invalid.
     """
-    with suppress(KeyboardInterrupt):  # uvicorn passes the signal on that has stopped it
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal that stopped it once more
         Server(app, grace, end).run(sockets=[open_socket(host, port)])

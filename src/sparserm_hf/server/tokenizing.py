@@ -1,4 +1,4 @@
-"""Tokenise the rows of many callers in turns, beside the event loop and the thread that scores."""
+"""Tokenise the rows of many callers in turns, in other threads than the event loop and the scoring."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..conversations import ChatEncoder
 from ..runtime import SparseRMError
 
 T = TypeVar("T")
-NamedRow = tuple[str, Mapping[str, Any]]  # what errors call a row, and the row
+NamedRow = tuple[str, Mapping[str, Any]]  # name of a row in errors, and the row
 
 TURN = 50_000  # characters that a request tokenises before others have their turn
 
@@ -49,11 +49,13 @@ class Tokenizing:
     """Two threads that tokenise: one for rows of ordinary length, one for long rows.
 
     Requests take turns of `TURN` characters, and a longer row goes to the thread for long rows. So a small request
-    never waits for a large one. Each thread has its own tokenizer, because a tokenizer refuses two threads at once.
+    never waits until a large request is done. Each thread has its own tokenizer, because a tokenizer refuses two
+    threads at once.
 
     Args:
         encoder: Turns texts into token ids.
-        max_characters: Most characters of a row. Cutting a longer text before it is tokenised could change its tokens.
+        max_characters: Maximum number of characters of a row. A longer row is refused, because cutting a text
+            before it is tokenised could change its tokens.
     """
 
     def __init__(self, encoder: ChatEncoder, max_characters: int):
@@ -62,7 +64,7 @@ class Tokenizing:
         self._threads = [ThreadPoolExecutor(1, "tokenize"), ThreadPoolExecutor(1, "tokenize-long")]
 
     async def map(self, encode: Callable[[ChatEncoder, str, Mapping[str, Any]], T], rows: list[NamedRow]) -> list[T]:
-        """Results of `encode` for each row, in order; a caller that leaves is tokenised no further.
+        """Apply `encode` to each row, in order; if the caller leaves, the remaining rows are not tokenised.
 
         Raises:
             SparseRMError: A row is too long, or `encode` raises.
@@ -75,7 +77,7 @@ class Tokenizing:
         return results
 
     def _turns(self, rows: list[NamedRow]) -> Iterator[tuple[list[NamedRow], bool]]:
-        """Consecutive rows that are tokenised at once, and whether they are one long row."""
+        """Group consecutive rows that are tokenised at once; yields each group, and True if it is one long row."""
         turn: list[NamedRow] = []
         characters = 0
         for where, row in rows:
