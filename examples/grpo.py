@@ -1,8 +1,8 @@
-"""Train a policy with GRPO on a SparseRM reward, with LoRA; the logs tell what the features add, and drift.
+"""Train a policy with GRPO and LoRA on a SparseRM reward; the logs show the features' contributions and the drift.
 
     python examples/grpo.py REWARD_MODEL POLICY QUESTIONS.jsonl OUTPUT_DIR [STEPS]
 
-QUESTIONS has rows with a `prompt`, a string or messages. `sparserm align` on the same questions is the other way.
+QUESTIONS has rows with a `prompt`, a string or messages. `sparserm align` trains on the same questions by DPO.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Train a policy with TRL's online DPO, where a SparseRM reward model picks the better of two responses; with LoRA.
+"""Train a policy with TRL's online DPO and LoRA; a SparseRM reward model picks the better of two responses.
 
     python examples/online_dpo.py REWARD_MODEL POLICY QUESTIONS.jsonl OUTPUT_DIR [STEPS]
 
-QUESTIONS has rows with a `prompt`, a string or messages. `sparserm align` on the same questions is the other way.
+QUESTIONS has rows with a `prompt`, a string or messages. `sparserm align` trains on the same questions by DPO.
 """
 
 import sys

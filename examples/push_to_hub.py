@@ -2,7 +2,8 @@
 
     python examples/push_to_hub.py FOLDER OWNER/NAME
 
-Log in first: `hf auth login`. One trained with `--slim` is under 2 MB: the base model is loaded by its id.
+Log in first: `hf auth login`. A model that was trained with `--slim` is under 2 MB: loading it fetches the base
+model by its id.
 """
 
 import sys

@@ -3,8 +3,8 @@
     python examples/score_with_vllm.py REWARD_MODEL INPUT OUTPUT_DIR [ENGINES]
 
 INPUT is a Parquet file or a folder of them, whose rows have `messages` that end with the assistant's. OUTPUT_DIR gets
-the rows with their `reward`. Each engine takes a GPU, or a CPU where there is none. A run that was stopped starts
-again; `sparserm score --engine ray` goes on.
+the rows with their `reward`. Each engine takes a GPU, or a CPU if there is no GPU. An interrupted run must start from
+the beginning; `sparserm score --engine ray` continues an interrupted run.
 """
 
 import sys
@@ -19,7 +19,7 @@ from sparserm_hf import SparseRMConfig
 
 def main(reward_model: str, source: str, output_dir: str, engines: str = "1") -> None:
     config = SparseRMConfig.from_pretrained(reward_model)
-    # Unlike a chat template alone, the encoder lets no content of a message write structure.
+    # Unlike a chat template alone, the encoder keeps the content of a message from creating special tokens.
     encoder = ConversationEncoder(AutoTokenizer.from_pretrained(reward_model), config, config.vocab_size)
     ray.init()
     rows = ray.data.read_parquet(source)

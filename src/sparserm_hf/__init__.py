@@ -12,8 +12,8 @@ from wrapt import when_imported
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-# Our classes take seconds to import. They are registered as soon as transformers' auto classes are loaded, by whoever
-# loads them: this may be one of our own files, so that registering waits until that file is complete.
+# Our classes take seconds to import. They are registered as soon as any code imports transformers' auto classes. That
+# code may be one of our own files; the classes are then registered when the file is complete.
 _CONFIGURATION, _MODEL = (f"{__name__}.modeling.{file}_sparserm" for file in ("configuration", "modeling"))
 
 

@@ -48,7 +48,8 @@ class SparseJudge:
         """Fingerprint of head, steering and pessimism, which changes if the folder holds another reward model."""
         config = self.saved.model.config
         steering = {str(latent): factor for latent, factor in config.steering.items()}
-        pessimism = [config.pessimism] if config.pessimism else []  # [] as in version 0.5
+        # Without pessimism there is no entry, as in version 0.5, so that a run of that version can be continued.
+        pessimism = [config.pessimism] if config.pessimism else []
         return [fingerprint_module(self.saved.model.score), steering, *pessimism]
 
     def score(self, texts: Sequence[Messages]) -> ScoredResponses:

@@ -51,7 +51,7 @@ class AlignmentData:
     eval_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Preference pairs on which a policy is evaluated by how often the chosen response is the likelier."
+            "help": "Preference pairs, to measure how often a policy gives the chosen response the higher likelihood."
         },
     )
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of the evaluation pairs."})
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Align, write the report, and print the figures of each round."""
     config = given(AlignmentConfig, args)
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers, for names that older ones know alone
+    warnings.simplefilter("ignore", FutureWarning)  # transformers warns of old names, which its older versions need
     from ..align import IterativeAligner, load_truthfulqa, write_alignment_report
     from .alignment_tables import print_outcome
 

@@ -8,8 +8,8 @@ from rich.table import Table
 from ..align import Outcome, outcome_table
 from ..runtime import Console, say
 
-# Share of answers above which a warning is printed that they are cut, or begin alike. A policy of 135M parameters that
-# had one opening left had a share of 0.73.
+# A warning is printed if more than this share of the answers is cut, or begins with the same two words. A collapsed
+# policy of 135M parameters had a share of 0.73.
 MOSTLY = 0.5
 
 
@@ -30,7 +30,7 @@ def print_outcome(outcome: Outcome, title: str) -> None:
         return
     say(f"Kept round {outcome.best}, whose answers SparseRM rewards most: {outcome.adapter}.")
     if kept["reward"] <= outcome.first["reward"]:
-        say("It rewards them no more than the first policy's.")
+        say("Their mean reward is no higher than that of the first policy's answers.")
     if kept["cut"] > MOSTLY:
         say(f"{kept['cut']:.0%} of them are cut at max_new_tokens: whether they grew longer cannot be seen.")
     if kept.get("alike", 0) > max(MOSTLY, outcome.first.get("alike", 0)):

@@ -43,7 +43,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: Mappin
 
     The usage names the required options only. A field's metadata holds its `help`, and its `choices` if its type does
     not name them. The option of a list may be given several times. A field of the type bool takes `--<name>`, with or
-    without true or false behind it. If it is true by default there is `--no_<name>` too, and the metadata holds the
+    without true or false after it. If it is true by default there is `--no_<name>` too, and the metadata holds the
     help of that option as `off`.
 
     Args:
@@ -78,7 +78,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: Mappin
 def _add_setting(group: Any, setting: Field[Any], annotation: Any) -> None:
     name, metadata = setting.name, setting.metadata
     if annotation is bool:
-        # As HfArgumentParser takes them, which people know from transformers and TRL.
+        # Like the booleans of HfArgumentParser, which people know from transformers and TRL.
         switch: dict[str, Any] = {"nargs": "?", "const": True, "default": setting.default, "type": _truth}
         shown = SUPPRESS if setting.default else _escaped(metadata["help"])
         group.add_argument(f"--{name}", help=shown, metavar="BOOL", **switch)
@@ -98,7 +98,7 @@ def _add_setting(group: Any, setting: Field[Any], annotation: Any) -> None:
     else:
         types = [kind for kind in get_args(annotation) or [annotation] if kind is not NoneType]
         options["type"] = str if str in types else types[0]
-        if "choices" in metadata:  # many: they would crowd the usage
+        if "choices" in metadata:  # the choices are many, and would crowd the usage
             options |= {"choices": metadata["choices"], "metavar": name.upper()}
     group.add_argument(f"--{name}", **options)
 
@@ -148,7 +148,9 @@ def add_scoring_model(parser: argparse.ArgumentParser) -> Any:
     """Add a reward model that scores texts, with its data type and the length of the texts; returns their group."""
     model = add_reward_model(parser)
     add_dtype(model)
-    model.add_argument("--max_length", type=_text_length, help="Most tokens of a text; by default, as in training.")
+    model.add_argument(
+        "--max_length", type=_text_length, help="Maximum number of tokens of a text; by default, as in training."
+    )
     return model
 
 

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset",
-        help="Preference pairs that are labelled on the whole, to measure the combined reward on: a file or a Hub id.",
+        help="Preference pairs that are labelled by overall preference, to measure on: a file or a Hub id.",
     )
     data.add_argument("--split", default="test", help="Split of the dataset (default: %(default)s).")
     method = parser.add_argument_group("method")
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--gate",
         action="store_true",
-        help="Also fit a gate to the pairs, by which the prompt tells how much each objective counts. It is left out "
-        "unless it helps on held-out pairs.",
+        help="Also fit a gate to the pairs, which weighs the objectives by the prompt. The gate is left out unless it "
+        "helps on held-out pairs.",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", type=Path, required=True, help="Folder to write.")

@@ -64,7 +64,7 @@ def _print_disagreement(console: Console, pair: Disagreement, names: tuple[str, 
 
 
 def _explanation(explained: ExplainedPair | None) -> str:
-    """List the latents that add most to a reward difference, one a line."""
+    """List the latents that add most to a reward difference, each on its own line."""
     if explained is None:
         return "[dim]no explanation: not a SparseRM[/]"
     return "\n".join(

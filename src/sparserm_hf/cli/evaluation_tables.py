@@ -93,7 +93,7 @@ def _print_attacks(evaluation: Evaluation) -> None:
 
 
 def print_adapter(metrics: Mapping[str, float]) -> None:
-    """Print what an adapter did to the meaning of the latents, from the metrics of `SparseRMTrainer.evaluate`."""
+    """Print how an adapter changed what the latents explain, from the metrics of `SparseRMTrainer.evaluate`."""
     if "adapted_l0" not in metrics:
         return
     table = Table(title="What the adapter changed")

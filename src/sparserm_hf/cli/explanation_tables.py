@@ -14,7 +14,8 @@ from ..runtime import Console, visible
 NAMED = "F1: how well the name predicts where the latent fires, on held-out responses."
 LEGEND = (
     "A latent adds to a reward by being stronger or weaker in the response than in the average training response. "
-    "=: removing that difference from the tokens changed the reward by as much, to within 10%; ≠: by how much it did. "
+    "=: removing that difference from the tokens changed the reward by that amount, to within 10%; ≠: by the amount "
+    "that is shown instead. "
     f"{NAMED}"
 )
 
@@ -52,7 +53,7 @@ def print_legend() -> None:
 
 
 def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig) -> None:
-    if explanation.objectives:  # whose sum has no training responses of its own
+    if explanation.objectives:  # a combined reward has no training responses of its own
         console.print(f"{explanation.summary}\n= {escape(explanation.by_objective)}")
         if explanation.by_prompt:
             console.print(escape(explanation.by_prompt))
@@ -77,7 +78,7 @@ def _of_text(explanation: TextExplanation, title: str, top: int) -> Table:
 
 
 def _check(effect: LatentEffect) -> str:
-    """Mark that the reward loses what the latent adds, or show what it loses instead."""
+    """Mark that the reward falls by what the latent adds, or show by how much it falls instead."""
     if effect.removed is None:
         return ""
     return "=" if effect.as_stated else f"≠ {-effect.removed:+.3f}"
@@ -113,7 +114,7 @@ def _table(title: str, caption: str | None, *columns: str) -> Table:
 
 
 def _identify(latent: LatentEffect | LatentReport) -> tuple[str, str, str]:
-    """Cells for the id of a latent, its name, and the F1 of the name."""
+    """Make the cells for the id of a latent, its name, and the F1 of the name."""
     f1 = "" if latent.name_f1 is None else f"{latent.name_f1:.2f}"
     return str(latent.latent), escape(latent.name) or "[dim]no name[/]", f1
 
@@ -140,7 +141,7 @@ def print_latent_table(reports: list[LatentReport], title: str) -> None:
 
 
 def print_latents(reports: list[LatentReport], title: str) -> None:
-    """Print a table of figures of latents, then the passages on which each is active."""
+    """Print a table of figures of latents, then the strongest and weakest passages of each latent."""
     console = Console()
     print_latent_table(reports, title)
     for report in reports:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     descriptions.add_argument("--describe_model", metavar="NAME", help="Name of the language model at that endpoint.")
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, help="JSON Lines file to write, a latent a line; by default, print.")
+    output.add_argument("--output", type=Path, help="JSON Lines file to write, one latent a line; by default, print.")
     output.add_argument(
         "--top", type=int, default=10, help="Latents to show, those that move rewards most (default: %(default)s)."
     )

@@ -1,4 +1,4 @@
-"""The command `sparserm`: find the command that is meant, parse its arguments, run it, turn errors into exit codes."""
+"""The program `sparserm`: find the command, parse its arguments, run it, and turn errors into exit codes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build_parser(arguments: Sequence[str]) -> Parser:
         arguments: Command line without the program's name.
 
     Returns:
-        The parser. What it parses has the command's function as `run`, and as `next` what to do afterwards.
+        The parser. Its result holds the command's function as `run`, and a hint on the next step as `next`.
     """
     parser = Parser(prog="sparserm", description="Interpretable reward models from sparse autoencoders.")
     parser.add_argument("--version", action="version", version=f"sparserm-hf {__version__}")
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if `sae check` finds that an SAE does not fit, or `monitor` that responses drifted too far;
-        2 if something given was wrong; 128 and the number of the signal if a signal ended the command.
+        2 if an input was wrong or a file cannot be used; 128 plus the number of the signal that ended the command.
     """
     arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     _quieten_libraries()
@@ -117,8 +117,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say_next(args: argparse.Namespace) -> None:
-    """Say on standard error what to do next, in one process, unless that needs an argument that was not given."""
-    from ..runtime import process_state  # imports torch, which `--help` does without
+    """Print the hint on the next step, in one process only, unless the hint needs an argument that was not given."""
+    from ..runtime import process_state  # imports torch, which `--help` does not need
 
     given = {name: value[0] if isinstance(value, list) and value else value for name, value in vars(args).items()}
     values = {name: value if value is None else shlex.quote(str(value)) for name, value in given.items()}
@@ -134,11 +134,11 @@ def _with_underscores(argument: str) -> str:
 
 
 def _quieten_libraries() -> None:
-    """Keep libraries from warning of themselves when they are imported, and of a machine without a GPU."""
+    """Silence the warnings that libraries log when they are imported, or on a machine without a GPU."""
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree", "DeepSpeed"):
         library = logging.getLogger(name)
         library.setLevel(logging.ERROR)
-        library.addFilter(_is_error)  # holds where a library sets its own level
+        library.addFilter(_is_error)  # also works if a library sets its own level
 
 
 def _is_error(record: logging.LogRecord) -> bool:
@@ -146,7 +146,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def _set_up_logging() -> None:
-    import transformers  # takes half a second, which `--help` does without
+    import transformers  # takes half a second, which `--help` does not need
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(VisibleFormatter("%(message)s"))

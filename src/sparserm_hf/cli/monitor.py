@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--alarm",
         type=float,
         default=ALARM,
-        help="Share from which to alarm: of features outside their range in training, or of rewards that the dense "
-        "twin contradicts; without drift, each is 0.01 (default: %(default)s).",
+        help="Raise an alarm above this share of features outside their range in training, or of rewards that the "
+        "dense twin contradicts; without drift, each share is 0.01 (default: %(default)s).",
     )
     output.add_argument(
         "--top", type=int, default=10, help="Latents to show, those that moved most (default: %(default)s)."

@@ -41,8 +41,8 @@ class SAECheckData(ModelAndSAE):
     dtype: Literal["auto", "bfloat16", "float32"] = field(
         default="auto", metadata={"help": "Data type to run the base model in, as for `sparserm train`."}
     )
-    max_tokens: int = field(default=4096, metadata={"help": "Tokens to check on; dead latents need many."})
-    max_length: int = field(default=256, metadata={"help": "Most tokens of a text."})
+    max_tokens: int = field(default=4096, metadata={"help": "Number of tokens to check on; dead latents need many."})
+    max_length: int = field(default=256, metadata={"help": "Maximum number of tokens of a text."})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ def print_releases(saes: Sequence[ListedSAE], model: str) -> None:
 
 
 def print_check(check: SAECheck) -> None:
-    """Print the fit of an SAE beside that of its neighbours, the losses, and the verdict."""
+    """Print the fit of an SAE, its fit at other layers and with other settings, the losses, and the verdict."""
     console = Console()
     table = Table(title=escape(check.title))
     table.add_column("", no_wrap=True)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--output", type=Path, help="File to write; a run that was stopped goes on. By default, standard output."
+        "--output", type=Path, help="File to write; an interrupted run is continued. By default, standard output."
     )
     output.add_argument(
         "--probabilities", action="store_true", help="Add the probability that the chosen response is preferred."
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s).",
     )
     computing.add_argument(
-        "--workers", type=int, help="Processes of Ray that hold the model; by default, one a GPU, or one a four CPUs."
+        "--workers", type=int, help="Ray processes that hold the model; by default, one per GPU, or one per four CPUs."
     )
 
 

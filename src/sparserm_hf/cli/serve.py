@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--exact",
         action="store_true",
-        help="Score each text alone: its reward is the same to the last bit, whatever other callers send.",
+        help="Score each text alone: then other callers do not change its reward, not even the last bit.",
     )
 
 

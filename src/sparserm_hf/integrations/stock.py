@@ -122,7 +122,8 @@ def stock_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     """
     tail = ChatFormat.of(tokenizer).end_of_turn
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    specials = [content for content in added if content != tokenizer.unk_token]  # it may stand for any word
+    # The unknown token is left out, because it may stand for any word.
+    specials = [content for content in added if content != tokenizer.unk_token]
     end = [content for content in specials if tail.strip().startswith(content)]
     pads = [token for token in (*end, tokenizer.pad_token, tokenizer.eos_token) if token in specials]
     if not pads:

@@ -114,7 +114,8 @@ def write_stock(
         (temporary / "README.md").write_text(
             write_card(type(stock).__name__, source, stock.config.reward_offset, softcapped)
         )
-        how = {"attn_implementation": "eager"} if softcapped else {}  # transformers 4 needs it to cap
+        # Under transformers 4, only eager attention applies softcapping.
+        how = {"attn_implementation": "eager"} if softcapped else {}
         again = AutoModelForSequenceClassification.from_pretrained(temporary, trust_remote_code=False, **how)
         again = again.to(model.directions.device).eval()
         difference = largest_difference(model, again, tokenizer, own_tokenizer)

@@ -95,7 +95,7 @@ class PairRewards(nn.Module):
     def unexplained(self, tokens: torch.Tensor) -> torch.Tensor:
         """Compute the mean of |x - reconstruction|^2 / |x|^2 over (N, d_model) tokens, divided by `usual`.
 
-        Of many tokens, only every n-th one is measured.
+        Of many tokens, only every n-th token is measured.
         """
         _, sae = self.frozen
         tokens = tokens[:: 1 + len(tokens) // MEASURED_TOKENS]
@@ -204,7 +204,7 @@ def train(model: PairRewards, rows: np.ndarray, held_out: np.ndarray, seed: int,
         use_cpu=process_state().device.type == "cpu",
     )
     use_one_gpu(args)
-    with torch.no_grad():  # before a checkpoint is loaded, as long as the new adapter changes nothing
+    with torch.no_grad():  # before a checkpoint is loaded, while the new adapter still changes nothing
         batches = torch.from_numpy(held_out).split(BATCH_SIZE)[:MEASURED_BATCHES]
         model.usual = max(float(np.mean([model(batch)[1].item() for batch in batches])), 1e-6)
     trainer = PairTrainer(

@@ -66,7 +66,7 @@ def combine(
             objective is named after the last part of its model's name.
         output_dir: Folder to write.
         weights: A weight for each model. By default they are fitted to `rows`, or 1 each without rows.
-        rows: Preference pairs, labelled by which response is better overall, in any of TRL's formats.
+        rows: Preference pairs that are labelled by overall preference, in any of TRL's formats.
         slim: Write a slim checkpoint, without base model and SAE.
         cache_dir: Folder of cached representations; by default in `HF_HOME`.
         gate: Fit a gate to `rows`, which weighs the objectives by the prompt. The gate is left out, with a warning,
@@ -103,7 +103,9 @@ def _check_arguments(
 ) -> None:
     check_output_dir(folder)
     if gate_without_rows:
-        raise SparseRMError("A gate is fitted to pairs that are labelled on the whole: give them with --dataset.")
+        raise SparseRMError(
+            "A gate is fitted to pairs that are labelled by overall preference: give them with --dataset."
+        )
     names = list(map(_name, models))
     if any(Path(model).resolve() == folder.resolve() for model in models):
         raise SparseRMError(
