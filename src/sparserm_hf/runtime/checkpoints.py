@@ -20,7 +20,7 @@ LOGS = "runs"  # folder of the trackers inside the output folder
 
 
 def check_output_dir(folder: Path) -> None:
-    """Check that a checkpoint may be written into a folder: it is new, empty, or holds a SparseRM.
+    """Check that a checkpoint may be written into a folder: it is new or empty, or holds a SparseRM checkpoint.
 
     Raises:
         SparseRMError: The folder is a file or a volume, or holds other files.
