@@ -76,7 +76,7 @@ def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
     finally:
         hook.remove()
     if not seen:
-        raise ValueError(f"Layer {layer} of {type(decoder).__name__} is for images alone: take a layer beside it.")
+        raise ValueError(f"Layer {layer} of {type(decoder).__name__} is only for images: take a neighbouring layer.")
     return seen[-1] if torch.is_tensor(seen[-1]) else seen[-1][0]
 
 

@@ -136,9 +136,9 @@ class ChatEncoder:
         if encoded.turn == 0 and not self.told_of_plain_text and not any(occurrences(ids, self.headers, 0, len(ids))):
             self.told_of_plain_text = True
             logger.warning(
-                "%s is plain text, so its reward is that of the whole text, the prompt included; other rows may be. "
-                "For the reward of a response give messages: {'prompt': [{'role': 'user', 'content': '...'}], "
-                "'completion': [{'role': 'assistant', 'content': '...'}]}.",
+                "%s is plain text, so its reward is that of the whole text, the prompt included; other rows may be "
+                "plain text too. For the reward of a response give messages: {'prompt': [{'role': 'user', 'content': "
+                "'...'}], 'completion': [{'role': 'assistant', 'content': '...'}]}.",
                 where,
             )
         return encoded

@@ -116,8 +116,8 @@ def push_folder(folder: Path, files: Sequence[str], repo_id: str | None, private
         telling = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         why = " ".join(str(telling).split()) or type(telling).__name__
         raise SparseRMError(
-            f"{folder} could not be uploaded to {name}: {why}. It is whole on this machine, and what was on the Hub "
-            "is as it was."
+            f"{folder} could not be uploaded to {name}: {why}. The checkpoint on this machine is complete, and the "
+            "files on the Hub are unchanged."
         ) from error
 
 

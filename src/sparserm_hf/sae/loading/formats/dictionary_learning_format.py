@@ -32,8 +32,7 @@ def parse_dictionary_learning(file: Path, where: str) -> ParsedSAE:
     trainer = config["trainer"]
     if trainer["dict_class"] not in _DICTIONARIES:
         raise UnusableSAEError(
-            f"is a {trainer['dict_class']} of dictionary_learning; those that can be embedded are "
-            f"{', '.join(_DICTIONARIES)}."
+            f"is a {trainer['dict_class']} of dictionary_learning; only {', '.join(_DICTIONARIES)} can be embedded."
         )
     if config.get("buffer", {}).get("io", "out") == "in_and_out":
         raise UnusableSAEError("is a transcoder; SparseRM needs an SAE that reconstructs the residual stream.")
