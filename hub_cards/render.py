@@ -73,7 +73,7 @@ def render_combined_card(name: str, config: Any, evaluation: Any = None, facts: 
 def _render(
     template: Path, name: str, config: Any, evaluation: Any, card_data: Mapping[str, Any], **further: Any
 ) -> str:
-    """Render a reward model's card: what the cards have in common, and further metadata and names of the template."""
+    """Render the card of a reward model from a template: add the metadata and the names that every such card has."""
     on_hub, base = config.base_model_revision is not None, config.base_model_name_or_path
     data = ModelCardData(
         base_model=base if on_hub else None,
@@ -132,7 +132,7 @@ def render_sae_card(name: str, sae: Mapping[str, Any], settings: Mapping[str, An
     dataset = metadata["dataset_path"]
     data = ModelCardData(
         base_model=metadata["model_name"] if metadata.get("model_revision") else None,
-        datasets=[dataset] if "/" in dataset else None,  # of a path, the last part alone is recorded
+        datasets=[dataset] if "/" in dataset else None,  # not a path, of which only the last part is recorded
         library_name="saelens",
         tags=["sparse-autoencoder", "interpretability", "sparserm"],
     )

@@ -60,7 +60,7 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def bias_names(self) -> tuple[str, ...]:
-        """Names of the (d_sae,) tensors of this architecture; every architecture has the two matrices and `b_dec`."""
+        """Names of the (d_sae,) tensors of this architecture; every architecture also has W_enc, W_dec and b_dec."""
         if self.architecture == "gated":
             return ("b_gate", "b_mag", "r_mag")
         return ("b_enc", "threshold") if self.architecture == "jumprelu" else ("b_enc",)

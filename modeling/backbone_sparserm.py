@@ -13,7 +13,7 @@ from .quantized_sparserm import adopt_quantizer, is_quantized
 
 # Configuration fields with these endings are not per-layer lists, even if their length is the number of layers.
 NOT_PER_LAYER = ("_id", "_ids", "_dtype")
-# Field added to a configuration that cannot be cut: the configuration stays whole, and so many layers are kept.
+# Field added to a configuration that cannot be cut: the configuration stays whole, and this number of layers is kept.
 KEPT = "kept_layers"
 TIES = ("_tied_weights_keys", "all_tied_weights_keys")  # attributes in which transformers lists tied weights
 
@@ -27,14 +27,15 @@ def check_layer(layer: int, depth: int) -> None:
 def cut_config(config: PretrainedConfig, layer: int) -> None:
     """Cut a base model's configuration, in place, to `layer` decoder layers.
 
-    It must be in place, because each decoder layer holds the same object: a copy could name another attention.
+    The change is in place because each decoder layer holds this object: a copy could name another attention
+    implementation than the layers use.
 
     Raises:
         ValueError: `layer` is not between 1 and the number of layers.
     """
     depth = config.num_hidden_layers
     check_layer(layer, depth)
-    fields = vars(config)  # written without checks: these compare fields, of which only some are cut yet
+    fields = vars(config)  # written without transformers' checks, which compare fields: only some are cut yet
     for name, value in list(fields.items()):
         # Per-layer lists such as `layer_types`, and strings with a letter for each layer.
         per_layer = isinstance(value, list) or (isinstance(value, str) and name.endswith("_pattern"))
@@ -174,9 +175,9 @@ def _build_backbone(config: PretrainedConfig) -> PreTrainedModel:
 def cut_base_model(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Cut a base model, in place, so that its output is the residual stream after `layer` layers.
 
-    The output then equals `hidden_states[layer]` of the whole model for every layer but the last: there the whole
-    model applies its final norm. The configuration is cut as well, unless the cut configuration would build other
-    layers. So does Gemma 4's, whose last layer attends to all tokens, however many layers there are.
+    The output then equals `hidden_states[layer]` of the whole model for every layer but the last, after which the
+    whole model applies its final norm. The configuration is cut as well, unless a model built from the cut
+    configuration would have other layers. Gemma 4 is such a case: its last layer always attends to all tokens.
 
     Raises:
         ValueError: `layer` is out of range, the layers or the final norm are not found, or the configuration builds
@@ -269,6 +270,6 @@ def residual_stream(
 
 
 def take_tokens(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Take from each row of (B, T, ...) values those at its places (B, T)."""
+    """Take the values (B, T, ...) of each row at the places (B, T) in the row."""
     places = places.to(values.device)
     return values[torch.arange(len(values), device=values.device)[:, None], places]

@@ -127,11 +127,11 @@ def refuse_other_features(readings: list[str] | None) -> None:
 
 
 def inherited_from(base_config: PretrainedConfig, slim: bool) -> dict[str, Any]:
-    """Collect the fields of a base model's configuration that trainers look for in the reward model's own."""
+    """Collect the fields of a base model that trainers look for in the reward model's configuration."""
     names = ("hidden_size", "vocab_size", "tie_word_embeddings", "max_position_embeddings")
     names += ("pad_token_id", "bos_token_id", "eos_token_id")
     inherited = {name: getattr(base_config, name, None) for name in names}
-    if not slim and hasattr(base_config, "quantization_config"):  # transformers looks for it in the outer one
+    if not slim and hasattr(base_config, "quantization_config"):  # transformers reads it from the outer config
         inherited["quantization_config"] = base_config.quantization_config
     return inherited
 
@@ -154,7 +154,7 @@ class SparseRMConfig(PretrainedConfig):
         directions: `orthogonal` projects on the orthonormal directions that are closest to the decoder directions of
             the selected latents. `raw` projects on these decoder directions, as do the paper and every checkpoint
             before version 0.3.
-        k_accuracies: Cross-validated accuracy by number of latents on each side; empty if that number was given.
+        k_accuracies: Cross-validated accuracy by number of latents on each side; empty if the user gave this number.
         head_type: `linear` or `mlp`.
         head_hidden_size: Width of the hidden layer of the `mlp` head.
         sae: Arguments of `SparseAutoencoder` for the embedded SAE. None in a slim checkpoint.
@@ -241,10 +241,10 @@ class SparseRMConfig(PretrainedConfig):
         """Change a field of some latents, in place.
 
         Args:
-            changes: New values by the latent's id, for each field.
+            changes: For each field to change, the new values by latent id.
 
         Raises:
-            ValueError: A latent is not selected, or a value is of another kind.
+            ValueError: A latent is not selected, or a value is of the wrong kind.
 
         Example:
             >>> config = SparseRMConfig(latents=[{"id": 7}])
@@ -264,7 +264,7 @@ class SparseRMConfig(PretrainedConfig):
         output = super().to_dict()
         output["latents"] = as_records(self.latents)
         if not self.gate:
-            output.pop("gate", None)  # the file stays as it was before there were gates
+            output.pop("gate", None)  # without a gate, config.json is the same as in earlier versions
         if isinstance(output.get("base_config"), dict):
             base = output["base_config"]
             base |= legacy_rope_fields(base)

@@ -11,7 +11,7 @@ DIRECTIONS = ("orthogonal", "raw")
 HEAD_TYPES = ("linear", "mlp")
 
 MOST = 2**31 - 1  # the largest size, token id or latent id
-MOST_FRACTION = 1e30  # the largest number that is not a size
+MOST_FRACTION = 1e30  # the largest absolute value of any other number
 MOST_LAYERS = 1000  # of a base model; each is built before its weights are looked for
 MOST_EXPERTS = 100_000  # in all layers of a base model together
 ROWS_AS_EXPERTS = ("doge",)  # model types whose thousands of experts are only rows of one embedding
@@ -120,7 +120,7 @@ LATENT_KINDS = {
     "steering": FINITE,
 }
 OBJECTIVE_KINDS = {"name": TEXT, "weight": FINITE, "reward_mean": FINITE, "reward_std": number(1e-30)}
-# Until version 0.3 the records' fields were lists beside `latents`, or objects by latent id.
+# Until version 0.3 each field of a latent was a separate list in the order of `latents`, or an object by latent id.
 OLD_LATENT_KINDS = {
     "latent_sides": optional(list_of(LATENT_KINDS["side"])),
     "latent_separations": optional(list_of(FINITE)),

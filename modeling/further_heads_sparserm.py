@@ -1,7 +1,8 @@
-"""Further linear heads of a reward model: those of the objectives that it combines, and an ensemble.
+"""Further linear heads of a reward model: one for each objective of a combined model, and an ensemble.
 
-The reward of a combined model is the sum of its objectives' standardised rewards, by weights, which a gate tilts by
-the prompt. The ensemble tells how far a reward is determined by the training pairs.
+The reward of a combined model is the weighted sum of its objectives' standardised rewards. With a gate, the weights
+depend on the prompt. The standard deviation over the ensemble shows how uncertain a reward is, given the training
+pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ class RewardOutput(SequenceClassifierOutput):
         rewards: (B, objectives) rewards by objective, in the order of `config.objectives`; None unless the reward
             model is a combined one.
         standard_deviation: (B,) standard deviations of the rewards over an ensemble of heads; None without one.
-        shares: (B, objectives) shares of the objectives by the prompts; None without a gate.
+        shares: (B, objectives) factors by which the gate changes the objectives' weights for these prompts; None
+            without a gate.
     """
 
     rewards: torch.Tensor | None = None
@@ -40,7 +42,8 @@ class HeadInput(NamedTuple):
 
     Attributes:
         features: (B, K) features of the responses.
-        shares: (B, objectives) shares of the objectives, by the prompts; None without a gate.
+        shares: (B, objectives) shares of the objectives for these prompts, see `HasFurtherHeads.shares_of`; None
+            without a gate.
     """
 
     features: torch.Tensor
@@ -51,8 +54,8 @@ class HasFurtherHeads:
     """The part of a reward model that computes rewards, and knows its objectives, their gate and its ensemble.
 
     The reward of a combined model is `sum of share * weight * (reward of the objective - reward_mean) / reward_std`.
-    Every objective is linear in the same features, so the reward is too for a given prompt. `score` holds its weights
-    where all shares are 1, as they are without a gate.
+    Every objective is linear in the same features, so for a given prompt the reward is linear in them too. `score`
+    holds the weights of the reward for shares of 1. Without a gate, every share is 1.
     """
 
     config: Any
@@ -120,7 +123,7 @@ class HasFurtherHeads:
         return torch.where((prompt != 0).any(-1, keepdim=True), shares, 1.0)
 
     def effective_weights(self, shares: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the weights of the features in the rewards: (B, K) by the shares of B prompts, or (1, K) without."""
+        """Compute the weight of each feature in the reward: (B, K) with the shares of B prompts, or else (1, K)."""
         if shares is None:
             return self.score.weight.detach()
         assert self.objectives is not None
@@ -156,11 +159,11 @@ class HasFurtherHeads:
     def weigh(self, weights: Mapping[str, float]) -> None:
         """Change the weights of objectives in the reward, in place; other objectives keep their weights.
 
-        `reward_std` and `reward_temperature` are scaled with the weights' norm. An empty response gets the lowest
-        reward: for an objective with a negative weight, its reward is mirrored at the mean.
+        `reward_std` and `reward_temperature` are scaled with the weights' norm. An empty response keeps a low reward:
+        if an objective has a negative weight, the empty response's reward for it is mirrored at the objective's mean.
 
         Args:
-            weights: Weight by name of the objective. An objective with the weight 0 does not count.
+            weights: Weights by objective name. An objective with the weight 0 does not count.
 
         Raises:
             ValueError: The model is not a combined one, has no such objective, a weight is not a number, or all
@@ -191,7 +194,7 @@ class HasFurtherHeads:
 
 
 def _apply(heads: Affine | None, features: torch.Tensor) -> torch.Tensor | None:
-    """Apply further heads, without gradients for their weights, where they are."""
+    """Apply further heads on their device and in their data type; return None if there are no such heads."""
     if heads is None:
         return None
     with torch.autocast(features.device.type, enabled=False):

@@ -53,21 +53,22 @@ class PromptGate(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Turn (B, K) features of prompts into the (B, objectives) shares of the objectives."""
-        # The average is taken away before the features are rounded to the type of the weight.
+        # The average is subtracted before the features are rounded to the type of the weight.
         logits = nn.functional.linear((features - self.average).to(self.weight), self.weight)
         return len(self.weight) * logits.float().softmax(-1)
 
     def terms(self, features: torch.Tensor) -> torch.Tensor:
-        """Split the gate's logits over the average objective's logit by latent, (B, K) to (B, objectives, K)."""
+        """Split each logit, minus the mean logit, into one term for each latent: (B, K) to (B, objectives, K)."""
         return (self.weight - self.weight.mean(0)) * (features - self.average).unsqueeze(1)
 
 
 class LinearHead(Affine):
     """The linear reward head, (B, K) to (B, 1).
 
-    In a combined reward model it is the weighted sum of the heads in `objectives`, which `gate` tilts by the prompt.
+    In a combined reward model it is the weighted sum of the heads in `objectives`. With a `gate`, the weights depend
+    on the prompt.
 
-    It has a class of its own so that FSDP wraps it by itself: the head is in float32, the base model perhaps not.
+    It has a class of its own so that FSDP wraps it separately: the head is in float32, but the base model may not be.
     """
 
     def __init__(self, config: SparseRMConfig):

@@ -75,7 +75,7 @@ def as_latents(given: Any, old: dict[str, Any]) -> list[Latent]:
         old: Further fields of latents until version 0.3, by name; see ``OLD_LATENT_KINDS``.
 
     Raises:
-        ValueError: A field has a value of another kind, or not one value for each latent.
+        ValueError: A field has a value of the wrong kind, or a list does not have one value for each latent.
     """
     given = [] if given is None else given
     if not isinstance(given, (list, tuple)) or not (all(map(IDS.holds, [[x] for x in given])) or _are_records(given)):

@@ -1,4 +1,4 @@
-"""Messages of a conversation in one form: contents are strings, and a template that takes parts alone gets parts."""
+"""Bring messages into one form, with strings as contents, and wrap contents for templates that take only parts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,8 +37,8 @@ def text_of(message: Mapping[str, Any]) -> str:
     """Return the content of a message as a string: text parts are joined, and a tool call needs no content.
 
     Raises:
-        ValueError: The role or the content is missing, or the content is no text. The sentence lacks its subject,
-            the message.
+        ValueError: The role or the content is missing, or the content is not text. The error begins with a verb: the
+            caller puts the name of the message in front.
     """
     if not isinstance(message.get("role"), str):
         raise ValueError("has no `role`, which must be a string such as 'user' or 'assistant'.")
@@ -73,7 +73,7 @@ def in_parts(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def takes_parts_only(render: Callable[[list[dict[str, Any]]], str]) -> bool:
-    """Tell if a chat template writes a content only if it is a list of parts, and drops a string.
+    """Tell if a chat template writes contents that are lists of parts, but drops contents that are strings.
 
     The templates of some vision-language models, such as SmolVLM, do so.
 

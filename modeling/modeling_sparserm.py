@@ -155,7 +155,7 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
 
     def features_of(self, hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """Turn residual streams (B, T, d_model) and their pooled tokens (B, T) into features, (B, K) float32."""
-        with torch.autocast(hidden.device.type, enabled=False):  # it would round the projections to bfloat16
+        with torch.autocast(hidden.device.type, enabled=False):  # autocast would round to bfloat16
             mean = pool_representations(hidden, pooled, self.config.representation_norm)
             return self.project(mean, pooled.any(-1, keepdim=True))
 
@@ -214,8 +214,8 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
                 `position_ids` are always counted from the mask.
 
         Returns:
-            `logits` of shape (B, 1): the rewards, in float32 under any autocast; with labels also `loss`; and what a
-            combined reward model or an ensemble adds, see `RewardOutput`.
+            `logits` of shape (B, 1): the rewards, in float32 under any autocast. With labels there is also `loss`. A
+            combined reward model and an ensemble add further fields, see `RewardOutput`.
 
         Raises:
             TypeError: An argument is unknown, such as a misspelt one.
@@ -248,7 +248,7 @@ class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, Sp
     def rewards_without(
         self, latents: list[int], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Compute rewards (B, len(latents)) of texts (B, T) with one latent set to its average each.
+        """Compute the rewards of texts (B, T) with one latent at a time set to its average, (B, len(latents)).
 
         See `rewards_at_average`.
         """

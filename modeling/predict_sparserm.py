@@ -50,7 +50,8 @@ class ConversationEncoder:
         """Encode a conversation, a row or a string; see `ScoresConversations.predict`.
 
         Raises:
-            ValueError: The text has another form, is empty or refused by the chat template, or has an unknown token.
+            ValueError: The text has none of these forms, is empty, is refused by the chat template, or has a token
+                that the reward model does not know.
         """
         marks, place = self.config.response_marks, None
         row = text if isinstance(text, Mapping) else {"messages": text}
@@ -104,13 +105,13 @@ class ScoresConversations:
     def predict(self, conversations: Sequence[Any], tokenizer: Any, batch_size: int = 16) -> list[float]:
         """Compute the rewards of conversations.
 
-        The spelling of a special token inside a content is ordinary text, so that a response cannot write structure.
+        The spelling of a special token inside a content is ordinary text, so that a response cannot fake a turn.
 
         Args:
             conversations: Each a list of messages that ends with the assistant's message, a row with such `messages`
                 and perhaps `tools` and `chat_template_kwargs`, or a string.
             tokenizer: The reward model's tokenizer, a fast one.
-            batch_size: Texts that are run at once, those of similar length together; at least 1.
+            batch_size: Number of texts in a batch, at least 1. A batch has texts of similar length.
 
         Returns:
             A reward for each conversation.
@@ -143,7 +144,7 @@ class ScoresConversations:
             batch_size: See `predict`.
 
         Returns:
-            For each conversation, a reward by the name of the objective.
+            For each conversation, its rewards by objective name.
 
         Raises:
             ValueError: The reward model is not a combined one, or see `predict`.

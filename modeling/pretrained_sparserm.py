@@ -16,7 +16,8 @@ from .weights_sparserm import check_index, check_loaded, digest_of
 class SparseRMPreTrainedModel(PreTrainedModel):
     """Base class of a reward model: a frozen base model `model` and a trainable head `score`.
 
-    A checkpoint has two forms. The self-contained one holds the base model; the slim one loads it by its name.
+    A checkpoint has one of two forms. A self-contained checkpoint holds the base model. A slim checkpoint loads the
+    base model by its name.
     """
 
     config_class = SparseRMConfig
@@ -74,7 +75,7 @@ class SparseRMPreTrainedModel(PreTrainedModel):
         checkpoint is self-contained, and the log says so.
 
         Raises:
-            ValueError: The base model has changed and is quantised, or carries an adapter.
+            ValueError: The model carries an adapter, or it is slim and its quantised base model has changed.
         """
         if has_adapter(self) and not self._hf_peft_config_loaded:  # then transformers saves the adapter alone
             raise ValueError("The model carries an adapter: save the PeftModel, or call its merge_and_unload() first.")
@@ -87,7 +88,7 @@ class SparseRMPreTrainedModel(PreTrainedModel):
                 kwargs["state_dict"] = head
         state = kwargs.get("state_dict")
         self.config.weights_digest = digest_of(self.state_dict() if state is None else state)
-        if self.config.base_config is not None:  # resizing the token embedding changes one of the two
+        if self.config.base_config is not None:  # resizing the token embedding changes only `config`
             self.config.base_config.vocab_size = self.config.vocab_size
         try:
             super().save_pretrained(save_directory, **kwargs)
@@ -99,7 +100,7 @@ class SparseRMPreTrainedModel(PreTrainedModel):
         """Load a checkpoint, self-contained or slim, as any transformers model is loaded.
 
         Raises:
-            ValueError: The weights are not those that were saved, not finite, or not all of the checkpoint.
+            ValueError: Weights are missing, surplus, not finite, or differ from the weights that were saved.
             OSError: The base model of a slim checkpoint cannot be found.
         """
         name = pretrained_model_name_or_path

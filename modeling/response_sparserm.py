@@ -104,7 +104,7 @@ def is_conversation(ids: Sequence[int], marks: dict[str, Any]) -> bool:
 
 
 def count_bos(ids: Sequence[int], bos: int | None, marks: dict[str, Any]) -> tuple[int, int]:
-    """Count the begin-of-text tokens that a text has, and those that it must have to be scored."""
+    """Count the begin-of-text tokens that a text has, and return also the number that it must have to be scored."""
     if bos is None:
         return 0, 0
     found = next((i for i, token in enumerate(ids) if token != bos), len(ids))
@@ -143,7 +143,7 @@ def align_bos(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give texts as many begin-of-text tokens as in training: surplus ones are masked, a missing one is added.
 
-    A tokenizer may add one more to a rendered conversation, and a trainer may leave one out.
+    A tokenizer may add a second begin-of-text token to a rendered conversation, and a trainer may leave it out.
 
     Args:
         input_ids: (B, T) token ids.
@@ -191,7 +191,7 @@ def find_prompts(
 ) -> list[tuple[int, int]]:
     """Find the prompt among the attended tokens of each of B texts (B, T): all before the response's header.
 
-    A reasoning block before the response is no part of the prompt, so that all responses to a prompt share it.
+    A reasoning block before the response is no part of the prompt, so that the prompt is the same for all responses.
 
     Args:
         input_ids: (B, T) token ids.
@@ -200,7 +200,7 @@ def find_prompts(
         marks: `SparseRMConfig.response_marks`.
 
     Returns:
-        The index 0 and the index after the last token of each prompt; equal without a prompt, as in a plain text.
+        The index 0 and the index after the last token of each prompt; (0, 0) without a prompt, as in a plain text.
     """
     found = []
     for ids, mask, (start, _) in zip(input_ids, attention_mask, responses, strict=True):

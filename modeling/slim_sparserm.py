@@ -80,7 +80,7 @@ def head_weights(
         config: Configuration of the model.
 
     Returns:
-        The other weights; None if the base model has changed, so that the checkpoint must hold it.
+        The remaining weights; None if the base model has changed, so that the checkpoint must hold it.
 
     Raises:
         ValueError: The base model has changed, and is quantised.
@@ -101,11 +101,11 @@ def load_config(name_or_path: str, kwargs: dict[str, Any]) -> PretrainedConfig:
 
     Args:
         name_or_path: Hub id or folder.
-        kwargs: Arguments of `from_pretrained`; those that say where the file is are used.
+        kwargs: Arguments of `from_pretrained`; only the arguments in ``WHERE``, which locate the file, are used.
     """
     where = {name: value for name, value in kwargs.items() if name in WHERE}
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where)
-    if BEFORE_TRANSFORMERS_5:  # it would misread a configuration that transformers 5 has saved
+    if BEFORE_TRANSFORMERS_5:  # transformers 4 misreads a configuration that transformers 5 saved
         text = config.get_text_config()
         vars(text).update(legacy_rope_fields(text.to_dict()))
     return config
@@ -153,7 +153,11 @@ def load_cut_decoder(name_or_path: str, config: PretrainedConfig, **kwargs: Any)
     Args:
         name_or_path: Hub id or folder of the whole base model.
         config: The cut configuration of the base model.
-        kwargs: Arguments of `load_causal_lm`, which names the errors that are raised.
+        kwargs: Arguments of `load_causal_lm`.
+
+    Raises:
+        OSError: See `load_causal_lm`.
+        ValueError: See `load_causal_lm`.
     """
     config = copy.deepcopy(config)
     whole = load_config(name_or_path, kwargs)
@@ -197,6 +201,6 @@ def load_base_of_slim(config: SparseRMConfig, arguments: dict[str, Any]) -> PreT
             f"{config.base_model_revision or 'not pinned'}), which cannot be loaded. Give its present place by "
             "from_pretrained(..., base_model_name_or_path=...)."
         ) from error
-    if is_quantized(base_model):  # perhaps by an argument: saved again, it is quantised on loading too
+    if is_quantized(base_model):  # perhaps by an argument; then a saved copy loads quantised too
         config.base_config.quantization_config = base_model.config.quantization_config
     return base_model

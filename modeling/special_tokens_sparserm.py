@@ -1,12 +1,12 @@
-"""Special tokens, and their spellings as ordinary text: a content cannot write structure."""
+"""Special tokens, and their spellings as ordinary text, so that a message cannot fake the turns of a conversation."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 TAG = re.compile(r"[<\[][^<>\[\]\s]+[>\]]$")
-# Stands for a special token while a template renders: a code point that Unicode keeps free of characters, so that no
-# text holds it, and then one of a private range.
+# A stand-in for a special token while a template renders is two code points: the first is reserved by Unicode, so that
+# no text holds it, and the second, from a private range, tells which special token it is.
 RESERVED, STAND_IN = "\ufdd0", 0xF0000
 
 
@@ -50,8 +50,12 @@ class SpecialTokens:
     def spell(self, text: str, region: tuple[int, int]) -> tuple[str, tuple[int, int], list[tuple[int, int]]]:
         """Put the spellings back into a rendered text.
 
+        Args:
+            text: Rendered text with stand-ins.
+            region: First character of a region of the text, and the character after its last.
+
         Returns:
-            The text, a region of it moved along, and the regions of the spellings.
+            The text with spellings, the same region in this text, and the regions of the spellings.
         """
         fakes: list[tuple[int, int]] = []
         start, stop = region
@@ -83,7 +87,7 @@ class SpecialTokens:
                 if region[0] <= left < right <= region[1] or any(left < end and right > start for start, end in fakes):
                     own = self.ordinary(text[left:right])
                 else:
-                    span = (right, right)  # structure, even where it takes in spaces of a content beside it
+                    span = (right, right)  # a mark of the template, even if it includes spaces of a content
             ids += own
             spans += [span] * len(own)
         return tuple(ids), spans
@@ -93,7 +97,7 @@ class SpecialTokens:
         if spelling not in self._as_text:
             ids = self.tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             if set(ids) & self._id_set:
-                # It is special to the template alone, or a word of the vocabulary: cut it, so that it is not found.
+                # Only the template makes it special, or it is a word of the vocabulary: split it into characters.
                 ids = [i for char in spelling for i in self.tokenizer(char, add_special_tokens=False)["input_ids"]]
             self._as_text[spelling] = tuple(ids)
         return self._as_text[spelling]

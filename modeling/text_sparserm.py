@@ -1,4 +1,4 @@
-"""From conversations to token ids, with nothing but the tokenizer: a content cannot write structure."""
+"""Encode conversations as token ids with nothing but the tokenizer; a message cannot fake a turn."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from .response_sparserm import count_bos, trim
 from .special_tokens_sparserm import SpecialTokens
 
-ANSWER = "\ufdd2"  # stands for an answer in a rendering
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message, by various templates
-WHITESPACE = " \t\n\r\v\f"  # each is one byte, so that tokens of it are told from others
+ANSWER = "\ufdd2"  # placeholder for an answer in a rendered text
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # names of the same field in various templates
+WHITESPACE = " \t\n\r\v\f"  # single bytes, so that a token of whitespace can be recognised
 
 
 class EncodedText(NamedTuple):
@@ -44,7 +44,7 @@ def encode_messages(
     tags: tuple[str, str],
     marks: dict[str, Any] | None,
 ) -> tuple[tuple[int, ...], tuple[int, int] | None]:
-    """Encode messages, of which no content can write structure.
+    """Encode messages so that no content can fake a turn.
 
     Args:
         messages: They end with the assistant's message.
@@ -81,7 +81,7 @@ def region_between(written: str, around: str) -> tuple[int, int]:
 
 
 def without_whitespace(text: str, region: tuple[int, int]) -> tuple[int, int]:
-    """Shrink a region of a text by the whitespace at its ends: a token before it may take in the space between."""
+    """Leave out the whitespace at both ends of a region: the token before the region may include the space."""
     start, stop = region
     content = text[start:stop]
     return start + len(content) - len(content.lstrip(WHITESPACE)), start + len(content.rstrip(WHITESPACE))
@@ -106,7 +106,7 @@ def reasoning_tags(tokenizer: Any, marks: dict[str, Any] | None) -> tuple[str, s
 
 
 def answer_of(message: Mapping[str, Any], tags: tuple[str, str]) -> str:
-    """Return a content without the reasoning block that it begins with, or without the opening of an endless one."""
+    """Return a content without its leading reasoning block; of a block that is never closed, remove only the tag."""
     content, (begin, end) = message["content"], tags
     if not end or any(message.get(name) for name in REASONING_FIELDS):
         return content
@@ -115,7 +115,7 @@ def answer_of(message: Mapping[str, Any], tags: tuple[str, str]) -> str:
 
 
 def guard(message: Mapping[str, Any], specials: SpecialTokens, tags: tuple[str, str]) -> dict[str, Any]:
-    """Hide the spellings of special tokens in a message, but for the tags around an assistant's reasoning."""
+    """Hide the spellings of special tokens in a message, except the tags around an assistant's reasoning."""
     guarded: dict[str, Any] = specials.hide(message)
     content = message.get("content")
     if message.get("role") != "assistant" or not isinstance(content, str):
@@ -136,14 +136,15 @@ def keep_end(
 ) -> tuple[tuple[int, ...], list[int]]:
     """Cut a text to at most `most` tokens.
 
-    The tokens after the response go first: the same conversation may come with them or without. Then tokens go from
-    the start of the text; a begin-of-text token stays.
+    Tokens after the response are removed first, because the same conversation may come with or without them. Then
+    tokens are removed from the start of the text, but a begin-of-text token stays.
 
     Args:
         ids: Token ids.
-        places: Indices that move along, the last of them the index after the response.
-        most: Most tokens that are kept.
-        bos: The begin-of-text token.
+        places: Indices of tokens, which are returned as indices in the cut text; the last is the index after the
+            response.
+        most: Largest number of tokens to keep.
+        bos: Id of the begin-of-text token.
     """
     if len(ids) <= most:
         return ids, list(places)

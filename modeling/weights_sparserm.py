@@ -1,4 +1,4 @@
-"""Check loaded weights: from safetensors in the same folder, complete, finite, and bit by bit the saved ones."""
+"""Check loaded weights: the files are safetensors in one folder, the weights are complete, finite and as saved."""
 
 import json
 from collections.abc import Mapping

@@ -52,7 +52,7 @@ def test_auto_says_what_it_took(caplog, tmp_path):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             assert chosen_sae(given, config, "google/gemma-2-27b-it") == taken
-        assert caplog.messages == [f"The SAE for google/gemma-2-27b-it is {taken}: --sae names another."]
+        assert caplog.messages == [f"The SAE for google/gemma-2-27b-it is {taken}: choose another with --sae."]
     assert chosen_sae("my/sae", config, "google/gemma-2-27b-it") == "my/sae"
     assert chosen_sae("auto", config, "google/gemma-2-2b-it") == PRESETS["gemma-2-2b-it"].sae
     (tmp_path / "gemma-2-27b-it").mkdir()

@@ -216,8 +216,8 @@ def test_check_on_the_right_set_up(world, capsys):
         (
             {"base": "other-base"},
             [],
-            "fits neither layer 2 of .* nor anything beside it .*: it was trained on tiny/base; take the SAE of this "
-            "base model",
+            "fits neither layer 2 of .* nor a neighbouring set-up .*: it was trained on tiny/base; take an SAE of "
+            "this base model",
         ),
     ],
     ids=["layer", "layer without hook", "normalisation", "BOS", "base"],

@@ -1,4 +1,4 @@
-"""Base models: load, cut after a layer, pack texts that begin alike, and put directions into words."""
+"""Base models: load them, cut them after a layer, pack texts with a shared prefix, find words for directions."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Checks that an architecture can be cut: a few tokens are run before and after."""
+"""Check that an architecture can be cut, by running a few tokens before and after the cut."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_kind(decoder: PreTrainedModel) -> None:
 
     Raises:
         SparseRMError: The decoder belongs to an encoder-decoder model, or its tokens depend on later ones.
-        ValueError: The decoder has no layers that are found.
+        ValueError: The decoder's layers are not found.
     """
     kind, fields = type(decoder).__name__, inspect.signature(type(decoder.config)).parameters
     if "is_encoder_decoder" in fields and fields["is_encoder_decoder"].default is True:
@@ -30,7 +30,7 @@ def check_kind(decoder: PreTrainedModel) -> None:
     try:
         decoder_layers(decoder)
     except ValueError:
-        check_causal(decoder, run_probe(decoder))  # its error says more
+        check_causal(decoder, run_probe(decoder))  # the error of `check_causal` says more
         raise
 
 
@@ -56,11 +56,11 @@ def check_causal(decoder: PreTrainedModel, stream: torch.Tensor) -> None:
 
 
 def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
-    """Run a few tokens through a whole decoder, and take the residual stream in its middle.
+    """Run a few tokens through a whole decoder, and return the residual stream after one of its layers.
 
     Args:
         decoder: The whole decoder.
-        layer: Number of layers before the residual stream.
+        layer: Number of that layer, counted from 1.
 
     Returns:
         (1, T, d_model) residual stream after `layer` layers.
@@ -76,7 +76,7 @@ def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
     finally:
         hook.remove()
     if not seen:
-        raise ValueError(f"Layer {layer} of {type(decoder).__name__} is for images alone: take a layer beside it.")
+        raise ValueError(f"Layer {layer} of {type(decoder).__name__} is only for images: take a neighbouring layer.")
     return seen[-1] if torch.is_tensor(seen[-1]) else seen[-1][0]
 
 

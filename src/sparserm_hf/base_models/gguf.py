@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def unpacked_folder(path: Path, cache_dir: Path) -> Path:
-    """Name the folder that a GGUF file is unpacked into; it changes with the file's path, size and time."""
+    """Name the folder that a GGUF file is unpacked into; its name changes with the file's path, size and time."""
     identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
     return cache_dir / "base_models" / f"{path.stem}-{blake2b(identity.encode(), digest_size=6).hexdigest()}"
 

@@ -69,7 +69,7 @@ class LogitLens:
 
 
 def distinct_words(tokenizer: PreTrainedTokenizerBase, tokens: list[int], known: Container[str]) -> list[str]:
-    """Take the first ``WORDS`` known words from a list of tokens; spaces and capitals make no other word."""
+    """Take the first ``WORDS`` distinct known words from a list of tokens, whatever their spaces and capitals."""
     found: dict[str, str] = {}
     for token in tokens:
         word = str(tokenizer.decode([token])).strip()

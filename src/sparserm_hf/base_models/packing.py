@@ -1,4 +1,4 @@
-"""Run texts that begin alike as one sequence, so that the prompt of a pair is computed once."""
+"""Run texts with a shared prefix as one sequence, so that the prompt of a pair is computed once."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def find_families(texts: Sequence[list[int]] | Sequence[tuple[int, ...]]) -> lis
     """
     order = sorted(range(len(texts)), key=lambda i: texts[i])
     lengths = [len(texts[i]) for i in order]
-    shared = [common_prefix_length(texts[a], texts[b]) for a, b in itertools.pairwise(order)]  # with the next one
+    shared = [common_prefix_length(texts[a], texts[b]) for a, b in itertools.pairwise(order)]  # with the next text
     cost, last = [0], [Family((), 0, 0)]  # by number of texts: tokens to compute, and the last family
     for end in range(1, len(order) + 1):
         prefix = total = lengths[end - 1]
@@ -100,7 +100,7 @@ def find_families(texts: Sequence[list[int]] | Sequence[tuple[int, ...]]) -> lis
 
 
 def can_pack(model: PreTrainedModel | PeftModel, longest: int) -> bool:
-    """Tell if a base model runs with a mask and positions of our own.
+    """Tell if a base model takes the attention mask and the positions of a `Layout`.
 
     Flash attention takes no such mask. A sliding window would count the tokens of other members. A recurrent state or
     a convolution would run on from one member of a family into the next.
@@ -118,7 +118,7 @@ def can_pack(model: PreTrainedModel | PeftModel, longest: int) -> bool:
         and set(kinds) <= {"full_attention", "sliding_attention"}
         and (window is None or window >= longest)
         and "position_ids" in inspect.signature(type(decoder_of(model)).forward).parameters
-        and not getattr(config, "alibi", False)  # which would count positions by the mask
+        and not getattr(config, "alibi", False)  # ALiBi would take the positions from the mask
     )
 
 

@@ -22,7 +22,7 @@ def quantized_loading(name: str, dtype: torch.dtype) -> dict[str, Any]:
         dtype: Data type that layers compute in, and of all weights that are not quantised.
 
     Returns:
-        The arguments; none for `none`.
+        The arguments; an empty dictionary for `none`.
 
     Raises:
         SparseRMError: bitsandbytes is not installed.
@@ -53,7 +53,7 @@ def check_quantized(model: PreTrainedModel, name: str, dtype: str, quantization:
         quantization: Quantisation that the user asks for, or `none`.
 
     Raises:
-        SparseRMError: The user asks for one of these.
+        SparseRMError: The user asks to quantise a loaded model, or asks for another data type.
     """
     if quantization != "none" and not is_quantized(model):
         raise SparseRMError(

@@ -164,7 +164,7 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
             # The columns of all rows: `from_list` alone takes those of the first row and drops every other column.
             columns = dict.fromkeys(name for row in rows for name in row)
             dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
-        except Exception as error:  # pyarrow's, for columns of mixed kinds
+        except Exception as error:  # an error of pyarrow, for columns of mixed types
             for number, row in enumerate(rows, 1):
                 check_fields(row, row_name(number, source))  # if one row alone is at fault, the error names it
             raise SparseRMError(
@@ -188,7 +188,7 @@ def _from_table(path: Path, suffix: str) -> Dataset:
         return Dataset.from_list(list(_csv_rows(path)))
     except SparseRMError:
         raise
-    except Exception as error:  # csv's and pyarrow's
+    except Exception as error:  # errors of csv and pyarrow
         raise SparseRMError(f"{path} cannot be read as {suffix[1:]}: {reason(error).rstrip('.')}.") from error
 
 
@@ -221,7 +221,7 @@ def _from_hub(source: str, config: str | None, split: str, streaming: bool) -> A
 
 
 def source_name(source: str, split: str) -> str:
-    """Name a source in errors about its rows; a split that starts after row 1 is named too, as rows count from it."""
+    """Name a source in errors about its rows, with a split that starts after row 1: its rows are renumbered from 1."""
     if source == "-":
         return ""
     return f"{source}, {split}" if "[" in split and _slice_of(split)[0] else source

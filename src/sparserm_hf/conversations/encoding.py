@@ -1,4 +1,4 @@
-"""Encoding of texts as token ids with the place of the response, the same for every way in."""
+"""Encode texts as token ids with the place of the response, in the same way for training, scoring and serving."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TokenizedText(NamedTuple):
         return self.ids[self.start : self.stop]
 
     def keep_end(self, max_length: int, bos: int | None) -> TokenizedText:
-        """Cut the text to at most `max_length` tokens; see `keep_end` of the model's own files."""
+        """Cut the text to at most `max_length` tokens; see `text_sparserm.keep_end`."""
         ids, (turn, start, stop) = keep_end(self.ids, self[1:], max_length, bos)
         return TokenizedText(ids, turn, start, stop)
 
@@ -56,8 +56,8 @@ class ChatEncoder:
     """Encode texts as token ids, and find the response in each.
 
     A special token's spelling inside a message becomes ordinary text, so a message cannot fake a turn. A string that
-    holds a header of the chat template counts as a rendered conversation. Any other string counts as the response as
-    a whole, and the log says so once.
+    holds a header of the chat template counts as a rendered conversation. The whole of any other string counts as the
+    response, and the log says so once.
 
     Args:
         tokenizer: The reward model's tokenizer.
@@ -92,7 +92,7 @@ class ChatEncoder:
             column: Name of its column in errors.
 
         Raises:
-            SparseRMError: The text is of another form, is empty, or is refused by the chat template.
+            SparseRMError: The text has neither form, is empty, or is refused by the chat template.
         """
         encoded = self.encode(given_text(text, where, column), where)
         return encoded.keep_end(self.max_length, self.tokenizer.bos_token_id)
@@ -136,9 +136,9 @@ class ChatEncoder:
         if encoded.turn == 0 and not self.told_of_plain_text and not any(occurrences(ids, self.headers, 0, len(ids))):
             self.told_of_plain_text = True
             logger.warning(
-                "%s is plain text, so its reward is that of the whole text, the prompt included; other rows may be. "
-                "For the reward of a response give messages: {'prompt': [{'role': 'user', 'content': '...'}], "
-                "'completion': [{'role': 'assistant', 'content': '...'}]}.",
+                "%s is plain text, so its reward is that of the whole text, the prompt included; other rows may be "
+                "plain text too. For the reward of a response give messages: {'prompt': [{'role': 'user', 'content': "
+                "'...'}], 'completion': [{'role': 'assistant', 'content': '...'}]}.",
                 where,
             )
         return encoded

@@ -128,7 +128,7 @@ def as_conversation(
         needs_response: Whether the last message must be the assistant's.
 
     Raises:
-        SparseRMError: The last message must be the assistant's but is not, or the tools are of another kind.
+        SparseRMError: The last message must be the assistant's but is not, or the tools have the wrong type.
     """
     role = messages[-1]["role"]
     if needs_response and role != "assistant":

@@ -56,7 +56,7 @@ class Preference:
 
     @property
     def margin(self) -> float:
-        """The least difference between the two rewards, from the row's `margin`; 0 without one.
+        """The smallest difference between the two rewards that training aims for: the row's `margin`, or else 0.
 
         Raises:
             SparseRMError: The row's `margin` is no number.
@@ -89,15 +89,15 @@ def parse_preference(row: Mapping[str, Any], where: str) -> Preference:
     """Check a preference pair, and split the prompt from the responses.
 
     If `chosen` and `rejected` repeat the prompt, it is removed from them. If the row has no `prompt`, the prompt is
-    the common start of both: whole messages, or, in strings, everything up to the last answer, or else whole words.
-    Neither response becomes empty.
+    the common start of both. In messages it ends with a whole message. In strings it ends where the last answer of a
+    dialogue begins, or else at the start of a word. Neither response becomes empty.
 
     Args:
         row: A row in one of TRL's preference formats.
         where: Name of the row in errors, see `row_name`.
 
     Raises:
-        SparseRMError: A field is missing or of another form.
+        SparseRMError: A field is missing, or is neither a string nor messages.
     """
     check_row(row, where)
     for name in ("chosen", "rejected"):

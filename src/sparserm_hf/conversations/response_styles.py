@@ -24,7 +24,7 @@ def measure_styles(pairs: TokenizedPreferences, tokenizer: PreTrainedTokenizerBa
 
     Args:
         pairs: N preference pairs.
-        tokenizer: The reward model's.
+        tokenizer: The reward model's tokenizer.
 
     Returns:
         For each count, by its name, its (N, 2) values in the chosen and the rejected responses.

@@ -30,7 +30,7 @@ def texts_of_row(row: Mapping[str, Any], where: str, needs_response: bool = True
         needs_response: Whether a conversation must end with the assistant's message.
 
     Raises:
-        SparseRMError: The row has another form, or a conversation does not end with the assistant's message.
+        SparseRMError: The row has none of these forms, or a conversation does not end with the assistant's message.
     """
     check_row(row, where)
     if "chosen" in row and "rejected" in row:

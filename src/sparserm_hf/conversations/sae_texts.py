@@ -31,7 +31,7 @@ def iterate_texts(
         source: Name of the file that holds the rows, for errors.
 
     Raises:
-        SparseRMError: A row has another form.
+        SparseRMError: A row has none of the forms that `texts_of_row` takes.
     """
     encoder = ChatEncoder(tokenizer, None)  # an SAE needs no response, so its place is not looked for
     encoder.told_of_plain_text = True
@@ -71,7 +71,7 @@ def load_texts(
         config: See `iterate_rows`.
 
     Raises:
-        SparseRMError: The source cannot be read, a row has another form, or there is no text.
+        SparseRMError: The source cannot be read, a row has none of the known forms, or there is no text.
     """
     texts, total = [], 0
     rows = iterate_rows(source, split, config)

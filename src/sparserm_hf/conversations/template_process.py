@@ -22,7 +22,7 @@ TOO_MUCH = "it needs more than a gigabyte of memory"
 
 
 def limit_memory() -> None:
-    """Limit this process to ``MOST_BYTES`` beyond its present memory, which only Linux tells."""
+    """Limit this process to ``MOST_BYTES`` beyond the memory that it uses now; on Linux only."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -65,7 +65,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder: its modules would hide others of the same names
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent ends this process itself
-    import transformers.utils.chat_template_utils  # noqa: F401  # takes seconds, which count for no rendering
+    import transformers.utils.chat_template_utils  # noqa: F401  # takes seconds, outside any time limit
 
     limit_memory()
     serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -91,7 +91,7 @@ class Renderer:
             return self._process.stdout.readline()
         except BrokenPipeError:
             return b""
-        except BaseException:  # interrupted before the answer, which the next request would get
+        except BaseException:  # interrupted: the next request would get this request's answer
             self.stop()
             raise
 

@@ -35,13 +35,14 @@ class TokenizedPreferences:
         texts: Each distinct text.
         chosen: Index of each pair's chosen text.
         rejected: Index of each pair's rejected text.
-        margins: Least difference between the rewards of each pair, from the `margin` column; 0 without one.
+        margins: For each pair, the smallest difference between its rewards that training aims for, from the `margin`
+            column; 0 without this column.
         groups: For each pair, the number of its group. Pairs with the same prompt, or with a text in common, are in
             one group, which must not be split between training and validation.
         left_out: Number of pairs that were left out, by reason.
         truncated: Number of pairs that lost the start of their prompt.
         rows: Index of each pair's row in the data; rows that were left out are not among them.
-        source: Name of the dataset that they come from.
+        source: Name of the dataset that the pairs come from.
     """
 
     texts: list[TokenizedText]
@@ -98,7 +99,7 @@ def tokenize_preferences(
         numbers: Number of each row in the data; by default they are counted from 1.
 
     Raises:
-        SparseRMError: A row has another form, or no pair is usable.
+        SparseRMError: A row is not a preference pair, or no pair is usable.
     """
     check_dataset(rows)
     source = getattr(getattr(rows, "info", None), "dataset_name", None) or ""

@@ -30,8 +30,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     """Give a tokenizer, in place, a pad token, a chat template with a fixed date, and truncation on the left.
 
     Raises:
-        SparseRMError: The tokenizer has neither a pad nor an end-of-text token, or it is not a fast tokenizer, which
-            alone tells the character offsets of its tokens.
+        SparseRMError: The tokenizer has neither a pad nor an end-of-text token, or it is not a fast tokenizer: only
+            fast tokenizers give the character offsets of their tokens.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise SparseRMError(

@@ -33,7 +33,7 @@ def encode_texts(hidden: torch.Tensor, pooled: torch.Tensor, sae: SparseAutoenco
     """Encode the pooled tokens of texts, some texts at a time: (tokens, d_sae) is a large tensor.
 
     Args:
-        hidden: (B, T, d_model) residual streams, as they are: an SAE does its own normalisation.
+        hidden: (B, T, d_model) residual streams, not normalised: an SAE does its own normalisation.
         pooled: (B, T) bool: the pooled tokens.
         sae: The SAE.
 

@@ -82,7 +82,7 @@ class Representer:
         Args:
             max_tokens: Batch size in tokens.
         """
-        # A reward model's base model has its data type in itself alone, and its representations are the same.
+        # `dtype` is left out: the base configuration in a reward model lacks it, but the representations are the same.
         config = {k: v for k, v in self.base_model.config.to_dict().items() if not k.startswith("_") and k != "dtype"}
         identity = {
             "format": CACHE_FORMAT,

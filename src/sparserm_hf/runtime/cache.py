@@ -13,7 +13,7 @@ from huggingface_hub import constants
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 50 * 2**30
-IN_USE = 3600  # seconds since the last use, in which a folder is kept: another process may be reading it
+IN_USE = 3600  # seconds after its last use in which no folder is removed: another process may read it
 
 
 def prune_cache(cache_dir: Path, most_bytes: int = MOST_BYTES) -> None:

@@ -20,7 +20,7 @@ LOGS = "runs"  # folder of the trackers inside the output folder
 
 
 def check_output_dir(folder: Path) -> None:
-    """Check that a checkpoint may be written into a folder: it is new, empty, or holds a SparseRM.
+    """Check that a checkpoint may be written into a folder: it is new or empty, or holds a SparseRM checkpoint.
 
     Raises:
         SparseRMError: The folder is a file or a volume, or holds other files.
@@ -116,8 +116,8 @@ def push_folder(folder: Path, files: Sequence[str], repo_id: str | None, private
         telling = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         why = " ".join(str(telling).split()) or type(telling).__name__
         raise SparseRMError(
-            f"{folder} could not be uploaded to {name}: {why}. It is whole on this machine, and what was on the Hub "
-            "is as it was."
+            f"{folder} could not be uploaded to {name}: {why}. The checkpoint on this machine is complete, and the "
+            "files on the Hub are unchanged."
         ) from error
 
 

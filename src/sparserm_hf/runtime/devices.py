@@ -73,7 +73,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return {"mps": "Apple GPU"}.get(device.type, device.type)
-    known = Path("/proc/cpuinfo")  # on Linux, where Python knows the architecture alone
+    known = Path("/proc/cpuinfo")  # on Linux, where Python knows only the architecture
     lines = known.read_text().splitlines() if known.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())

@@ -47,7 +47,7 @@ def reading(what: str, mend: str = "it was cut short or changed: download or sav
 
     Args:
         what: The subject of the message, such as a file name.
-        mend: How the user can mend it.
+        mend: Advice to the user.
 
     Raises:
         SparseRMError: The block raised. A `SparseRMError` of the block passes unchanged.
@@ -110,7 +110,7 @@ def without_extra(what: str, error: ModuleNotFoundError, extra: str) -> SparseRM
     """Make the error for a missing package that an extra installs.
 
     Args:
-        what: The part of this package that needs it, the subject of the message.
+        what: The part of this package that needs the missing package; the subject of the message.
         error: The failed import.
         extra: Name of the extra.
 
@@ -125,12 +125,12 @@ def needs_extra(what: str, extra: str, *modules: str) -> None:
     """Check that the packages of an extra are installed, without importing them.
 
     Args:
-        what: The part of this package that needs them, the subject of the message.
+        what: The part of this package that needs the extra; the subject of the message.
         extra: Name of the extra.
-        modules: Names of the modules that it installs.
+        modules: Names of the modules that the extra installs.
 
     Raises:
-        SparseRMError: One of them is not installed.
+        SparseRMError: A module is not installed.
     """
     for module in modules:
         if find_spec(module) is None:

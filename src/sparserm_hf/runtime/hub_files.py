@@ -17,7 +17,7 @@ def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
         revision: Revision on the Hub.
 
     Returns:
-        Path of the file; None where the checkpoint has none, or without a network where the cache has none.
+        Path of the file; None if the checkpoint has no such file, or if it is not cached and there is no network.
 
     Example:
         >>> print(find_file(".", "no-such-file"))

@@ -34,7 +34,7 @@ def visible(text: str) -> str:
 
 
 def escaped_json(line: str) -> str:
-    r"""Escape characters that steer a terminal in a line of JSON, which keeps its values.
+    r"""Escape characters that steer a terminal in a line of JSON; the JSON values stay the same.
 
     Example:
         >>> escaped_json('{"text": "\x9b2J"}')

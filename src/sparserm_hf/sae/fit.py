@@ -149,9 +149,9 @@ def judge(fit: Fit, neighbours: list[Neighbour], where: str, trained_on: str | N
         belongs = f"it was trained on {trained_on}" if trained_on else "it does not say which base model it belongs to"
         return Verdict(
             False,
-            f"The SAE fits neither {where} nor anything beside it (explained variance {found:.2f}, at best "
-            f"{other:.2f}): {belongs}; take the SAE of this base model, minding that an instruction-tuned variant is "
-            "another one.",
+            f"The SAE fits neither {where} nor a neighbouring set-up (explained variance {found:.2f}, at best "
+            f"{other:.2f}): {belongs}; take an SAE of this base model (an instruction-tuned variant is another base "
+            "model).",
         )
     weakly = ", but weakly" if found < WEAK else ""
     return Verdict(

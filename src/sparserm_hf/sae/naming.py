@@ -13,7 +13,7 @@ from scipy import sparse
 
 from .token_properties import token_properties
 
-# A word in a name occurs so often, and in so many prompts, that the name reveals no private text.
+# A name quotes only words that occur so often, and in so many prompts, that the name reveals no private text.
 LEAST_OCCURRENCES, LEAST_PROMPTS = 5, 3
 PARTS = 4  # most parts of a name
 LEAST_PRECISION = 0.25  # of each part, on the tokens that the name is made from

@@ -1,4 +1,4 @@
-"""Properties of the tokens of a response: their words, their kinds, and their places. Names are made of them."""
+"""Properties of the tokens of a response: their words, kinds and places. The names of latents consist of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ LONGEST_WORD = 24  # characters
 class TokenProperties:
     """Properties of the tokens of some responses, in the order of preference.
 
-    Of two properties of the same tokens, a name takes the first: a word, a place or kind, two words, `after` a word.
+    Of two properties that hold for the same tokens, a name takes the first in this order: a word, a place or kind, two
+    words, `after` a word.
 
     Attributes:
         texts: Text of each property, such as `"not"` or `the first word`.

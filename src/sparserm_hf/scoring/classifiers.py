@@ -22,7 +22,7 @@ NEEDED = "name a sequence classifier with one label, such as TRL's RewardTrainer
 class ClassifierRewardModel:
     """A reward model that is a sequence classifier with one label, such as TRL's `RewardTrainer` writes.
 
-    Its reward is the classifier's logit for the whole text, as its own chat template writes it.
+    The reward is the classifier's logit for the whole conversation, rendered by the classifier's own chat template.
 
     Attributes:
         model: The classifier.

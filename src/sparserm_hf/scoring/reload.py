@@ -35,7 +35,7 @@ def check_reload(folder: Path, model: SparseRMForSequenceClassification, tokeniz
     Raises:
         SparseRMError: The checkpoint cannot be loaded, or gives other token ids or another reward.
     """
-    # A CPU multiplies packed weights by other kernels, so these stay on their device.
+    # A CPU runs other kernels on packed weights, so a quantised model is compared on its own device.
     packed = hasattr(model.config.base_config, "quantization_config")
     device = model.device if packed else torch.device("cpu")
     again, their_tokenizer = load_reward_model(str(folder), device, "saved")

@@ -23,7 +23,7 @@ from .scored_rows import ROW_ERROR, add_rewards, chunks
 def run_fingerprint(
     model: SparseRMForSequenceClassification, max_length: int | None, probabilities: bool = False
 ) -> str:
-    """Hash everything that changes the rewards of a run, except its rows; the folder of its parts is named by it."""
+    """Hash everything that changes the rewards of a run, except its rows; the hash names the folder of its parts."""
     identity = f"{fingerprint_module(model)} {model.config.to_json_string()} {max_length} {probabilities}"
     return hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
 

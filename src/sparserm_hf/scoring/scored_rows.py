@@ -130,7 +130,7 @@ def _encode_row(encoder: ChatEncoder, row: dict[str, Any], where: str) -> dict[s
 
 
 def further_fields(further: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Name the fields of a row that hold what `further_scores` says of its texts.
+    """Make the fields of a row from the results of `further_scores` for its texts.
 
     Example:
         >>> further_fields({"chosen_reward": {"deviation": 0.5}, "rejected_reward": {"deviation": 0.25}})

@@ -19,7 +19,7 @@ class Scores(NamedTuple):
     Attributes:
         features: (N, F) features that the head reads.
         rewards: (N,) rewards.
-        shares: (N, objectives) shares of the objectives by the prompts, see `shares_of`; (N, 0) without a gate.
+        shares: (N, objectives) shares of the objectives for the prompts, see `shares_of`; (N, 0) without a gate.
     """
 
     features: np.ndarray
@@ -60,15 +60,15 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
 
 
 def further_scores(model: SparseRMForSequenceClassification, features: np.ndarray) -> list[dict[str, Any]]:
-    """Compute what a reward model says of N texts beside their rewards.
+    """Compute rewards by objective, and standard deviations over the ensemble, for N texts.
 
     Args:
         model: The reward model.
         features: (N, K) features that the head reads.
 
     Returns:
-        For each text: with a combined model, `by_objective`, a reward by the name of the objective; with an ensemble,
-        `deviation`, the standard deviation of the reward.
+        A dictionary for each text. A combined model adds `by_objective`, the rewards by objective name. An ensemble
+        adds `deviation`, the standard deviation of the reward.
     """
     found: list[dict[str, Any]] = [{} for _ in features]
     given = torch.from_numpy(features).float().to(model.directions.device)

@@ -40,7 +40,7 @@ def chosen_sae(sae: str | None, config: PretrainedConfig, name: str) -> str:
     if sae not in (None, AUTO):
         return sae
     sae = default_sae(config, name)
-    logger.info("The SAE for %s is %s: --sae names another.", name, sae)
+    logger.info("The SAE for %s is %s: choose another with --sae.", name, sae)
     return sae
 
 

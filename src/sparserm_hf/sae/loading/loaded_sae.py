@@ -114,7 +114,7 @@ def _embed(parsed: ParsedSAE) -> SparseAutoencoder:
     """
     if parsed.architecture not in ARCHITECTURES:
         raise UnusableSAEError(
-            f"is a {str(parsed.architecture)[:MOST_SHOWN]}; those that can be embedded are {', '.join(ARCHITECTURES)}."
+            f"is a {str(parsed.architecture)[:MOST_SHOWN]}; only {', '.join(ARCHITECTURES)} can be embedded."
         )
     if parsed.normalization not in NORMALIZATIONS:
         raise UnusableSAEError(

@@ -27,13 +27,12 @@ _DICTIONARY_NAMES = {
 
 
 def parse_dictionary_learning(file: Path, where: str) -> ParsedSAE:
-    """Parse an SAE of dictionary_learning, which folds the norm of its training data in when it saves."""
+    """Parse an SAE of dictionary_learning, which folds the norm of the training data into the weights on saving."""
     config = read_json(file.parent / "config.json")
     trainer = config["trainer"]
     if trainer["dict_class"] not in _DICTIONARIES:
         raise UnusableSAEError(
-            f"is a {trainer['dict_class']} of dictionary_learning; those that can be embedded are "
-            f"{', '.join(_DICTIONARIES)}."
+            f"is a {trainer['dict_class']} of dictionary_learning; only {', '.join(_DICTIONARIES)} can be embedded."
         )
     if config.get("buffer", {}).get("io", "out") == "in_and_out":
         raise UnusableSAEError("is a transcoder; SparseRM needs an SAE that reconstructs the residual stream.")
@@ -42,7 +41,7 @@ def parse_dictionary_learning(file: Path, where: str) -> ParsedSAE:
     k = tensors.pop("k", None)
     tensors.pop("group_sizes", None)  # of a Matryoshka SAE; all groups take part
     if architecture == "topk":
-        tensors.pop("threshold", None)  # kept by its trainer, used only where asked for
+        tensors.pop("threshold", None)  # saved by the trainer, but used only on request
     weights = {_DICTIONARY_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
     for ours, theirs in (("W_enc", "encoder.weight"), ("W_dec", "decoder.weight")):
         if theirs in weights:

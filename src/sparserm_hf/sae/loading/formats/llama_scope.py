@@ -17,8 +17,7 @@ def parse_llama_scope(file: Path, where: str) -> ParsedSAE:
     sae-lens, activations are not divided by s: f = jumprelu(s x W_enc + b_enc). The threshold in the file holds for
     activations divided by s and decoder rows of norm 1. The published decoder rows have other norms, so the threshold
     of latent j becomes s * threshold / |d_j|. Source: `SparseAutoEncoder.from_config` of
-    OpenMOSS/Language-Model-SAEs, November 2024;
-    sae-lens leaves out the decoder's norm.
+    OpenMOSS/Language-Model-SAEs, November 2024; sae-lens leaves out the decoder's norm.
     """
     config = read_json(file.parent.parent / "hyperparams.json")
     hook = config["hook_point_in"]
