@@ -17,7 +17,7 @@ class Explanation(NamedTuple):
     With a linear head, `reward = bias + (weight * features).sum(-1)`, exact but for rounding. A feature is almost
     never zero, so contributions are measured from the average training response: `reward = base +
     contributions.sum(-1)`, and `contributions = token_contributions.sum(1)` except for an empty response, which has no
-    tokens.
+    tokens. With pessimism the two sums lack what `reward` and `base` lose to the ensemble's deviation.
 
     Attributes:
         reward: (B,) rewards, as `forward` returns them.
@@ -29,7 +29,7 @@ class Explanation(NamedTuple):
             to its training average.
         token_contributions: (B, T, K) contribution of each token; zero for tokens that are not pooled.
         running_reward: (B, T) reward if the text had ended after each token of the response; `base` elsewhere.
-        response: (B, T) bool, true for the tokens of the response.
+        response: (B, T) bool, true for the tokens of the response; with `pooling="mean"`, of the prompt too.
     """
 
     reward: torch.Tensor
@@ -49,7 +49,8 @@ class RunTexts(NamedTuple):
     Attributes:
         hidden: (B, T, d_model) residual streams.
         pooled: (B, T) bool, true for the tokens that are averaged.
-        response: (B, T) bool, true for the tokens of the response, which include the averaged ones.
+        response: (B, T) bool, true for the tokens of the response and for all averaged tokens, which with
+            `pooling="mean"` are those of the prompt too.
         prompt: (B, d_model) average tokens of the prompts; None without a gate.
     """
 
@@ -137,9 +138,10 @@ def rewards_at_average(model: PreTrainedModel, latents: list[int], texts: RunTex
     """Compute rewards (B, len(latents)), without pessimism, with each latent set to its training average.
 
     With u the unit vector along the latent's direction, the component h . u of every pooled token h is replaced by the
-    average of the latent's feature; with `representation_norm="rms"`, times the token's root mean square. Then the
-    tokens are normalised and projected anew. The reward may change by another amount than the latent's contribution:
-    the token's root mean square changes, and so do the features of other latents whose directions overlap.
+    average of the latent's feature, divided by the direction's norm; with `representation_norm="rms"`, times the
+    token's root mean square. Then the tokens are normalised and projected anew. The reward may change by another
+    amount than the latent's contribution: the token's root mean square changes, and so do the features of other
+    latents whose directions overlap.
 
     Args:
         model: The reward model.

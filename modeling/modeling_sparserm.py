@@ -46,9 +46,9 @@ IGNORED = (
 class SparseRMForSequenceClassification(ScoresConversations, HasFurtherHeads, SparseRMPreTrainedModel):
     """A reward model: a frozen base model, directions of a sparse autoencoder, and a small head.
 
-    The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the response's average token
-    on the direction of a selected latent. With the linear head the reward is exactly
-    `bias + sum of weight_i * feature_i`.
+    The method is SparseRM (AAAI 2026, arXiv 2511.07896). A feature is the projection of the average pooled token on
+    the direction of a selected latent; by default the tokens of the response are pooled. With the linear
+    head the reward is exactly `bias + sum of weight_i * feature_i`.
 
     Attributes:
         model: The base model, cut after `config.layer` layers. It is frozen and always in eval mode.

@@ -75,7 +75,7 @@ class SpecialTokens:
         """Tokenize a rendered text, in which special tokens inside the region or the fakes are ordinary text.
 
         Returns:
-            Token ids, and the first and last character of each token.
+            Token ids, and for each token its first character and the character after its last.
         """
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = []

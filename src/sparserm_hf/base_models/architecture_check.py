@@ -103,7 +103,7 @@ def check_backbone(decoder: PreTrainedModel, expected: torch.Tensor) -> None:
         expected: Output of `stream_of_probe` before the cut.
 
     Raises:
-        SparseRMError: The output differs, or the decoder does not run.
+        SparseRMError: The output differs or depends on later tokens, or the decoder does not run.
     """
     kind = type(decoder).__name__
     try:

@@ -1,4 +1,4 @@
-"""The text that a chat template writes around messages' contents, found by rendering sample conversations.
+"""The text that a chat template writes around contents, and its reasoning tags: found by rendering samples.
 
 `chat_templates.py` renders; `response_marks.py` turns the text that is found here into token ids.
 """

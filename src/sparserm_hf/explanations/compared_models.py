@@ -1,4 +1,4 @@
-"""Compare two reward models on preference pairs, and explain the pairs on which they disagree."""
+"""Compare two reward models on preference pairs, and explain their strongest disagreements."""
 
 from __future__ import annotations
 

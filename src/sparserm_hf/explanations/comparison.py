@@ -1,4 +1,4 @@
-"""The result of a comparison: two reward models side by side on the same preference pairs."""
+"""A comparison of two reward models: accuracies side by side, and the pairs on which they disagree, ranked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learn from the labels so far: fit a reward head with an ensemble, and pick the pair that it doubts most."""
+"""Learn from the labels so far: fit a reward head with an ensemble, and find the pair that it doubts most."""
 
 from __future__ import annotations
 

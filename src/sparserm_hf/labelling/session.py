@@ -1,4 +1,4 @@
-"""A labelling session: the pair that is shown, the answers, and what is learned from them in the background."""
+"""A labelling session: which pair comes next, the answers, and what is learned from them in the background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foundations that every subpackage uses.
+"""Foundations that every room uses.
 
 Devices, processes and batches; files that are replaced as a whole, the cache and the Hub; errors, the terminal and
 experiment trackers.
