@@ -1,8 +1,9 @@
 """Render chat templates in a separate process with limits, and give up on a template that exceeds them twice.
 
-A template is somebody else's program. transformers renders it in a sandbox, which keeps it from files and from Python's
-internals, but not from an endless loop or from a text of a billion characters. No limit inside a Python process stops
-both: one long operation cannot be interrupted, and memory is not given back. A process can be ended. `template_process.py` is the code of that process.
+A template is somebody else's program. transformers renders it in a sandbox, which keeps it from files and from
+Python's internals, but not from an endless loop or from a text of a billion characters. No limit inside a Python
+process stops both: one long operation cannot be interrupted, and memory is not given back. A process can be ended.
+`template_process.py` is the code of that process.
 """
 
 from __future__ import annotations
