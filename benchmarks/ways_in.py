@@ -24,7 +24,7 @@ from sparserm_hf.modeling.fields_sparserm import POOLINGS
 from sparserm_hf import SparseRMReward
 from sparserm_hf.conversations.chat_templates import render
 from sparserm_hf.conversations.messages import Conversation
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.scoring.reward_models import load_reward_model
 from sparserm_hf.scoring.scored_rows import score_rows
 

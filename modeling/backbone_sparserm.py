@@ -1,4 +1,4 @@
-"""The frozen base model: cut it after one layer, run it, pool its residual stream to one vector per sequence."""
+"""The frozen base model: cut it after one layer, and run it up to its residual stream there."""
 
 import copy
 import inspect

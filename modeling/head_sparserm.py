@@ -1,4 +1,4 @@
-"""The reward head as a module of the reward model: it turns a text's features into its reward."""
+"""The heads as modules: linear or MLP, the heads of objectives and of an ensemble, and the gate over objectives."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Find the final response among token ids, by the marks that a chat template writes."""
+"""Find the final response, without its reasoning, among token ids, by the marks that a chat template writes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

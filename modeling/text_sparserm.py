@@ -1,4 +1,4 @@
-"""Encode conversations as token ids with nothing but the tokenizer; a message cannot fake a turn."""
+"""Encode conversations as token ids with the tokenizer alone, so that no message fakes a turn; shorten long ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

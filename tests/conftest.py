@@ -105,7 +105,7 @@ def reward_model(tmp_path):
     """The folder of a tiny random checkpoint."""
     from tiny import tiny_reward_model, tiny_tokenizer
 
-    from sparserm_hf.runtime.checkpoints import save_tokenizer
+    from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 
     folder = tmp_path / "reward-model"
     tiny_reward_model().save_pretrained(folder)
@@ -118,7 +118,7 @@ def policy(tmp_path):
     """The folder of a tiny random policy."""
     from tiny import tiny_causal_lm, tiny_tokenizer
 
-    from sparserm_hf.runtime.checkpoints import save_tokenizer
+    from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 
     folder = tmp_path / "policy"
     tiny_causal_lm(seed=1).save_pretrained(folder)

@@ -8,7 +8,7 @@ from tiny import tiny_causal_lm, tiny_tokenizer
 from world import make_rows, save_sae, train_arguments, write_jsonl
 
 from sparserm_hf.cli import main
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 
 BASE_MODELS = ("my-base-model", "my-policy", "google/gemma-2-2b-it", "HuggingFaceTB/SmolLM2-135M-Instruct")
 SAES = ("my-sae", "gemma-scope-2b-pt-res-canonical/layer_13/width_16k/canonical")

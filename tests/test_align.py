@@ -27,7 +27,7 @@ from sparserm_hf.cli.alignment_tables import print_outcome
 from sparserm_hf.cli.demo import find_base_model
 from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.preferences import parse_preference
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.runtime.devices import memory_advice
 from sparserm_hf.runtime.errors import SparseRMError
 

@@ -15,7 +15,7 @@ from world import train_arguments
 
 from sparserm_hf import SparseRMError, compare, evaluate, export_stock, load_preferences
 from sparserm_hf.cli.main import main
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.scoring import ClassifierRewardModel
 
 D_MODEL, LARGEST = 32, 100

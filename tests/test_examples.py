@@ -14,7 +14,7 @@ from sparserm_hf.cli import demo, main
 from sparserm_hf.cli.demo import ASKED, PAIRS
 from sparserm_hf.conversations import load_preferences
 from sparserm_hf.conversations.chat_templates import encode
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.sae.hooks import collect_residual_streams
 from sparserm_hf.sae.loading.choosing import SHIPPED_SAE, default_sae
 from sparserm_hf.sae.loading.loaded_sae import load_sae

@@ -23,7 +23,7 @@ from sparserm_hf.explanations import report_latents
 from sparserm_hf.explanations.explained_rows import explain_rows
 from sparserm_hf.integrations.stock import to_stock
 from sparserm_hf.runtime.batches import pad_texts
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.scoring.scored_texts import score_texts
 from sparserm_hf.training.gating import fit_gate
 

@@ -8,7 +8,7 @@ import torch
 from sparserm_hf.modeling.configuration_sparserm import SparseRMConfig
 from tiny import tiny_reward_model, tiny_tokenizer
 
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.scoring.reward_models import load_reward_model
 from sparserm_hf.scoring.scored_rows import score_rows
 

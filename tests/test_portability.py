@@ -14,7 +14,7 @@ from tiny import ARCHITECTURES, OBJECTIVES, tiny_causal_lm, tiny_encoder, tiny_r
 from world import make_rows
 
 from sparserm_hf.integrations.stock_export import write_stock
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.scoring.scored_texts import score_texts
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from chat_templates import TEMPLATES, prepared, reward_model_for
 from test_portability import score_elsewhere
 from tiny import tiny_reward_model, tiny_tokenizer
 
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.scoring.scored_rows import score_rows
 
 CONVERSATIONS = [

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP
 from world import make_rows, save_sae
 
 from sparserm_hf.base_models.fingerprints import fingerprint_module
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring.reward_models import encoder_of, load_reward_model
 from sparserm_hf.scoring.scored_texts import score_texts

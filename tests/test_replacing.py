@@ -16,7 +16,7 @@ from world import train_arguments
 
 from sparserm_hf.runtime import atomic_files as replacing
 from sparserm_hf.runtime.atomic_files import replacing_file, replacing_folder
-from sparserm_hf.runtime.checkpoints import check_output_dir, save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import check_output_dir, save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring.reward_models import load_reward_model
 

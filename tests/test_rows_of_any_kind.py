@@ -187,7 +187,7 @@ def client():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from sparserm_hf.runtime.checkpoints import save_tokenizer
+    from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 
     model, tokenizer = loaded()
     folder = tmp_path_factory.mktemp("rows")

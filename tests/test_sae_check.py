@@ -16,7 +16,7 @@ from tiny import ARCHITECTURES, BOS, CHAT_TEMPLATE, D_MODEL, VOCAB, tiny_causal_
 from sparserm_hf import SparseRMTrainer, SparseRMTrainingConfig
 from sparserm_hf.cli.main import main
 from sparserm_hf.runtime.batches import pad_texts
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae.fit import Fit, Neighbour, judge, measure_fit
 from sparserm_hf.sae.hooks import collect_residual_streams, next_token_loss

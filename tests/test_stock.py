@@ -16,7 +16,7 @@ from sparserm_hf.conversations.messages import Conversation
 from sparserm_hf.integrations.stock import stock_tokenizer, to_stock, without_tail
 from sparserm_hf.integrations.stock_export import write_stock
 from sparserm_hf.runtime.batches import pad_texts
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring.reward_models import encoder_of
 from sparserm_hf.scoring.scored_texts import score_texts

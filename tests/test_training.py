@@ -25,7 +25,7 @@ from sparserm_hf.base_models.placement import cast_weights
 from sparserm_hf.cli.main import main
 from sparserm_hf.representations import collect
 from sparserm_hf.representations.representer import Representer
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.sae.loading.loaded_sae import LoadedSAE
 from sparserm_hf.scoring.reward_models import load_reward_model

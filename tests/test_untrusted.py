@@ -12,7 +12,7 @@ from tiny import tiny_causal_lm, tiny_tokenizer
 from world import make_rows, train_arguments, write_jsonl
 
 from sparserm_hf.cli.main import main
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring import ClassifierRewardModel
 

@@ -15,7 +15,7 @@ from world import make_rows, train_arguments, write_jsonl
 
 from sparserm_hf.cli.main import main
 from sparserm_hf.conversations.tokenized_preferences import tokenize_preferences
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring.reward_models import load_reward_model
 from sparserm_hf.scoring.scored_rows import score_rows

@@ -26,7 +26,7 @@ from tiny import ARCHITECTURES, OBJECTIVES, tiny_reward_model, tiny_rewards, tin
 from transformers import CONFIG_MAPPING
 
 from sparserm_hf import SparseRMError
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.scoring.reward_models import load_reward_model
 
 pytestmark = [

@@ -16,7 +16,7 @@ from world import without_package
 
 from sparserm_hf.base_models.loading import load_language_model
 from sparserm_hf.cli.main import main
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 from sparserm_hf.runtime.errors import SparseRMError
 from sparserm_hf.scoring import ClassifierRewardModel
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny import tiny_causal_lm, tiny_sae, tiny_tokenizer
 
 from sparserm_hf.evaluation.benchmark_scores import Prompt
-from sparserm_hf.runtime.checkpoints import save_tokenizer
+from sparserm_hf.runtime.checkpoint_folders import save_tokenizer
 
 HOOK = "blocks.1.hook_resid_post"
 # As accelerate starts them; on a free port, for another test may do the same.

@@ -1,4 +1,4 @@
-"""Measure a policy by its answers to held-out questions, and by the likelihoods that it gives to known responses."""
+"""Measure a policy: rewards, lengths and common beginnings of its answers, and which responses it finds likelier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy: load it with a round's adapter, let it write responses, compute its likelihoods of texts."""
+"""The policy: load it, let it write responses, compute likelihoods and the KL divergence from the first policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encode texts as token ids with the place of the response, in the same way for training, scoring and serving."""
+"""Encode texts as token ids with the place of the response, the same way for training, scoring and serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preparation of a tokenizer for a reward model."""
+"""Prepare a tokenizer for a reward model: pad token, chat template if it has none, a fixed date."""
 
 from __future__ import annotations
 

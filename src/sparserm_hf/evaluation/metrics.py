@@ -1,4 +1,4 @@
-"""Accuracy and margin of rewards on preference pairs."""
+"""Metrics on preference pairs: accuracy, margin, correlation, and the paired difference of two models."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from .batches import pad_texts as pad_texts
 from .batches import plan_batches as plan_batches
 from .cache import default_cache_dir as default_cache_dir
 from .cache import prune_cache as prune_cache
-from .checkpoints import check_output_dir as check_output_dir
-from .checkpoints import check_output_file as check_output_file
-from .checkpoints import last_whole_checkpoint as last_whole_checkpoint
-from .checkpoints import push_folder as push_folder
-from .checkpoints import save_tokenizer as save_tokenizer
+from .checkpoint_folders import check_output_dir as check_output_dir
+from .checkpoint_folders import check_output_file as check_output_file
+from .checkpoint_folders import last_whole_checkpoint as last_whole_checkpoint
+from .checkpoint_folders import push_folder as push_folder
+from .checkpoint_folders import save_tokenizer as save_tokenizer
 from .devices import as_numpy as as_numpy
 from .devices import device_name as device_name
 from .devices import exact as exact

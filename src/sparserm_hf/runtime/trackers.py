@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from .checkpoints import LOGS
+from .checkpoint_folders import LOGS
 from .errors import SparseRMError
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The endpoints in the forms of OpenRLHF, vLLM and SGLang, and `/score` and `/explain` for rows."""
+"""The endpoints in the forms of OpenRLHF, vLLM and SGLang, `/score` and `/explain` for rows, and `/metrics`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: probabilities from reward differences."""
+"""Calibration: probabilities from reward differences, and weights of objectives fitted to pairs."""
 
 from __future__ import annotations
 

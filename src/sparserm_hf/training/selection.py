@@ -1,4 +1,4 @@
-"""Selection of the latents that tell chosen from rejected responses."""
+"""Select the latents that tell chosen from rejected responses, and how many of them."""
 
 from __future__ import annotations
 
