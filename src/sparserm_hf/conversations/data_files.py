@@ -1,4 +1,7 @@
-"""Load rows from local files, standard input and the Hub, without looking at their columns."""
+"""Load rows from local files, standard input and the Hub, without looking at their columns.
+
+`datasets` takes more than a second to import, and JSON Lines do not need it: it is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TextIO
-
-from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..runtime import SparseRMError, reason
 from .data_sources import DataSource
 from .preferences import FORMATS
 from .row_checks import MOST_NESTED, check_fields, list_names, row_name
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MOST_CHARACTERS = 2**24  # of a line of JSON Lines, and of a packed .json file
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -123,6 +127,8 @@ def _suffix(source: str) -> str | None:
 
 def check_dataset(rows: Any) -> None:
     """Raise a `SparseRMError` if all splits of a dataset were given instead of one split."""
+    from datasets import DatasetDict, IterableDatasetDict
+
     if isinstance(rows, (DatasetDict, IterableDatasetDict)):
         raise SparseRMError(
             f"A DatasetDict with the splits {', '.join(map(str, rows))} was given, but one dataset is needed: pass "
@@ -148,6 +154,8 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
         print(pairs[0]["chosen"])
         ```
     """
+    from datasets import Dataset
+
     path, suffix = Path(source), _suffix(source)
     if not suffix:
         if path.is_file():
@@ -182,6 +190,8 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
 
 
 def _from_table(path: Path, suffix: str) -> Dataset:
+    from datasets import Dataset, load_dataset
+
     try:
         if suffix == ".parquet":
             return load_dataset("parquet", data_files=str(path), split="train")
@@ -212,6 +222,8 @@ def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _from_hub(source: str, config: str | None, split: str, streaming: bool) -> Any:
+    from datasets import load_dataset
+
     try:
         dataset = load_dataset(source, config, split=split, streaming=streaming)
     except Exception as error:  # datasets and huggingface_hub raise a dozen kinds

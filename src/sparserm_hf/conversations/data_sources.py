@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HUB = "https://huggingface.co/datasets/"
 
@@ -21,6 +22,7 @@ class DataSource:
         split: Split of a dataset on the Hub, or its slice.
 
     Example:
+        >>> from datasets import Dataset
         >>> rows = Dataset.from_list([{"chosen": "Yes.", "rejected": "No."}])
         >>> rows.info.dataset_name = "/data/pairs.jsonl"
         >>> DataSource.of(rows)
@@ -34,6 +36,8 @@ class DataSource:
     @classmethod
     def of(cls, rows: Any) -> DataSource:
         """Name the source of a `datasets.Dataset`; rows of any other type have an unknown source."""
+        from datasets import Dataset  # takes more than a second
+
         if not isinstance(rows, Dataset):
             return cls()
         homepage, name = rows.info.homepage or "", rows.info.dataset_name or ""

@@ -1,4 +1,4 @@
-"""Check the claims of explanations by interventions in the residual stream."""
+"""Check how many claims of explanations hold, for cards and reports, by interventions in the residual stream."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from .atomic_files import is_own
 from .errors import SparseRMError
@@ -123,6 +122,8 @@ def push_folder(folder: Path, files: Sequence[str], repo_id: str | None, private
 
 def last_whole_checkpoint(folder: Path) -> str | None:
     """Find the Trainer's last complete checkpoint; incomplete checkpoints are removed."""
+    from transformers.trainer_utils import get_last_checkpoint  # imports peft, which takes a second
+
     for state in (checkpoint / "trainer_state.json" for checkpoint in folder.glob("checkpoint-*")):
         try:
             json.loads(state.read_text("utf-8"))  # the file that the Trainer writes last

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
+    from transformers import TrainingArguments
 
 
 def cpu_multiplies_bfloat16() -> bool:

@@ -1,4 +1,4 @@
-"""Measure how well the latents of a reward model explain it, with and without an adapter."""
+"""Compare the latents of a reward model with and without its adapter: claims, names, what the SAE explains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load an SAE in any known format: `load_sae`."""
+"""Load an SAE in any known format, and refuse one whose shapes or numbers are wrong: `load_sae`."""
 
 from __future__ import annotations
 
