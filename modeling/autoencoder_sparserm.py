@@ -1,4 +1,4 @@
-"""The sparse autoencoder (SAE) that a SparseRM model carries."""
+"""The sparse autoencoder (SAE) that a SparseRM model carries: it normalises its input, encodes and decodes."""
 
 import torch
 from torch import nn

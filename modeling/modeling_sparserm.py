@@ -1,4 +1,4 @@
-"""The SparseRM reward model: frozen base model, embedded sparse autoencoder (SAE), reward head."""
+"""The SparseRM reward model: frozen base model, embedded sparse autoencoder (SAE), steering, reward head."""
 
 import copy
 from typing import Any
