@@ -154,8 +154,6 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
         print(pairs[0]["chosen"])
         ```
     """
-    from datasets import Dataset
-
     path, suffix = Path(source), _suffix(source)
     if not suffix:
         if path.is_file():
@@ -164,20 +162,7 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
     if not path.is_file():
         raise SparseRMError(f"There is no file {source}.")
     start, stop = _slice_of(split)
-    if suffix in (".csv", ".parquet"):
-        dataset = _from_table(path, suffix)
-    else:
-        rows = list(iterate_json(path))
-        try:
-            # The columns of all rows: `from_list` alone takes those of the first row and drops every other column.
-            columns = dict.fromkeys(name for row in rows for name in row)
-            dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
-        except Exception as error:  # an error of pyarrow, for columns of mixed types
-            for number, row in enumerate(rows, 1):
-                check_fields(row, row_name(number, source))  # if one row alone is at fault, the error names it
-            raise SparseRMError(
-                f"{source}: the rows do not have the same form ({reason(error)}). {FORMATS}"
-            ) from error
+    dataset = _from_table(path, suffix) if suffix in (".csv", ".parquet") else _from_json(source)
     if len(dataset) == 0:
         raise SparseRMError(f"{source} is empty. {FORMATS}")
     rows_of_split = range(len(dataset))[start:stop]
@@ -187,6 +172,20 @@ def load_preferences(source: str, split: str = "train") -> Dataset:
         )
     dataset.info.dataset_name = source_name(source, split)  # for errors about its rows
     return dataset.select(rows_of_split)
+
+
+def _from_json(source: str) -> Dataset:
+    from datasets import Dataset
+
+    rows = list(iterate_json(Path(source)))
+    try:
+        # The columns of all rows: `from_list` alone takes those of the first row and drops every other column.
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
+    except Exception as error:  # an error of pyarrow, for columns of mixed types
+        for number, row in enumerate(rows, 1):
+            check_fields(row, row_name(number, source))  # if one row alone is at fault, the error names it
+        raise SparseRMError(f"{source}: the rows do not have the same form ({reason(error)}). {FORMATS}") from error
 
 
 def _from_table(path: Path, suffix: str) -> Dataset:
