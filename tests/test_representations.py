@@ -225,12 +225,26 @@ def test_a_fingerprint_is_made_once_and_again_when_a_weight_changes(base_model, 
     assert fingerprint_module(number) != fingerprint_module(nn.Module())
 
 
+def test_the_progress_bar_moves_within_a_shard(base_model, tmp_path, monkeypatch):
+    """It stood still for half a minute on a slow CPU: a shard has several batches."""
+    bars = []
+
+    class Bar(representations.tqdm):
+        def update(self, n=1):
+            bars.append(n)
+
+    monkeypatch.setattr(representations, "tqdm", Bar)
+    texts = [tokenized(tuple(range(5, 30)), 10), tokenized(tuple(range(6, 46)), 20), tokenized(tuple(range(7, 57)), 30)]
+    collect(base_model, tmp_path, texts)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1 and len(bars) > 1 and sum(bars) == 25 + 40 + 50
+
+
 def test_full_memory_gets_advice_and_finished_shards_stay(base_model, tmp_path, monkeypatch, small_shards):
     """It was torch's own traceback."""
     real, calls = Representer.compute_shard, []
 
     def full(self, batches):
-        calls.append(len(batches))
+        calls.append(batches)
         if len(calls) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, batches)

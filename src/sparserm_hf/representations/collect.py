@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,17 +74,23 @@ def _compute_missing(representer: Representer, shards: list[list[list[Family]]],
     todo = [i for i in mine if not is_whole(paths[i])]
     if todo:
         logger.info("Computing %d of %d shards into %s", len(todo), len(mine), paths[0].parent)
-        tokens = {i: sum(family.length for batch in shards[i] for family in batch) for i in todo}
+        tokens = sum(family.length for i in todo for batch in shards[i] for family in batch)
         hidden = not state.is_main_process
-        with tqdm(None, "Representations", sum(tokens.values()), unit="tok", unit_scale=True, disable=hidden) as bar:
+        with tqdm(None, "Representations", tokens, unit="tok", unit_scale=True, disable=hidden) as bar:
             for i in todo:
                 with memory_advice("representing texts", MEMORY_ADVICE):
-                    tensors = representer.compute_shard(shards[i])
+                    tensors = representer.compute_shard(_advancing(bar, shards[i]))
                 save_shard(tensors, paths[i])
-                bar.update(tokens[i])
     else:
         logger.info("All representations come from the cache, %s", paths[0].parent)
     state.wait_for_everyone()
+
+
+def _advancing(bar: tqdm, batches: list[list[Family]]) -> Iterator[list[Family]]:
+    """Yield batches, and move a progress bar on after each: a shard may take a minute on a CPU."""
+    for batch in batches:
+        yield batch
+        bar.update(sum(family.length for family in batch))
 
 
 def plan_shards(batches: list[list[int]], lengths: list[int]) -> list[list[list[int]]]:

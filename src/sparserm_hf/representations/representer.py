@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -101,7 +101,7 @@ class Representer:
         return hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
     @torch.inference_mode()
-    def compute_shard(self, batches: Sequence[Sequence[Family]]) -> dict[str, torch.Tensor]:
+    def compute_shard(self, batches: Iterable[Sequence[Family]]) -> dict[str, torch.Tensor]:
         """Compute the tensors of a shard, which `StoredShard` reads.
 
         Args:
