@@ -234,9 +234,9 @@ def test_the_progress_bar_moves_within_a_shard(base_model, tmp_path, monkeypatch
             bars.append(n)
 
     monkeypatch.setattr(representations, "tqdm", Bar)
-    texts = [tokenized(tuple(range(5, 30)), 10), tokenized(tuple(range(6, 46)), 20), tokenized(tuple(range(7, 57)), 30)]
+    texts = [tokenized(tuple(range(n, 2 * n)), n // 2) for n in (25, 40, 45)]
     collect(base_model, tmp_path, texts)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 1 and len(bars) > 1 and sum(bars) == 25 + 40 + 50
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1 and len(bars) > 1 and sum(bars) == 25 + 40 + 45
 
 
 def test_full_memory_gets_advice_and_finished_shards_stay(base_model, tmp_path, monkeypatch, small_shards):
