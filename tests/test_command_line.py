@@ -14,6 +14,7 @@ import pytest
 from sparserm_hf.cli.arguments import add_settings, given
 from sparserm_hf.cli.main import COMMANDS, build_parser, main
 
+EXTRAS = ("peft", "trl", "gguf", "openai", "captum", "bitsandbytes", "ray", "fastapi", "prometheus_client", "uvicorn")
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "sae_lens", "trl")
 
 
@@ -59,6 +60,29 @@ def test_each_command_ends_with_what_to_do_next(command, monkeypatch, capsys):
         build_parser(shlex.split(line)).parse_args(shlex.split(line.replace("LATENT=0", "1=0")))
     else:
         assert ".from_pretrained with 'my folder'" in said
+
+
+def test_help_needs_no_extra():
+    """That of `sparserm label` ended in a traceback without fastapi, and so did the manual after `make demo`."""
+    code = f"""
+import sys
+from importlib.abc import MetaPathFinder
+from sparserm_hf.cli.main import COMMANDS, main
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in {EXTRAS}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+for command in COMMANDS:
+    try:
+        main([*command.split(), "--help"])
+    except SystemExit as end:
+        assert end.code == 0, command
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.count("\nexample:\n") == len(COMMANDS), run.stderr[-2000:]
 
 
 def test_commands_of_a_group_are_listed(capsys):

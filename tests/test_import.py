@@ -87,7 +87,7 @@ def test_what_needs_an_extra_says_so():
     assert [line.partition(", as in")[0] for line in ended.stdout.splitlines()] == [
         "Alignment needs trl: install the extra `align`",
         "The Ray engine needs ray: install the extra `ray`",
-        "Labelling needs fastapi: install the extra `serve`",
+        "The server needs fastapi: install the extra `serve`",
         "The server needs fastapi: install the extra `serve`",
     ]
 

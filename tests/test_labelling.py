@@ -20,7 +20,8 @@ from fastapi.testclient import TestClient  # noqa: E402
 from sparserm_hf import SparseRMError, SparseRMTrainer, load_preferences, load_reward_model, score_rows  # noqa: E402
 from sparserm_hf.cli.main import main  # noqa: E402
 from sparserm_hf.labelling.label_files import EVERY, HELD_OUT_FILE, TRAINING_FILE, LabelFiles, is_held_out, pair_key  # noqa: E402
-from sparserm_hf.labelling.labelling import LabellingConfig, train_on_labels  # noqa: E402
+from sparserm_hf.labelling.labelling import train_on_labels  # noqa: E402
+from sparserm_hf.labelling.labelling_settings import LabellingConfig  # noqa: E402
 from sparserm_hf.labelling.learner import Answer, Pairs, learn, pick  # noqa: E402
 from sparserm_hf.labelling.page import create_page  # noqa: E402
 from sparserm_hf.labelling.pool import Pool, pairs_of  # noqa: E402

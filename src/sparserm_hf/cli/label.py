@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, field
 
 from ..conversations import iterate_rows
-from ..labelling import LabellingConfig, label
+from ..labelling import LabellingConfig
 from ..sae import model_and_sae
 from .arguments import ModelAndSAE, add_settings, given
 
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page until a signal ends it."""
+    from ..labelling import label  # needs the extra `serve`, which `--help` does not
+
     model, sae = model_and_sae(args.preset, args.model, args.sae)
     questions = iterate_rows(args.questions, args.questions_split)
     label(questions, given(LabellingConfig, args), model, sae, args.policy, args.revision)

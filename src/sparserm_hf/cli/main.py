@@ -92,11 +92,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     _quieten_libraries()
-    args = build_parser(arguments).parse_args(arguments)
-    _set_up_logging()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     try:
+        args = build_parser(arguments).parse_args(arguments)
+        _set_up_logging()
         code = args.run(args) or 0
         if code == 0:
             _say_next(args)

@@ -2,7 +2,4 @@
 
 import lazy_loader
 
-from ..runtime import needs_extra
-
-needs_extra("Labelling", "serve", "fastapi", "prometheus_client", "uvicorn")
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

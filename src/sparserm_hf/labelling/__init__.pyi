@@ -1,2 +1,2 @@
-from .labelling import LabellingConfig as LabellingConfig
 from .labelling import label as label
+from .labelling_settings import LabellingConfig as LabellingConfig

@@ -5,91 +5,24 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..align import AlignmentConfig, read_questions, read_rows
+from ..align import read_questions, read_rows
 from ..conversations import Messages, load_preferences
 from ..evaluation import RowName
-from ..runtime import SparseRMError, option, process_state
+from ..runtime import SparseRMError, process_state
 from ..sae import LoadedSAE
 from ..server import run_app
-from ..training import SparseRMTrainer, SparseRMTrainingConfig
+from ..training import SparseRMTrainer
 from .label_files import HELD_OUT_FILE, TRAINING_FILE, LabelFiles, pair_key
+from .labelling_settings import LabellingConfig
 from .page import create_page
 from .pool import Pool, pairs_of
 from .session import EXCLUDED_FILE, Session
 
 RESPONSES_FILE = "responses.jsonl"
-MODEL_FOLDER = "reward-model"
 STOP_SECONDS = 2  # seconds after a stop in which requests of the page are still answered
-
-
-@dataclass
-class LabellingConfig:
-    """Settings of `label` and `sparserm label`; each field's `help` describes it.
-
-    Raises:
-        SparseRMError: A setting is out of its range.
-
-    Example:
-        >>> LabellingConfig("my-labels", num_responses=2).port
-        8001
-    """
-
-    output_dir: str = field(
-        metadata={"help": "Folder of labels, responses and reward model; an earlier session in it is continued."}
-    )
-    num_responses: int = option(4, "Number of responses that the policy writes to each question.")
-    max_new_tokens: int = option(128, "Maximum number of tokens of a response.")
-    temperature: float = option(0.7, "Sampling temperature.")
-    layer: int | None = option(
-        None, "Number of decoder layers of the base model to keep; by default, the layers before the SAE's hook."
-    )
-    max_length: int = option(1024, "Maximum number of tokens of a text; a longer pair loses the start of its prompt.")
-    dtype: Literal["auto", "bfloat16", "float32"] = option("auto", "Data type to run the base model in.")
-    check_sae: bool = option(
-        True,
-        "Check first that the SAE fits the base model and the layer.",
-        off="Do not check that the SAE fits the base model and the layer.",
-    )
-    cache_dir: str | None = option(None, "Folder to cache representations in; by default, sparserm in HF_HOME.")
-    port: int = option(8001, "Port of the page; 0 takes a free port.")
-    seed: int = option(42, "Random seed.")
-
-    def __post_init__(self) -> None:
-        self.writing()
-        self.training()
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the session."""
-        return Path(self.output_dir)
-
-    def training(self, exclude_latents: str = "") -> SparseRMTrainingConfig:
-        """Make the settings of the reward model's training."""
-        return SparseRMTrainingConfig(
-            str(self.folder / MODEL_FOLDER),
-            layer=self.layer,
-            max_length=self.max_length,
-            dtype=self.dtype,
-            check_sae=self.check_sae,
-            cache_dir=self.cache_dir,
-            seed=self.seed,
-            exclude_latents=exclude_latents,
-        )
-
-    def writing(self) -> AlignmentConfig:
-        """Make the settings by which a policy writes responses."""
-        return AlignmentConfig(
-            self.output_dir,
-            pairs="best-of-n",
-            num_samples=self.num_responses,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
-        )
 
 
 def label(
