@@ -149,7 +149,7 @@ def test_the_command_explains_texts_and_pairs(trained, tmp_path, capsys, monkeyp
     source = write_jsonl(tmp_path / "rows.jsonl", rows)
     assert main(["explain", str(trained), source, "--top", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "Row 1: chosen loses by 0." in printed and "of latents" in printed
+    assert "Row 1" in printed and "chosen loses by 0." in printed and "of latents" in printed
     assert row["chosen"][0]["content"] in printed.replace("\n", " ")
     out = tmp_path / "out.jsonl"
     assert main(["explain", str(trained), source, "--output", str(out)]) == 0

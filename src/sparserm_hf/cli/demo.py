@@ -24,7 +24,7 @@ from .evaluation_tables import print_accuracies
 from .explanation_tables import print_explanation, print_latent_table, print_legend
 
 EXAMPLE = "sparserm demo --output_dir demo-output"
-NEXT = "To score answers of your own: sparserm score {output_dir}/model answers.jsonl --output scores.jsonl"
+NEXT = "To score pairs in the form of this file: sparserm score {output_dir}/model {output_dir}/test.jsonl"
 PAIRS = Path(__file__).parent / "demo_pairs"
 LATENTS = 10  # latents that are shown
 ASKED = "What happens if you touch a baby bird?"  # a question of the held-out pairs
@@ -70,12 +70,13 @@ def run(args: argparse.Namespace) -> None:
     trainer.train()
     trainer.save_model()
     assert trainer.evaluation is not None
-    say("\n2. Is it any good? On questions that it has not seen, beside simpler models on the same base model:\n")
+    say("\n2. Is it any good? On questions that it has not seen, beside simpler models:\n")
     print_accuracies(trainer.evaluation, "Held-out questions")
-    say("Where intervals overlap, this test cannot tell models apart. SparseRM adds that its rewards can be read.")
+    say("Differences of one or two points are within chance on so few pairs.")
+    say("SparseRM adds that its rewards can be read.")
     say(f"\n3. What does it look at? The {LATENTS} latents that move rewards most:\n")
     print_latent_table(report_latents(folder, train, LATENTS).latents, "")
-    say("\n4. Why does a response get its reward? The held-out pair that it is surest of, then its worst mistake:\n")
+    say("\n4. Why does a response get its reward? Its surest pair, then its worst mistake:\n")
     model, tokenizer = load_reward_model(folder)
     explain_extremes(model, tokenizer, test, trainer.evaluation)
     say(f"\n5. Use it: the best of {ANSWERS} answers that SmolLM2-135M gives to a question.\n")
@@ -113,3 +114,4 @@ def rank_answers(model: Any, tokenizer: Any, policy: str) -> None:
     say(ASKED)
     for answer in model.rank(ASKED, answers, tokenizer):
         say(f"  {answer.reward:+6.2f}  {' '.join(answer.response.split())}")
+    say("The order is what this reward prefers, which is not always what is true.")

@@ -16,7 +16,7 @@ LEGEND = (
     "A latent adds to a reward by being stronger or weaker in the response than in the average training response. "
     "=: removing that difference from the tokens changed the reward by that amount, to within 10%; ≠: by the amount "
     "that is shown instead. "
-    f"{NAMED}"
+    f"{NAMED} Tokens on green raise the reward, tokens on red lower it."
 )
 
 UP, DOWN = (34, 160, 90), (210, 70, 70)  # backgrounds of tokens that raise and that lower the reward
@@ -41,8 +41,7 @@ def print_explanation(explained: dict[str, TextExplanation], config: SparseRMCon
     chosen, rejected = explained.values()
     console.print(_of_pair(chosen, rejected, title, top))
     for name, explanation in (("chosen", chosen), ("rejected", rejected)):
-        console.print(f"[bold]{name}[/]", end=" ")
-        _print_sum(console, explanation, config)
+        _print_sum(console, explanation, config, f"[bold]{name}[/] ")
         console.print(_coloured(explanation.tokens))
     console.print()
 
@@ -52,16 +51,16 @@ def print_legend() -> None:
     Console().print(f"[dim]{LEGEND}[/]")
 
 
-def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig) -> None:
+def _print_sum(console: Console, explanation: TextExplanation, config: SparseRMConfig, prefix: str = "") -> None:
     if explanation.objectives:  # a combined reward has no training responses of its own
-        console.print(f"{explanation.summary}\n= {escape(explanation.by_objective)}")
+        console.print(f"{prefix}{explanation.summary}\n= {escape(explanation.by_objective)}")
         if explanation.by_prompt:
             console.print(escape(explanation.by_prompt))
         return
     deviation = (explanation.reward - config.reward_mean) / config.reward_std if config.reward_std else 0.0
     console.print(
-        f"{explanation.summary}; {abs(deviation):.1f} standard deviations {'above' if deviation > 0 else 'below'} the "
-        "mean of the training responses"
+        f"{prefix}{explanation.summary}; {abs(deviation):.1f} standard deviations "
+        f"{'above' if deviation > 0 else 'below'} the mean of the training responses"
     )
 
 
@@ -86,7 +85,7 @@ def _check(effect: LatentEffect) -> str:
 
 def _of_pair(chosen: TextExplanation, rejected: TextExplanation, title: str, top: int) -> Table:
     margin = chosen.reward - rejected.reward
-    outcome = f"{title}: chosen {'wins' if margin > 0 else 'loses'} by {abs(margin):.3f}"
+    outcome = f"{title}\nchosen {'wins' if margin > 0 else 'loses'} by {abs(margin):.3f}"
     table = _table(outcome, None, "chosen", "rejected", "difference")
     sides = [{effect.latent: effect for effect in side.latents} for side in (chosen, rejected)]
     differences = list(contrast(chosen, rejected).items())

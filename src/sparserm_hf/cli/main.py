@@ -146,6 +146,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def _set_up_logging() -> None:
+    import huggingface_hub
     import transformers  # takes half a second, which `--help` does not need
 
     handler = logging.StreamHandler(sys.stderr)
@@ -153,6 +154,7 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpx2", "datasets", "fsspec", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    huggingface_hub.logging.disable_propagation()  # it has a handler of its own: each line would come twice
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 

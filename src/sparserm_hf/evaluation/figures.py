@@ -87,7 +87,7 @@ def draw_k(axes: Axes, accuracies: Mapping[str, float], chosen: int) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.minorticks_off()
-    axes.set_xlabel("latents on either side (dotted: chosen)")
+    axes.set_xlabel("latents on each side (dotted: the number taken)")
     axes.set_ylabel("accuracy in %")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from scipy.special import expit
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..conversations import ChatEncoder, TokenizedText, check_row, row_name, texts_of_row
@@ -107,7 +108,9 @@ def add_rewards(
         names = [row_name(number, source) for number, _ in enumerate(chunk, first_number)]
         encoded = [_encode_row(encoder, row, where) for row, where in zip(chunk, names, strict=True)]
         texts = [text for found in encoded if isinstance(found, dict) for text in found.values()]
-        scores = score_texts(model, texts)
+        # In a terminal alone: a chunk of rows may take a minute on a CPU.
+        with tqdm(total=len(texts), desc="These rows", unit="text", delay=2, leave=False, disable=None) as bar:
+            scores = score_texts(model, texts, bar.update)
         further = further_scores(model, scores.features)
         scored = iter(zip(scores.rewards.tolist(), further, strict=True))
         for row, found, where in zip(chunk, encoded, names, strict=True):

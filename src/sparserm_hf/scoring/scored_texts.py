@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +27,17 @@ class Scores(NamedTuple):
     shares: np.ndarray
 
 
-def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedText]) -> Scores:
+def score_texts(
+    model: SparseRMForSequenceClassification,
+    texts: list[TokenizedText],
+    advance: Callable[[int], object] | None = None,
+) -> Scores:
     """Score texts in batches of similar length.
 
     Args:
         model: The reward model.
         texts: Texts from the model's encoder; see `encoder_of`.
+        advance: Called after each batch with its number of texts, for a progress bar.
 
     Example:
         ```python
@@ -56,6 +61,8 @@ def score_texts(model: SparseRMForSequenceClassification, texts: list[TokenizedT
             rewards[batch] = as_numpy(model.reward(*found)[:, 0])
             if found.shares is not None:
                 shares[batch] = as_numpy(found.shares)
+        if advance is not None:
+            advance(len(batch))
     return Scores(features, rewards, shares)
 
 
