@@ -12,6 +12,15 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 PYTHON = os.environ.get("SPARSERM_PYTHON", sys.executable)  # an environment in which the package runs
+HELP = """
+from sparserm_hf.cli.main import COMMANDS, main
+for name in COMMANDS:  # in one process, as each takes seconds to start
+    print(end="\\0" + name + "\\n")
+    try:
+        main([*name.split(), "--help"])
+    except SystemExit as end:
+        assert end.code == 0, name
+"""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -21,14 +30,17 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Lead to the manual's tour where GitHub leads to the notebook."""
+    return markdown.replace("](../examples/tour.ipynb)", "](tour.md)")
+
+
 def commands() -> str:
     """Write the help of each command under a heading of its own."""
-    code = "from sparserm_hf.cli.main import COMMANDS; print(*COMMANDS, sep='\\n')"
-    parts = ["# Command line\n"]
-    for name in run("-c", code).splitlines():
-        shown = run("-m", "sparserm_hf.cli", *name.split(), "--help")
-        parts.append(f"## sparserm {name}\n\n```text\n{shown.rstrip()}\n```\n")
-    return "\n".join(parts)
+    environment = os.environ | {"COLUMNS": "100"}
+    shown = subprocess.run([PYTHON, "-c", HELP], env=environment, capture_output=True, text=True, check=True).stdout
+    parts = (part.partition("\n") for part in shown.split("\0")[1:])
+    return "\n".join(["# Command line\n", *(f"## sparserm {n}\n\n```text\n{h.rstrip()}\n```\n" for n, _, h in parts)])
 
 
 def tour() -> str:
@@ -52,9 +64,3 @@ def as_html(output: dict[str, Any]) -> str:
         return f'<div style="margin: .8em 0">{"".join(data["text/html"])}</div>'
     text = html.escape("".join(data["text/plain"]).rstrip())
     return f'<pre style="font-size: .85em; white-space: pre-wrap">{text}</pre>'
-
-
-def run(*arguments: str) -> str:
-    """Run Python and return its standard output."""
-    environment = os.environ | {"COLUMNS": "100"}
-    return subprocess.run([PYTHON, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
