@@ -17,7 +17,7 @@ from sparserm_hf.cli.main import COMMANDS, main
 for name in COMMANDS:  # in one process, as each takes seconds to start
     print(end="\\0" + name + "\\n")
     try:
-        main([*name.split(), "--help"])
+        raise SystemExit(main([*name.split(), "--help"]))
     except SystemExit as end:
         assert end.code == 0, name
 """

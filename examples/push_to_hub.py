@@ -2,7 +2,7 @@
 
     python examples/push_to_hub.py FOLDER OWNER/NAME
 
-Log in first: `hf auth login`. A model that was trained with `--slim` is under 2 MB: loading it fetches the base
+Log in first: `hf auth login`. A model that was trained with `--slim` has a few MB: loading it fetches the base
 model by its id.
 """
 

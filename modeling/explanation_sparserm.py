@@ -17,7 +17,8 @@ class Explanation(NamedTuple):
     With a linear head, `reward = bias + (weight * features).sum(-1)`, exact but for rounding. A feature is almost
     never zero, so contributions are measured from the average training response: `reward = base +
     contributions.sum(-1)`, and `contributions = token_contributions.sum(1)` except for an empty response, which has no
-    tokens. With pessimism the two sums lack what `reward` and `base` lose to the ensemble's deviation.
+    tokens. With pessimism, `reward` and `base` are lower by their own `pessimism * deviation`, and both sums miss the
+    difference of these two amounts.
 
     Attributes:
         reward: (B,) rewards, as `forward` returns them.

@@ -67,8 +67,9 @@ def find_response(ids: Sequence[int], marks: dict[str, Any] | None, old_header: 
         old_header: `SparseRMConfig.response_marker_ids`.
 
     Returns:
-        The response. If the text has no header, it is the whole text, trimmed in the same way. It is empty if another
-        role has the last turn. None if the text has headers, but none of the assistant's.
+        The response. If the text has no header, it is the whole text, without whitespace at both ends and ends of turn
+        at its end. It is empty if another role has the last turn. None if the text has headers, but none of the
+        assistant's.
     """
     if marks is None:
         found = max(occurrences(ids, [old_header], 0, len(ids)), default=(0, 0))

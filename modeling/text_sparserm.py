@@ -90,7 +90,7 @@ def without_whitespace(text: str, region: tuple[int, int]) -> tuple[int, int]:
 def place_of(
     ids: Sequence[int], spans: Sequence[tuple[int, int]], region: tuple[int, int], marks: dict[str, Any]
 ) -> tuple[int, int] | None:
-    """Find the tokens of a region, without whitespace and ends of turns at its ends; None if there are none."""
+    """Find the tokens of a region, without whitespace at its ends; None if there are none."""
     inside = [i for i, (left, right) in enumerate(spans) if max(left, region[0]) < min(right, region[1])]
     start, stop = trim(ids, marks, inside[0], inside[-1] + 1) if inside else (0, 0)
     return (start, stop) if start < stop else None

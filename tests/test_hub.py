@@ -133,7 +133,7 @@ def test_a_push_that_fails_half_way_leaves_the_earlier_version_and_the_folder(st
     failed, folder = push(hub, world, tmp_path, k=12)
     last = failed.stderr.strip().splitlines()[-1]
     assert failed.returncode == 2 and last.startswith("sparserm: error: "), failed.stderr
-    assert {"lfs": "full", "commit": "Not now"}[step] in last and "It is whole on this machine" in last
+    assert {"lfs": "full", "commit": "Not now"}[step] in last and "The checkpoint on this machine is complete" in last
     assert "HTTP/1.1" not in failed.stderr, "the client's log stays out"
     assert reward_of(folder) != reward_of(trained), "the new model lies in its folder all the same"
     assert hub.repos["me/rm"].branches == earlier

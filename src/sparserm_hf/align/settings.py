@@ -51,8 +51,8 @@ class AlignmentConfig:
     )
     max_length_ratio: float = option(
         2.0,
-        "Stop if responses are longer than the first policy's by more than this factor, or shorter. Responses are cut "
-        "at max_new_tokens, so look at the share that is cut too.",
+        "Stop if responses become longer or shorter than the first policy's by more than this factor. Responses are "
+        "cut at max_new_tokens, so look at the share that is cut too.",
     )
     seed: int = option(42, "Random seed.")
 

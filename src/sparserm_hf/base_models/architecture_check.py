@@ -66,7 +66,7 @@ def stream_of_probe(decoder: PreTrainedModel, layer: int) -> torch.Tensor:
         (1, T, d_model) residual stream after `layer` layers.
 
     Raises:
-        ValueError: The layers are not found, or `layer` is out of range.
+        ValueError: The layers are not found, or `layer` is out of range or only for images.
     """
     layers, seen = decoder_layers(use_exact_attention(decoder)), []
     check_layer(layer, len(layers))

@@ -24,7 +24,7 @@ from .evaluation_tables import print_accuracies
 from .explanation_tables import print_explanation, print_latent_table, print_legend
 
 EXAMPLE = "sparserm demo --output_dir demo-output"
-NEXT = "To score pairs in the form of this file: sparserm score {output_dir}/model {output_dir}/test.jsonl"
+NEXT = "To score pairs of your own, written like these: sparserm score {output_dir}/model {output_dir}/test.jsonl"
 PAIRS = Path(__file__).parent / "demo_pairs"
 LATENTS = 10  # latents that are shown
 ASKED = "What happens if you touch a baby bird?"  # a question of the held-out pairs
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     say("SparseRM adds that its rewards can be read.")
     say(f"\n3. What does it look at? The {LATENTS} latents that move rewards most:\n")
     print_latent_table(report_latents(folder, train, LATENTS).latents, "")
-    say("\n4. Why does a response get its reward? Its surest pair, then its worst mistake:\n")
+    say("\n4. Why does a response get its reward? The surest pair, then the worst mistake:\n")
     model, tokenizer = load_reward_model(folder)
     explain_extremes(model, tokenizer, test, trainer.evaluation)
     say(f"\n5. Use it: the best of {ANSWERS} answers that SmolLM2-135M gives to a question.\n")

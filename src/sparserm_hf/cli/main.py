@@ -154,7 +154,7 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpx2", "datasets", "fsspec", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    huggingface_hub.logging.disable_propagation()  # it has a handler of its own: each line would come twice
+    logging.getLogger(huggingface_hub.__name__).handlers.clear()  # each line would come twice, once unescaped
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 

@@ -43,7 +43,7 @@ def label(
             too, a list of strings.
         config: Settings.
         model: Base model: a Hub id, a folder or a GGUF file.
-        sae: SAE: anything that `load_sae` takes; None and `auto` choose an SAE that was published for it.
+        sae: SAE: anything that `load_sae` takes; None and `auto` choose a published SAE of the base model.
         policy: Language model that writes the responses: a Hub id, a folder or a GGUF file.
         revision: Revision of the base model on the Hub.
 

@@ -106,7 +106,7 @@ def pick(
         pairs: The pairs.
         left: Indices of the pairs to pick from, at least one.
         answers: The answers so far.
-        learned: Result of `learn` for these answers; None before there is an ensemble.
+        learned: Latest result of `learn`, which may lack the last answers; None before there is an ensemble.
         draw: Generator of random numbers.
     """
     if learned is not None:

@@ -108,8 +108,8 @@ def add_rewards(
         names = [row_name(number, source) for number, _ in enumerate(chunk, first_number)]
         encoded = [_encode_row(encoder, row, where) for row, where in zip(chunk, names, strict=True)]
         texts = [text for found in encoded if isinstance(found, dict) for text in found.values()]
-        # In a terminal alone: a chunk of rows may take a minute on a CPU.
-        with tqdm(total=len(texts), desc="These rows", unit="text", delay=2, leave=False, disable=None) as bar:
+        # Only in a terminal: a chunk of rows may take a minute on a CPU.
+        with tqdm(total=len(texts), desc="Scoring", unit="text", delay=2, leave=False, disable=None) as bar:
             scores = score_texts(model, texts, bar.update)
         further = further_scores(model, scores.features)
         scored = iter(zip(scores.rewards.tolist(), further, strict=True))

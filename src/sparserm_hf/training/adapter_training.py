@@ -105,7 +105,7 @@ class PairRewards(nn.Module):
     def forward(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the (B,) reward differences, chosen minus rejected, of the pairs with the given numbers (B,).
 
-        Also returns the share of the pooled tokens that the SAE leaves unexplained, see `unexplained`.
+        Also returns `unexplained` of the pooled tokens.
         """
         sides = [[of[i] for i in pairs.tolist()] for of in (self.pairs.chosen, self.pairs.rejected)]
         numbers = sorted({number for side in sides for number in side})

@@ -109,8 +109,8 @@ def combine_heads(members: Sequence[Member]) -> CombinedHeads:
     """Put the heads of several reward models on shared directions; their rewards stay the same.
 
     Raises:
-        SparseRMError: The models together have too many latents for the base model's dimensions, or their rewards are
-            multiples of each other except on an empty response.
+        SparseRMError: The models together have too many latents for the base model's dimensions, or fewer than there
+            are models, or their rewards are multiples of each other except on an empty response.
     """
     latents = _merge_latents(members)
     position = {latent.id: i for i, latent in enumerate(latents)}
@@ -130,7 +130,7 @@ def combine_heads(members: Sequence[Member]) -> CombinedHeads:
         directions, weights = Directions(decoder, np.ones(len(latents))), np.zeros((len(members), len(latents)))
         for row, member in zip(weights, members, strict=True):
             row[[position[latent] for latent in member.config.latent_ids]] = member.weight
-    # Of all vectors that agree with every member's average features, or with its empty reward, take the shortest.
+    # The shortest vectors that give each member its average features, and its reward of an empty response.
     all_rows, averages = (np.concatenate([getattr(m, of) for m in members]) for of in ("rows", "average"))
     average = directions.rows @ np.linalg.lstsq(all_rows, averages, rcond=None)[0]
     biases = np.array([member.bias for member in members])

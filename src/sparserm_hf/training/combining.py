@@ -76,8 +76,9 @@ def combine(
         Evaluation of the combined reward and of each objective on `rows`; None without rows.
 
     Raises:
-        SparseRMError: The models differ in more than their heads, there are fewer than two, they have too many latents
-            together, or the folder holds something else than a reward model.
+        SparseRMError: The models differ in a part that they must share, such as base model, SAE or pooling; a model
+            cannot be combined; there are fewer than two; they have too many latents together; or the folder holds
+            something else than a reward model.
 
     Example:
         ```python

@@ -146,7 +146,7 @@ def check_k(config: RewardHeadConfig, d_sae: int, d_model: int) -> None:
 
 
 def _has_room(config: RewardHeadConfig, k: int, d_model: int) -> bool:
-    return config.directions == "raw" or 2 * k < d_model  # they are also orthogonal to the average token
+    return config.directions == "raw" or 2 * k < d_model  # orthogonal ones avoid the average token too
 
 
 def select(texts: RepresentedTexts, pairs: PairIndices, config: RewardHeadConfig) -> SelectedLatents:
