@@ -76,9 +76,8 @@ def combine(
         Evaluation of the combined reward and of each objective on `rows`; None without rows.
 
     Raises:
-        SparseRMError: The models differ in a part that they must share, such as base model, SAE or pooling; a model
-            cannot be combined; there are fewer than two; they have too many latents together; or the folder holds
-            something else than a reward model.
+        SparseRMError: The models do not share base model, SAE and pooling, a model cannot be combined, there are fewer
+            than two or too many latents together, or the folder holds something else than a reward model.
 
     Example:
         ```python
