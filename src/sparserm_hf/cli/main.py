@@ -146,7 +146,6 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def _set_up_logging() -> None:
-    import huggingface_hub
     import transformers  # takes half a second, which `--help` does not need
 
     handler = logging.StreamHandler(sys.stderr)
@@ -154,7 +153,7 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpx2", "datasets", "fsspec", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger(huggingface_hub.__name__).handlers.clear()  # each line would come twice, once unescaped
+    logging.getLogger("huggingface_hub").handlers.clear()  # each line would come twice, once unescaped
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
